@@ -1,0 +1,28 @@
+"""Command lines, one per thing a user does: each parses its settings, calls the layers below and tells the truth in its
+exit code (0 done, 1 stopped, 2 usage, 3 finished with too many failures)."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+import tyro
+
+Settings = TypeVar("Settings")
+
+
+def run_command(settings_type: type[Settings], run: Callable[[Settings], int]) -> NoReturn:
+    """Parse the command line into `settings_type`, call `run` and exit with its code; a `ValueError` is the user's: exit 2."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = tyro.cli(settings_type)
+    try:
+        code = run(settings)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("stopped: run the same command again to go on where it stopped", file=sys.stderr)
+        code = 1
+    sys.exit(code)

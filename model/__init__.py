@@ -1,0 +1,1 @@
+"""The network and the shape of the world it predicts over."""

@@ -1,0 +1,1 @@
+"""What happens to photos: listing, planning, decoding, locating, publishing, querying."""

@@ -14,7 +14,7 @@ Settings = TypeVar("Settings")
 
 
 def run_command(settings_type: type[Settings], run: Callable[[Settings], int]) -> NoReturn:
-    """Parse the command line into `settings_type`, call `run` and exit with its code; a `ValueError` is the user's: exit 2."""
+    """Parse the command line, call `run` and exit with its code; a `ValueError` is the user's mistake: exit 2."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = tyro.cli(settings_type)
     try:

@@ -58,3 +58,124 @@ def printable(text: str) -> str:
 def photo_id(uri: str) -> bytes:
     """Return the 16 bytes that name a photo: the BLAKE2b hash of its URI."""
     return hashlib.blake2b(uri.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+# Columns of a manifest and of a run's plan.
+PHOTO_ID = "photo_id"
+URI = "uri"
+ETAG = "etag"
+SIZE_BYTES = "size_bytes"
+
+MANIFEST = pa.schema(
+    [
+        pa.field(PHOTO_ID, pa.binary(16), nullable=False),
+        pa.field(URI, pa.string(), nullable=False),
+        pa.field(ETAG, pa.string()),
+        pa.field(SIZE_BYTES, pa.int64()),
+    ]
+)
+"""One row a photo as its source lists it; also a run's plan."""
+
+# Columns that the Reader adds.
+CONTENT_HASH = "content_hash"
+ERROR_CODE = "error_code"
+ERROR_MESSAGE = "error_message"
+FORMAT = "format"
+WIDTH_PX = "width_px"
+HEIGHT_PX = "height_px"
+TAKEN_AT = "taken_at"
+EXIF_LAT_DEG = "exif_lat_deg"
+EXIF_LON_DEG = "exif_lon_deg"
+PIXELS_HWC = "pixels_HWC"
+
+# Columns that the Locator adds.
+STATUS = "status"
+LAT_DEG = "lat_deg"
+LON_DEG = "lon_deg"
+RADIUS_KM = "radius_km"
+CONFIDENCE = "confidence"
+LEVELS = "levels"
+ALTERNATIVES = "alternatives"
+LEVEL = "level"
+S2_LEVEL = "s2_level"
+CELL_ID = "cell_id"
+CELL_TOKEN = "cell_token"
+PROBABILITY = "probability"
+SCENE = "scene"
+SCENE_PROBABILITY = "scene_probability"
+PRECISION = "precision"
+GEOMETRY = "geometry"
+MODEL_ID = "model_id"
+RUN_ID = "run_id"
+PROCESSED_AT = "processed_at"
+
+_LEVEL_STRUCT = pa.struct(
+    [
+        pa.field(LEVEL, pa.int8(), nullable=False),
+        pa.field(S2_LEVEL, pa.int8(), nullable=False),
+        pa.field(CELL_ID, pa.uint64(), nullable=False),
+        pa.field(CELL_TOKEN, pa.string(), nullable=False),
+        pa.field(LAT_DEG, pa.float64(), nullable=False),
+        pa.field(LON_DEG, pa.float64(), nullable=False),
+        pa.field(PROBABILITY, pa.float32(), nullable=False),
+    ]
+)
+_ALTERNATIVE_STRUCT = pa.struct(
+    [
+        pa.field(CELL_ID, pa.uint64(), nullable=False),
+        pa.field(LAT_DEG, pa.float64(), nullable=False),
+        pa.field(LON_DEG, pa.float64(), nullable=False),
+        pa.field(PROBABILITY, pa.float32(), nullable=False),
+    ]
+)
+_GEOARROW = {"ARROW:extension:name": "geoarrow.wkb", "ARROW:extension:metadata": '{"crs":"OGC:CRS84"}'}
+
+
+def _column(
+    name: str, kind: pa.DataType, doc: str, nullable: bool = True, extension: dict[str, str] | None = None
+) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"doc": doc} | (extension or {}))
+
+
+PHOTOS = pa.schema(
+    [
+        _column(PHOTO_ID, pa.binary(16), "names the photo: BLAKE2b-128 of its URI", nullable=False),
+        _column(URI, pa.string(), "where the photo is", nullable=False),
+        _column(ETAG, pa.string(), "the version read: the store's ETag, or a local file's time and size"),
+        _column(SIZE_BYTES, pa.int64(), "bytes read; as listed where nothing could be read"),
+        _column(CONTENT_HASH, pa.binary(16), "BLAKE2b-128 of the bytes read"),
+        _column(STATUS, pa.string(), "`located` or `failed`", nullable=False),
+        _column(ERROR_CODE, pa.string(), "why it failed, one of the error codes; null where located"),
+        _column(ERROR_MESSAGE, pa.string(), "the reason in words"),
+        _column(FORMAT, pa.string(), "the file's format by its content, e.g. `jpeg`"),
+        _column(WIDTH_PX, pa.int32(), "width as displayed"),
+        _column(HEIGHT_PX, pa.int32(), "height as displayed"),
+        _column(TAKEN_AT, pa.timestamp("us"), "when the camera says it was taken, in its local time"),
+        _column(EXIF_LAT_DEG, pa.float64(), "latitude the camera wrote into the file"),
+        _column(EXIF_LON_DEG, pa.float64(), "longitude the camera wrote into the file"),
+        _column(LAT_DEG, pa.float64(), "predicted latitude"),
+        _column(LON_DEG, pa.float64(), "predicted longitude"),
+        _column(RADIUS_KM, pa.float32(), "around the point, holds 90 % of the predicted probability"),
+        _column(CONFIDENCE, pa.float32(), "probability of the finest level's best cell"),
+        _column(LEVELS, pa.list_(_LEVEL_STRUCT), "the best cell at every geographic level, coarse → fine"),
+        _column(ALTERNATIVES, pa.list_(_ALTERNATIVE_STRUCT), "the finest level's five most probable cells"),
+        _column(SCENE, pa.string(), "the kind of scene whose queries answered"),
+        _column(SCENE_PROBABILITY, pa.float32(), "probability of that scene"),
+        _column(PRECISION, pa.string(), "finest of country, region, city, street that is more likely right than not"),
+        _column(CELL_ID, pa.uint64(), "S2 leaf cell of the point, for joins and range scans"),
+        _column(GEOMETRY, pa.binary(), "the point as WKB (GeoParquet, OGC:CRS84)", extension=_GEOARROW),
+        _column(MODEL_ID, pa.string(), "the model that answered, by content", nullable=False),
+        _column(RUN_ID, pa.string(), "the run that wrote the row", nullable=False),
+        _column(PROCESSED_AT, pa.timestamp("us", tz="UTC"), "when the row was made", nullable=False),
+    ]
+)
+"""One row a photo: what is staged, published and queried."""
+
+READ = pa.schema(
+    [
+        *(PHOTOS.field(name) for name in (PHOTO_ID, URI, ETAG, SIZE_BYTES, CONTENT_HASH, ERROR_CODE, ERROR_MESSAGE)),
+        *(PHOTOS.field(name) for name in (FORMAT, WIDTH_PX, HEIGHT_PX, TAKEN_AT, EXIF_LAT_DEG, EXIF_LON_DEG)),
+        pa.field(PIXELS_HWC, pa.binary()),
+    ]
+)
+"""What the Reader hands to the Locator: pixels at model size, or an error code."""

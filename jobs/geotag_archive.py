@@ -1,0 +1,194 @@
+"""Geotag an archive: one row for every photo, published as GeoParquet.
+
+    python -m jobs.geotag_archive --photos SOURCE --output URI
+
+Run the same command again to go on after an interruption, or to take on what is new.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+import rich
+import tyro
+from rich.table import Table
+
+from jobs import run_command
+from model.checkpoint import Checkpoint
+from model.engines import EngineName
+from pipeline import catalog, dataflow, publish, staging, storage
+from pipeline.decode import DecodeLimits, DecodeTarget
+from pipeline.locator import LocatorSettings, model_folder
+from pipeline.plan import Plan, make_plan
+from pipeline.precision import PrecisionName
+from pipeline.reader import ReaderSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GeotagSettings:
+    """Geotag an archive: one row for every photo, published as GeoParquet."""
+
+    photos: tyro.conf.UseAppendAction[tuple[str, ...]]
+    """Folder, object prefix, or Parquet/CSV manifest with a column `uri`; give it several times for several sources."""
+    output: str
+    """Folder or object prefix that holds the answers; the same one for every run over this archive."""
+    model: str = "bundled"
+    """Checkpoint folder, local or remote; `bundled` is the small model that ships with Graticule."""
+    engine: EngineName = "auto"
+    """What runs the model: auto takes torch on a GPU and openvino on a CPU."""
+    run_id: str | None = None
+    """Name of this run; the time if not given."""
+    precision: PrecisionName = "street"
+    """Store nothing finer than this, in any column."""
+    retry_failed: bool = False
+    """Take photos again that failed for good (transient failures are always taken again)."""
+    limit: int | None = None
+    """Take on at most so many photos in this run."""
+    max_failed_fraction: float = 0.5
+    """Exit with 3 when more than this share of the run's photos failed."""
+    batch_size: int = 32
+    """Photos in one call of the engine."""
+    cluster: dataflow.ClusterSettings = field(default_factory=dataflow.ClusterSettings)
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
+
+
+def run(settings: GeotagSettings) -> int:
+    """Plan, process and publish; return the exit code."""
+    started_at, start_s = dt.datetime.now(dt.UTC), time.monotonic()
+    _check(settings)
+    output = storage.absolute(settings.output)
+    sources = [storage.absolute(source) for source in settings.photos]
+    model_uri = settings.model if settings.model == "bundled" else storage.absolute(settings.model)
+    checkpoint = Checkpoint.load(model_folder(model_uri))
+    storage.check_writable(output)
+    records = catalog.run_records(output)
+    stage = _stage(settings, output, checkpoint.model_id, {str(record["run_id"]) for record in records})
+
+    log.info("listing %s", ", ".join(sources))
+    plan = make_plan(
+        sources,
+        stage,
+        catalog.published_files(output, records),
+        checkpoint.model_id,
+        settings.retry_failed,
+        settings.limit,
+    )
+    log.info("%d photos listed, %d done before, %d to do", plan.listed - plan.duplicates, plan.already_done, plan.todo)
+    if plan.todo == 0 and plan.staged == 0:
+        stage.delete()
+        print(f"Nothing to do: all {plan.already_done} photos have their row at {output} under {checkpoint.model_id}.")
+        return 0
+
+    if plan.todo:
+        size = dataflow.start_ray()
+        preprocessing = checkpoint.config.preprocessing
+        reader = ReaderSettings(DecodeTarget(preprocessing.image_size_px, preprocessing.resize_px), settings.limits)
+        locator = LocatorSettings(
+            model_uri=model_uri,
+            model_id=checkpoint.model_id,
+            run_id=stage.run_id,
+            engine=settings.engine,
+            batch_size=settings.batch_size,
+            precision=settings.precision,
+            engine_cache=Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "graticule" / "engines",
+        )
+        dataflow.run_dataflow(plan.files, stage, reader, locator, settings.cluster, size)
+    log.info("publishing")
+    published = publish.publish(stage)
+    wall_s = time.monotonic() - start_s
+    record = {
+        "run_id": stage.run_id,
+        "started_at": started_at.isoformat(),
+        "finished_at": dt.datetime.now(dt.UTC).isoformat(),
+        "wall_s": round(wall_s, 3),
+        "sources": sources,
+        "model_id": checkpoint.model_id,
+        "model_uri": model_uri,
+        "hierarchy_sha256": checkpoint.hierarchy.content_hash,
+        "settings": _plain(asdict(settings)),
+        "versions": {"python": platform.python_version(), "ray": ray.__version__},
+        "plan": _plain(asdict(plan)),
+        "photos": {
+            "located": published.located,
+            "failed": published.failed,
+            "failed_by_code": published.failed_by_code,
+        },
+        "files": [asdict(file) for file in published.files],
+    }
+    publish.put_record(stage, record)
+    _print_summary(output, plan, published, checkpoint.model_id, wall_s)
+    photos = published.located + published.failed
+    if published.failed > settings.max_failed_fraction * photos:
+        log.error("%d of %d photos failed, more than --max-failed-fraction allows", published.failed, photos)
+        return 3
+    return 0
+
+
+def _check(settings: GeotagSettings) -> None:
+    if not settings.photos:
+        raise ValueError("give --photos a folder, an object prefix, or a manifest")
+    if not 0 <= settings.max_failed_fraction <= 1:
+        raise ValueError(f"--max-failed-fraction {settings.max_failed_fraction}: give a share between 0 and 1")
+    for name, value in (("--limit", settings.limit), ("--batch-size", settings.batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} {value}: give at least 1")
+    if settings.run_id is not None and not settings.run_id.replace("-", "").replace("_", "").isalnum():
+        raise ValueError(f"--run-id {settings.run_id!r}: use letters, digits, - and _ only")
+
+
+def _stage(settings: GeotagSettings, output: str, model_id: str, finished_runs: set[str]) -> staging.Stage:
+    """Return the stage of the run to take up again, or of a new one; ValueError where two runs would mix."""
+    unfinished = staging.unfinished_runs(output)
+    leftovers = [run_id for run_id in unfinished if run_id in finished_runs]
+    for run_id in leftovers:  # published, but interrupted before its staging was removed
+        staging.Stage(output, run_id).delete()
+    unfinished = [run_id for run_id in unfinished if run_id not in finished_runs]
+    if settings.run_id in finished_runs:
+        raise ValueError(f"run {settings.run_id} is finished: give another --run-id, or none")
+    new = settings.run_id or dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
+    stage = staging.Stage(output, settings.run_id or (unfinished[-1] if unfinished else new))
+    wanted: dict[str, object] = {"model_id": model_id, "precision": settings.precision}
+    started = stage.settings()
+    if started:
+        log.info("taking up unfinished run %s", stage.run_id)
+        if started != wanted:
+            raise ValueError(
+                f"unfinished run {stage.run_id} was started with {started}, not {wanted}: finish it with those, give"
+                f" another --run-id, or remove {stage.folder}"
+            )
+    else:
+        stage.put_settings(wanted)
+    return stage
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Return `values` without what the record has no use for."""
+    return {key: value for key, value in values.items() if key != "files"}
+
+
+def _print_summary(output: str, plan: Plan, published: publish.Published, model_id: str, wall_s: float) -> None:
+    table = Table(title=f"{published.located + published.failed} photos by {model_id}", title_justify="left")
+    table.add_column("status")
+    table.add_column("photos", justify="right")
+    table.add_row("located", str(published.located))
+    for code, count in published.failed_by_code.items():
+        table.add_row(f"failed: {code}", str(count))
+    if plan.already_done:
+        table.add_row("done before, not in this run", str(plan.already_done))
+    rich.print(table)
+    print(f"{plan.todo} photos processed in {wall_s:.0f} s. Look at them with")
+    print(f'    python -m jobs.query {output} "SELECT uri, lat_deg, lon_deg, radius_km FROM photos"')
+
+
+if __name__ == "__main__":
+    run_command(GeotagSettings, run)

@@ -1,0 +1,94 @@
+"""Query what is published with SQL.
+
+python -m jobs.query OUTPUT "SELECT status, count(*) FROM photos GROUP BY status"
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import duckdb
+import pyarrow as pa
+import tyro
+
+from jobs import run_command
+from pipeline import storage
+from pipeline.catalog import Catalog
+from pipeline.staging import parquet_bytes
+
+
+@dataclass(frozen=True)
+class QuerySettings:
+    """Query what is published with SQL: views photos (newest row of each), failures and runs."""
+
+    output: tyro.conf.Positional[str]
+    """The --output of jobs.geotag_archive."""
+    sql: tyro.conf.Positional[str]
+    """One SELECT."""
+    format: Literal["table", "csv", "json", "parquet"] = "table"
+    """How the result is written; parquet needs --to."""
+    to: Path | None = None
+    """File to write instead of standard output."""
+
+
+def run(settings: QuerySettings) -> int:
+    """Run the query and write its result; return the exit code."""
+    if settings.format == "parquet" and settings.to is None:
+        raise ValueError("--format parquet needs a file: add --to FILE.parquet")
+    catalog = Catalog(storage.absolute(settings.output))
+    relation = catalog.sql(settings.sql)
+    if settings.format == "table":
+        content = _shown(relation)
+    else:
+        content = _written(relation.to_arrow_table(), settings.format)
+    if settings.to is None:
+        sys.stdout.buffer.write(content)
+    else:
+        settings.to.write_bytes(content)
+    return 0
+
+
+def _shown(relation: duckdb.DuckDBPyRelation) -> bytes:
+    """Return the whole result as DuckDB draws it, no row left out."""
+    drawing = io.StringIO()
+    with contextlib.redirect_stdout(drawing):
+        relation.show(max_rows=2**31, max_width=shutil.get_terminal_size((160, 0)).columns)
+    return drawing.getvalue().encode()
+
+
+def _written(rows: pa.Table, form: str) -> bytes:
+    """Return the result as a file's bytes: csv and json write binary values in hexadecimal, csv nested ones as JSON."""
+    if form == "parquet":
+        return parquet_bytes(rows)
+    plain = [{name: _plain(value) for name, value in row.items()} for row in rows.to_pylist()]
+    if form == "json":
+        return (json.dumps(plain, indent=1, ensure_ascii=False) + "\n").encode()
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(rows.column_names)
+    for row in plain:
+        writer.writerow(json.dumps(value) if isinstance(value, list | dict) else value for value in row.values())
+    return text.getvalue().encode()
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` as what JSON knows."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+if __name__ == "__main__":
+    run_command(QuerySettings, run)

@@ -1,0 +1,213 @@
+"""A trained model as one folder that can be checked and can't run code: JSON, safetensors, Parquet; never pickle.
+
+config.json          format version, name, network, temperatures, hashes, how it was trained
+weights.safetensors  every parameter and buffer of GeoDecoder
+hierarchy.parquet, hierarchy.json
+MODEL_CARD.md        optional, for people
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from model.geodecoder import GeoDecoder, GeoDecoderConfig
+from model.hierarchy import Hierarchy
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+_KEYS = {
+    "format_version",
+    "name",
+    "model",
+    "class_counts",
+    "temperatures",
+    "hierarchy_sha256",
+    "weights_sha256",
+    "training",
+}
+_RESTORE = "copy the whole checkpoint folder again from where it was published"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checked checkpoint folder; its weights are read when `build_model` is called.
+
+    Attributes:
+        temperatures: one positive number a level, coarse → fine, that the logits are divided by.
+        training: whatever the trainer wanted to remember: data, split, numbers. It does not enter `model_id`.
+        model_id: the name and 12 hexadecimal digits of a SHA-256 over network, weights, hierarchy and temperatures:
+            the same id means the same answers.
+    """
+
+    folder: Path
+    name: str
+    config: GeoDecoderConfig
+    hierarchy: Hierarchy
+    temperatures: tuple[float, ...]
+    weights_sha256: str
+    training: dict[str, Any]
+    model_id: str
+
+    @staticmethod
+    def save(
+        folder: Path,
+        model: GeoDecoder,
+        hierarchy: Hierarchy,
+        temperatures: tuple[float, ...] | None = None,
+        training: dict[str, Any] | None = None,
+        name: str = "geodecoder",
+    ) -> Checkpoint:
+        """Write `model` to `folder`, config.json last, and return it as loaded from there.
+
+        Args:
+            temperatures: 1 for every level if not given.
+            training: free-form, JSON values only.
+            name: lower-case letters, digits, dots and dashes; the readable part of `model_id`.
+
+        Raises:
+            ValueError: a hierarchy that is not the model's, weights that are not finite, a name with other characters.
+        """
+        _require_same_counts(model.class_counts, hierarchy)
+        _require_name(name)
+        temperatures = temperatures or (1.0,) * len(hierarchy.levels)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).unlink(missing_ok=True)  # a half-written folder must not look like the old checkpoint
+        weights = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+        for key, tensor in weights.items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise ValueError(f"the weights of {key} are not finite: training diverged, so nothing was saved")
+        save_file(weights, folder / WEIGHTS_FILE)
+        hierarchy.save(folder)
+        values = {
+            "format_version": FORMAT_VERSION,
+            "name": name,
+            "model": model.config.to_json(),
+            "class_counts": list(model.class_counts),
+            "temperatures": list(temperatures),
+            "hierarchy_sha256": hierarchy.content_hash,
+            "weights_sha256": _sha256(folder / WEIGHTS_FILE),
+            "training": training or {},
+        }
+        (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        return Checkpoint.load(folder)
+
+    @staticmethod
+    def load(folder: Path) -> Checkpoint:
+        """Read and check a checkpoint folder: every hash, key and class count.
+
+        Raises:
+            ValueError: naming the file that is missing, damaged or of another model, and what to do.
+        """
+        values = _read_config(folder)
+        weights = folder / WEIGHTS_FILE
+        if not weights.is_file():
+            raise ValueError(f"{weights} is missing: {_RESTORE}")
+        try:
+            hierarchy = Hierarchy.load(folder)
+        except OSError as error:
+            raise ValueError(f"the hierarchy in {folder} cannot be read ({error}): {_RESTORE}") from error
+        config_file = folder / CONFIG_FILE
+        if hierarchy.content_hash != values["hierarchy_sha256"]:
+            raise ValueError(
+                f"hierarchy.parquet in {folder} is not this model's: its hash is not {CONFIG_FILE}'s; {_RESTORE}"
+            )
+        try:
+            config = GeoDecoderConfig.from_json(values["model"])
+            _require_same_counts(tuple(values["class_counts"]), hierarchy)
+            temperatures = _temperatures(values["temperatures"], len(hierarchy.levels))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{config_file} is wrong: {error}; {_RESTORE}") from error
+        if _sha256(weights) != values["weights_sha256"]:
+            raise ValueError(
+                f"{weights} is damaged or of another model: its hash differs from {CONFIG_FILE}'s; {_RESTORE}"
+            )
+        identity = {key: value for key, value in values.items() if key not in ("training", "name")}
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return Checkpoint(
+            folder=folder,
+            name=values["name"],
+            config=config,
+            hierarchy=hierarchy,
+            temperatures=temperatures,
+            weights_sha256=values["weights_sha256"],
+            training=values["training"],
+            model_id=f"{values['name']}-{digest[:12]}",
+        )
+
+    def build_model(self) -> GeoDecoder:
+        """The network with its weights, in eval mode, on the CPU, in fp32.
+
+        Raises:
+            ValueError: weights that are not exactly this network's, by name or shape.
+        """
+        weights = self.folder / WEIGHTS_FILE
+        try:
+            tensors = load_file(weights)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{weights} cannot be read ({error}): {_RESTORE}") from error
+        model = GeoDecoder(self.config, self.hierarchy.class_counts)
+        try:
+            model.load_state_dict(tensors, strict=True)
+        except RuntimeError as error:
+            detail = " ".join(str(error).split())[:300]
+            raise ValueError(f"{weights} does not fit the network in {CONFIG_FILE}: {detail}") from error
+        return model.eval()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}; give the folder that training wrote")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {_RESTORE}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged (not a JSON object): {_RESTORE}")
+    version = values.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version!r}, this Graticule reads {FORMAT_VERSION}: upgrade Graticule"
+        )
+    if set(values) != _KEYS:
+        unknown, missing = sorted(set(values) - _KEYS), sorted(_KEYS - set(values))
+        raise ValueError(f"{path} is wrong (unknown keys {unknown}, missing keys {missing}): {_RESTORE}")
+    _require_name(values["name"])
+    if not isinstance(values["training"], dict):
+        raise ValueError(f"{path}: training must be a JSON object")
+    return values
+
+
+def _require_name(name: Any) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
+        raise ValueError(f"a model's name must be lower-case letters, digits, dots and dashes, not {name!r}")
+
+
+def _temperatures(values: Any, levels: int) -> tuple[float, ...]:
+    if not isinstance(values, list) or len(values) != levels:
+        raise ValueError(f"temperatures must be a list of {levels} numbers, one a level")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"temperatures must be positive numbers, not {value!r}")
+    return tuple(float(value) for value in values)
+
+
+def _require_same_counts(class_counts: tuple[int, ...], hierarchy: Hierarchy) -> None:
+    if class_counts != hierarchy.class_counts:
+        raise ValueError(f"the network has {class_counts} classes, the hierarchy has {hierarchy.class_counts} cells")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,62 @@
+"""The serving graph that every engine runs: uint8 pixels in, answers out.
+
+Shapes: B batch · H, W height and width · C 3 colours.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from model.checkpoint import Checkpoint
+from model.engines import Engine, NumpyAnswers
+from model.readout import Answers, ReadOut
+
+
+class ServingGraph(nn.Module):
+    """pixels_BHWC (uint8 RGB) → the fields of `Answers`, as a tuple, in its order.
+
+    Normalisation and read-out compute in fp32; the network computes in `network_dtype`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, network_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        preprocessing = checkpoint.config.preprocessing
+        self.image_size_px = preprocessing.image_size_px
+        self.network_dtype = network_dtype
+        self.network = checkpoint.build_model().to(network_dtype)
+        self.read_out = ReadOut(checkpoint.hierarchy, checkpoint.temperatures)
+        self.mean_C: Tensor
+        self.register_buffer("mean_C", torch.tensor(preprocessing.mean_rgb))
+        self.std_C: Tensor
+        self.register_buffer("std_C", torch.tensor(preprocessing.std_rgb))
+        self.eval()
+
+    def forward(self, pixels_BHWC: Tensor) -> tuple[Tensor, ...]:
+        normalised_BHWC = (pixels_BHWC.float() / 255.0 - self.mean_C) / self.std_C
+        output = self.network(normalised_BHWC.permute(0, 3, 1, 2).to(self.network_dtype))
+        return tuple(self.read_out(output))
+
+
+def export_program(graph: ServingGraph) -> torch.export.ExportedProgram:
+    """`graph` as one torch program whose batch size is free."""
+    size = graph.image_size_px
+    example_BHWC = torch.zeros((2, size, size, 3), dtype=torch.uint8)  # 2: torch.export takes 0 and 1 for constants
+    with torch.no_grad():
+        return torch.export.export(graph, (example_BHWC,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def require_pixels(pixels_BHWC: npt.NDArray[np.uint8], image_size_px: int) -> None:
+    """Assert that a batch is what an engine takes: the reader makes it, so anything else is our mistake."""
+    assert pixels_BHWC.dtype == np.uint8, f"pixels must be uint8, not {pixels_BHWC.dtype}"
+    assert pixels_BHWC.ndim == 4, f"pixels must have 4 axes, not the shape {pixels_BHWC.shape}"
+    expected = (image_size_px, image_size_px, 3)
+    assert pixels_BHWC.shape[1:] == expected, f"pixels must be {expected}, not {pixels_BHWC.shape[1:]}"
+
+
+def no_answers(engine: Engine) -> NumpyAnswers:
+    """The answers for a batch of no photos, which compiled graphs need not accept: those for one, without its row."""
+    blank_BHWC = np.zeros((1, engine.image_size_px, engine.image_size_px, 3), dtype=np.uint8)
+    return Answers(*(field[:0] for field in engine(blank_BHWC)))

@@ -1,0 +1,163 @@
+"""From logits to answers, inside the exported graph: probabilities, place, radius, scene.
+
+Shapes: B batch · H levels · K cells of one level (of the finest where nothing else is said) · S scenes · T top cells
+· 4 named radii · 3 coordinates of a unit vector.
+
+Everything here is fp32 whatever the network's precision is, and free of matrix products: OpenVINO's CPU plugin, asked
+for bf16, keeps in fp32 what follows the last matrix product (`Graph::EnforceInferencePrecision`).
+"""
+
+# ruff: noqa: N815  (fields carry shapes)
+from __future__ import annotations
+
+import math
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.geodecoder import GeoDecoderOutput
+from model.geodesy import EARTH_RADIUS_KM, unit_vectors_N3
+from model.hierarchy import Hierarchy
+
+STREET_KM = 1.0
+CITY_KM = 25.0
+REGION_KM = 200.0
+COUNTRY_KM = 750.0
+PRECISION_RADII_KM = (STREET_KM, CITY_KM, REGION_KM, COUNTRY_KM)
+"""The radii of `mass_within_B4`, in its order; the thresholds of the field's benchmarks."""
+
+RADIUS_PROBABILITY = 0.9
+TOP_CELLS = 5
+BISECTIONS = 20
+"""Halvings of the greatest possible radius, some 20,000 km: leaves 20 m."""
+
+Array = TypeVar("Array")
+
+
+class Answers(NamedTuple, Generic[Array]):
+    """What is known about each photo of a batch; of torch tensors in the graph, of numpy arrays from an engine.
+
+    A level's probabilities add up to 1. `level_*` is each level's own best cell, so a coarser best need not contain a
+    finer one; the finest level's best, `top_index_BT[:, 0]`, decides the point.
+    """
+
+    level_index_BH: Array
+    """int64, row of the best cell in each level, coarse → fine."""
+    level_probability_BH: Array
+    """float32, the probability of that cell."""
+    top_index_BT: Array
+    """int64, rows of the finest level's best cells, best first; T is 5, or fewer if there are fewer cells."""
+    top_probability_BT: Array
+    """float32, their probabilities."""
+    scene_index_B: Array
+    """int64, the most confident scene."""
+    scene_probability_B: Array
+    """float32, its probability among the scenes."""
+    radius_km_B: Array
+    """float32, the smallest radius around the point that holds 90 % of the finest level's probability."""
+    mass_within_B4: Array
+    """float32, the probability within 1, 25, 200 and 750 km of the point."""
+    finite_B: Array
+    """bool, whether all of the network's outputs were finite numbers; where false, nothing else means anything."""
+
+
+class ReadOut(nn.Module):
+    """Logits → `Answers`.
+
+    Each level's logits, divided by its temperature, become log-probabilities. From coarse to fine, a cell's
+    log-probability is added to its parent's joint one (the paper's product), and the sum is normalised to a
+    distribution over that level's cells. Normalising multiplies a photo's finer levels by one number, so it changes no
+    argmax; it makes each level's numbers probabilities. (Hierarchy guarantees every finer cell a parent.)
+
+    A cell counts as inside a radius when its mean's great-circle distance from the point plus its spread is within it:
+    the radius covers the cells, not just their centres.
+
+    Args:
+        temperatures: one positive number a level, coarse → fine; 1 leaves the logits as they are.
+
+    Raises:
+        ValueError: temperatures that are not one positive number a level.
+    """
+
+    def __init__(self, hierarchy: Hierarchy, temperatures: tuple[float, ...] | None = None) -> None:
+        super().__init__()
+        levels = hierarchy.levels
+        temperatures = temperatures or (1.0,) * len(levels)
+        if len(temperatures) != len(levels) or not all(0 < t < math.inf for t in temperatures):
+            raise ValueError(f"{len(levels)} levels need as many positive temperatures, not {list(temperatures)}")
+        self.temperatures = temperatures
+        for number, level in enumerate(levels[1:], start=1):
+            self.register_buffer(f"parent_{number}_K", torch.from_numpy(level.parent_K.astype(np.int64)))
+        finest = levels[-1]
+        unit_K3 = unit_vectors_N3(finest.lat_deg_K, finest.lon_deg_K)
+        self.unit_K3: Tensor
+        self.register_buffer("unit_K3", torch.from_numpy(np.asarray(unit_K3)).float())
+        self.spread_rad_K: Tensor
+        self.register_buffer("spread_rad_K", torch.from_numpy(finest.spread_km_K / EARTH_RADIUS_KM).float())
+        self.top_cells = min(TOP_CELLS, len(finest.cell_id_K))
+
+    def forward(self, output: GeoDecoderOutput) -> Answers[Tensor]:
+        joints = self.log_probabilities(output.logits)
+        best = [joint_BK.max(dim=1) for joint_BK in joints]
+        probability_BK = joints[-1].exp()
+        top_log_BT, top_index_BT = joints[-1].topk(self.top_cells, dim=1)
+        scene_probability_B, scene_index_B = output.scene_logits_BS.float().softmax(dim=1).max(dim=1)
+        reach_rad_BK = self._reach_rad(top_index_BT[:, 0])
+        finite_B = output.scene_logits_BS.float().sum(dim=1).isfinite()
+        for logits_BK in output.logits:
+            # The sum is finite only if every term is; it is one number a photo to look at instead of K.
+            finite_B = finite_B & logits_BK.float().sum(dim=1).isfinite()
+        return Answers(
+            level_index_BH=torch.stack([level.indices for level in best], dim=1),
+            level_probability_BH=torch.stack([level.values for level in best], dim=1).exp(),
+            top_index_BT=top_index_BT,
+            top_probability_BT=top_log_BT.exp(),
+            scene_index_B=scene_index_B,
+            scene_probability_B=scene_probability_B,
+            radius_km_B=_radius_rad(probability_BK, reach_rad_BK) * EARTH_RADIUS_KM,
+            mass_within_B4=torch.stack(
+                [_mass_within(probability_BK, reach_rad_BK, km / EARTH_RADIUS_KM) for km in PRECISION_RADII_KM], dim=1
+            ),
+            finite_B=finite_B,
+        )
+
+    def log_probabilities(self, logits: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The normalised log-probabilities BK of each level after the product, coarse → fine."""
+        joints: list[Tensor] = []
+        for number, (logits_BK, temperature) in enumerate(zip(logits, self.temperatures, strict=True)):
+            log_BK = (logits_BK.float() / temperature).log_softmax(dim=1)
+            if joints:
+                factor_BK = joints[-1].index_select(1, self.get_buffer(f"parent_{number}_K"))
+                log_BK = (log_BK + factor_BK).log_softmax(dim=1)
+            joints.append(log_BK)
+        return tuple(joints)
+
+    def _reach_rad(self, point_B: Tensor) -> Tensor:
+        """reach_rad_BK: the angle around the cell `point_B` within which all of a cell lies.
+
+        The angle comes from the chord, whose differences keep their precision at short distances in fp32, where the
+        arc cosine of a dot product is off by two kilometres.
+        """
+        point_B3 = self.unit_K3.index_select(0, point_B)
+        chord_squared_BK = torch.zeros((), dtype=torch.float32, device=self.unit_K3.device)
+        for axis in range(3):
+            difference_BK = self.unit_K3[None, :, axis] - point_B3[:, axis, None]
+            chord_squared_BK = chord_squared_BK + difference_BK * difference_BK
+        return 2.0 * (chord_squared_BK.sqrt() / 2.0).clamp(max=1.0).asin() + self.spread_rad_K
+
+
+def _mass_within(probability_BK: Tensor, reach_rad_BK: Tensor, radius_rad: Tensor | float) -> Tensor:
+    return probability_BK.where(reach_rad_BK <= radius_rad, 0.0).sum(dim=1)
+
+
+def _radius_rad(probability_BK: Tensor, reach_rad_BK: Tensor) -> Tensor:
+    """The smallest angle that holds RADIUS_PROBABILITY, by bisection: few runtimes sort K cells quickly."""
+    high_B = reach_rad_BK.amax(dim=1)
+    low_B = torch.zeros_like(high_B)
+    for _ in range(BISECTIONS):
+        middle_B = (low_B + high_B) / 2.0
+        enough_B = _mass_within(probability_BK, reach_rad_BK, middle_B[:, None]) >= RADIUS_PROBABILITY
+        low_B, high_B = low_B.where(enough_B, middle_B), middle_B.where(enough_B, high_B)
+    return high_B

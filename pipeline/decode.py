@@ -1,0 +1,358 @@
+"""Photo bytes → an upright RGB square of the model's size, or a typed refusal. No I/O, thread-safe.
+
+The one decode of training and serving. The format is told by content, never by name, and only the formats named here
+are ever parsed. Sizes are refused from the header, before memory is spent. Only the centre crop is resampled, so that
+extreme shapes cost no more than others.
+
+Decisions: transparent pictures lie on white, as viewers show them. An embedded colour profile is applied (to sRGB); a
+broken one is ignored. 16-bit pictures are scaled, not clipped. Of several frames the first is taken. Camera raw files,
+which look like TIFF but whose first picture is a thumbnail, are refused.
+
+Importing this module lifts Pillow's own process-wide size limit (ours replaces it), tells the AVIF and HEIC decoders to
+use one thread each (photos are what runs in parallel) and silences Pillow's warnings about odd metadata.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pillow_heif.options
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    ImageFile,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from pipeline.codec_errors import codec_call, is_cut
+from pipeline.exif import ExifFacts, read_exif, tiff_number
+from pipeline.jpeg import decode_jpeg_shrunk, read_jpeg_header, shrink_eighths
+from pipeline.schema import ErrorCode, PhotoError
+
+Image.MAX_IMAGE_PIXELS = None
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+pillow_heif.options.DECODE_THREADS = 1
+pillow_heif.options.THUMBNAILS = False
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+_Box = tuple[float, float, float, float]
+
+_READERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
+    "png": PngImagePlugin.PngImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+    "tiff": TiffImagePlugin.TiffImageFile,
+    "gif": GifImagePlugin.GifImageFile,
+    "bmp": BmpImagePlugin.BmpImageFile,
+    "heic": pillow_heif.HeifImageFile,
+    "avif": AvifImagePlugin.AvifImageFile,
+}
+_BYTES_PER_PIXEL = {"webp": 12, "heic": 8, "avif": 8}
+_BYTES_PER_PIXEL_ELSE = 4
+_MAGICS = (
+    (b"\xff\xd8\xff", "jpeg"),
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"GIF87a", "gif"),
+    (b"GIF89a", "gif"),
+    (b"BM", "bmp"),
+    (b"II\x2a\0", "tiff"),
+    (b"MM\0\x2a", "tiff"),
+    (b"II\x2b\0", "tiff"),
+    (b"MM\0\x2b", "tiff"),
+)
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+_TURNED_BY_CODEC = {"tiff", "heic"}
+_TIFF_SUBFILE_TYPE, _TIFF_BITS, _TIFF_DNG_VERSION = 254, 258, 50706
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_MAX_ICC_BYTES = 4 << 20
+_SRGB = ImageCms.createProfile("sRGB")
+
+
+@dataclass(frozen=True)
+class DecodeTarget:
+    """What the model wants: the shorter side resized to `resize_px`, then the centre `image_size_px` square of it."""
+
+    image_size_px: int
+    resize_px: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.image_size_px <= self.resize_px:
+            raise ValueError(f"need 1 <= image_size_px <= resize_px, got {self.image_size_px} and {self.resize_px}")
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """Above any of these a photo is refused as `too_large`, from its length and header alone.
+
+    `max_bytes`: of the file. `max_pixels`: of the picture, whatever its format; a sequential JPEG is decoded in rows,
+    so this bounds time. `max_memory_bytes`: what its decoder has to hold at once: all pixels (4 to 12 bytes each) for
+    formats that can't shrink on load, all frequencies for a progressive JPEG; the default admits 268 megapixels of PNG.
+    """
+
+    max_bytes: int = 512 << 20
+    max_pixels: int = 1_000_000_000
+    max_memory_bytes: int = 1 << 30
+
+
+@dataclass(frozen=True)
+class PhotoFacts:
+    """What a photo's header says; `width_px` and `height_px` as displayed, after the EXIF orientation."""
+
+    format: str
+    width_px: int
+    height_px: int
+    exif: ExifFacts
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedPhoto:
+    """`pixels_HWC`: uint8 RGB, `image_size_px` square, C-contiguous, upright. The rest as in `PhotoFacts`.
+
+    `format`: jpeg, png, webp, tiff, gif, bmp, heic or avif.
+    """
+
+    pixels_HWC: np.ndarray[Any, np.dtype[np.uint8]]  # noqa: N815 - the shape
+    format: str
+    width_px: int
+    height_px: int
+    exif: ExifFacts
+
+
+class DecodeFailure(PhotoError):  # noqa: N818 - as PhotoError reads: a failure of the photo, not of the program
+    """Why a photo could not be decoded, with `facts` where its header could be read, else None."""
+
+    def __init__(self, code: ErrorCode, message: str, facts: PhotoFacts | None = None) -> None:
+        super().__init__(code, message)
+        self.facts = facts
+
+    def __reduce__(self) -> tuple[type[DecodeFailure], tuple[ErrorCode, str, PhotoFacts | None]]:
+        return DecodeFailure, (self.code, self.message, self.facts)
+
+
+def decode_photo(data: bytes, target: DecodeTarget, limits: DecodeLimits | None = None) -> DecodedPhoto:
+    """Decode a photo to `target`, shrinking it while loading where its format can.
+
+    Raises `DecodeFailure` (a `PhotoError`): empty, too_large, unsupported_format, truncated or corrupt.
+    """
+    limits = limits or DecodeLimits()
+    facts: PhotoFacts | None = None
+    try:
+        if not data:
+            raise PhotoError(ErrorCode.EMPTY, "the file has no bytes")
+        if len(data) > limits.max_bytes:
+            raise PhotoError(ErrorCode.TOO_LARGE, f"{len(data)} bytes, more than the {limits.max_bytes} allowed")
+        source = _open(sniff_format(data), data)
+        facts = source.facts
+        _refuse_too_large(facts, source.memory_bytes, limits)
+        image, scale = source.load(target)
+        facts = source.facts
+        square = _upright_square(image, scale, source, target)
+    except PhotoError as error:
+        raise DecodeFailure(error.code, error.message, facts) from error
+    pixels_HWC = np.array(square, dtype=np.uint8)
+    assert pixels_HWC.shape == (target.image_size_px, target.image_size_px, 3)
+    return DecodedPhoto(pixels_HWC, facts.format, facts.width_px, facts.height_px, facts.exif)
+
+
+def sniff_format(data: bytes) -> str:
+    """Return the format that a file's first bytes show; raises `PhotoError` (unsupported_format) for all others."""
+    for magic, format_name in _MAGICS:
+        if data.startswith(magic):
+            if format_name == "tiff" and data[8:10] == b"CR":
+                break
+            return format_name
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    if data[4:8] == b"ftyp":
+        end = min(int.from_bytes(data[:4], "big"), 256)
+        brands = [data[8:12], *(data[i : i + 4] for i in range(16, end, 4))]
+        is_avif = not _AVIF_BRANDS.isdisjoint(brands)
+        if brands[0] in _AVIF_BRANDS or (is_avif and brands[0] in (b"mif1", b"msf1")):
+            return "avif"
+        if not _HEIC_BRANDS.isdisjoint(brands):
+            return "heic"
+    raise PhotoError(ErrorCode.UNSUPPORTED_FORMAT, f"not a photo in a known format (begins with {data[:12]!r})")
+
+
+class _Source:
+    """An opened photo: its facts, its colour profile, and how to load it at (at least) the size wanted."""
+
+    facts: PhotoFacts
+    memory_bytes: int
+    icc: bytes | None
+    turn: int  # the orientation (1 to 8) that is still to be applied to the loaded picture
+    bits: int = 16  # of each sample, where they come in 16-bit words
+
+    def load(self, target: DecodeTarget) -> tuple[Image.Image, float]:
+        """Return the picture as stored, at `scale` (0 to 1) of its size. Raises `PhotoError`."""
+        raise NotImplementedError
+
+    def _set_facts(self, format_name: str, size_px: tuple[int, int], exif: ExifFacts) -> None:
+        self.turn = 1 if format_name in _TURNED_BY_CODEC else exif.orientation
+        width_px, height_px = reversed(size_px) if self.turn >= 5 else size_px
+        self.facts = PhotoFacts(format_name, width_px, height_px, exif)
+
+
+class _JpegSource(_Source):
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._header = header = read_jpeg_header(data)
+        self.memory_bytes = header.coefficient_bytes
+        self.icc = header.icc
+        self._set_facts("jpeg", (header.width_px, header.height_px), read_exif(header.exif))
+
+    def load(self, target: DecodeTarget) -> tuple[Image.Image, float]:
+        eighths = shrink_eighths(self._header, target.resize_px)
+        return decode_jpeg_shrunk(self._data, self._header, eighths), eighths / 8
+
+
+class _PillowSource(_Source):
+    def __init__(self, format_name: str, data: bytes) -> None:
+        self._data, self._format = data, format_name
+        with codec_call(format_name, data):
+            self._image = _READERS[format_name](io.BytesIO(data))
+        width_px, height_px = self._image.size
+        self.memory_bytes = width_px * height_px * _BYTES_PER_PIXEL.get(format_name, _BYTES_PER_PIXEL_ELSE)
+        self.icc = self._image.info.get("icc_profile")
+        if format_name == "tiff":
+            self.bits = tiff_number(data, _TIFF_BITS) or 16
+        self._read_facts()
+
+    def _read_facts(self) -> None:
+        exif = read_exif(self._data if self._format == "tiff" else _exif_block(self._image.info))
+        self._set_facts(self._format, self._image.size, exif)
+
+    def load(self, target: DecodeTarget) -> tuple[Image.Image, float]:
+        if self._format == "tiff" and self._is_camera_raw():
+            raise PhotoError(ErrorCode.UNSUPPORTED_FORMAT, "tiff: its first picture is a thumbnail (camera raw?)")
+        if self._format in ("heic", "avif", "webp") and is_cut(self._format, self._data):
+            raise PhotoError(ErrorCode.TRUNCATED, f"{self._format}: shorter than its own structure says")
+        with codec_call(self._format, self._data):
+            self._image.load()
+        self._read_facts()  # PNG's EXIF may stand after the picture; TIFF and HEIC may change size when they are turned
+        return self._image, 1.0
+
+    def _is_camera_raw(self) -> bool:
+        is_thumbnail = (tiff_number(self._data, _TIFF_SUBFILE_TYPE) or 0) & 1
+        return bool(is_thumbnail) or tiff_number(self._data, _TIFF_DNG_VERSION) is not None
+
+
+def _open(format_name: str, data: bytes) -> _Source:
+    return _JpegSource(data) if format_name == "jpeg" else _PillowSource(format_name, data)
+
+
+def _refuse_too_large(facts: PhotoFacts, memory_bytes: int, limits: DecodeLimits) -> None:
+    size = f"{facts.format}: {facts.width_px} × {facts.height_px} pixels"
+    if facts.width_px * facts.height_px > limits.max_pixels:
+        raise PhotoError(ErrorCode.TOO_LARGE, f"{size}, more than the {limits.max_pixels} pixels allowed")
+    if memory_bytes > limits.max_memory_bytes:
+        need = f"decoding needs {memory_bytes >> 20} MiB, more than the {limits.max_memory_bytes >> 20} MiB allowed"
+        raise PhotoError(ErrorCode.TOO_LARGE, f"{size}: {need}")
+
+
+def _exif_block(info: dict[Any, Any]) -> bytes | None:
+    block = info.get("exif")
+    if isinstance(block, bytes):
+        return block
+    text = info.get("Raw profile type exif")  # ImageMagick's way in PNG: name, length, then hexadecimal
+    try:
+        return bytes.fromhex("".join(text.split("\n")[3:])) if isinstance(text, str) else None
+    except ValueError:
+        return None
+
+
+def _upright_square(image: Image.Image, scale: float, source: _Source, target: DecodeTarget) -> Image.Image:
+    """Cut the centre square out of a picture of any mode, resample it, then (when it is small) fix colours and turn."""
+    width_px, height_px = source.facts.width_px, source.facts.height_px
+    if source.turn >= 5:
+        width_px, height_px = height_px, width_px
+    side_px = min(width_px, height_px) * target.image_size_px / target.resize_px
+    left, top = (width_px - side_px) / 2, (height_px - side_px) / 2
+    box = (
+        left * scale,
+        top * scale,
+        min((left + side_px) * scale, image.width),
+        min((top + side_px) * scale, image.height),
+    )
+    if image.mode not in ("RGB", "L", "CMYK"):
+        image, box = _to_eight_bits(image, box, source.bits)
+    size_px = (target.image_size_px, target.image_size_px)
+    square = _to_srgb(image.resize(size_px, Image.Resampling.BILINEAR, box), source.icc)
+    turn = _TRANSPOSE.get(source.turn)
+    return square if turn is None else square.transpose(turn)
+
+
+def _to_eight_bits(image: Image.Image, box: _Box, bits: int) -> tuple[Image.Image, _Box]:
+    """Cut `box` (rounded outwards) out of a picture of unusual mode and make it RGB or L; return it and its new box."""
+    left, top = int(box[0]), int(box[1])
+    cut = image.crop((left, top, int(np.ceil(box[2])), int(np.ceil(box[3]))))
+    new_box = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+    if cut.mode == "1":
+        return cut.convert("L"), new_box
+    if cut.mode.startswith(("I", "F")):
+        return Image.fromarray(_scale_to_uint8(np.asarray(cut), bits)), new_box
+    if cut.mode == "LAB":
+        transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), _SRGB, "LAB", "RGB")
+        converted = ImageCms.applyTransform(cut, transform)
+        assert converted is not None
+        return converted, new_box
+    if cut.has_transparency_data:
+        rgba = cut.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), new_box
+    return cut.convert("RGB"), new_box
+
+
+def _scale_to_uint8(values_HW: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Scale grey samples to 0..255: 16-bit words by their number of bits, 32-bit ones by the range that holds them.
+
+    32-bit and floating-point files don't say what white is: the smallest of 1 (floating point), 255, 65535 and their
+    own maximum that holds them is taken. NaN becomes black.
+    """
+    if values_HW.dtype.kind == "u" and values_HW.dtype.itemsize == 2:
+        white = float((1 << min(bits, 16)) - 1)
+    else:
+        top = float(np.nanmax(values_HW, initial=0))
+        steps = (1.0, 255.0, 65535.0) if values_HW.dtype.kind == "f" else (255.0, 65535.0)
+        white = next((step for step in steps if top <= step), top)
+    scaled = np.nan_to_num(values_HW.astype(np.float32) * (255.0 / white), nan=0.0, posinf=255.0, neginf=0.0)
+    return np.asarray(np.clip(scaled + 0.5, 0, 255), dtype=np.uint8)
+
+
+def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
+    transform = _srgb_transform(icc, image.mode) if icc and len(icc) <= _MAX_ICC_BYTES else None
+    if transform is None:
+        return image.convert("RGB")
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None
+    return converted
+
+
+@lru_cache(maxsize=64)
+def _srgb_transform(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return the transform from a profile to sRGB; None when it is sRGB already, broken, or not for this `mode`."""
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        if mode == "RGB" and ImageCms.getProfileDescription(profile).startswith("sRGB"):
+            return None
+        return ImageCms.buildTransform(profile, _SRGB, mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+        return None

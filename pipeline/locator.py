@@ -1,0 +1,199 @@
+"""Rows with pixels become prediction rows: owns one engine.
+
+Shapes: B photos of a batch · N photos of a table that have pixels · H levels · T alternatives · K cells of a level.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+import model
+from model import s2
+from model.checkpoint import Checkpoint
+from model.engines import Engine, EngineName, NumpyAnswers, load_engine
+from model.hierarchy import Level
+from pipeline import schema, storage
+from pipeline.precision import PRECISIONS, PrecisionName, coarsen, wkb_points
+from pipeline.schema import ErrorCode, Status
+
+BUNDLED_MODEL = Path(model.__file__).parent / "bundled"
+
+
+@dataclass(frozen=True)
+class LocatorSettings:
+    """How photos are located.
+
+    Attributes:
+        model_uri: checkpoint folder, local or remote, or `bundled`.
+        model_id: what that checkpoint must be; another one there by now is an error.
+        engine: which engine runs it.
+        threads: CPU threads of the engine, all if None.
+        batch_size: photos in one call of the engine.
+        precision: nothing finer than this is kept.
+        engine_cache: local folder that keeps compiled models, or None.
+    """
+
+    model_uri: str
+    model_id: str
+    run_id: str
+    engine: EngineName = "auto"
+    threads: int | None = None
+    batch_size: int = 32
+    precision: PrecisionName = "street"
+    engine_cache: Path | None = None
+
+
+class Locator:
+    """Predicts places: a table of `schema.READ` in, one of `schema.PHOTOS` out, row for row."""
+
+    def __init__(self, settings: LocatorSettings) -> None:
+        """Load model and engine; ValueError where the checkpoint is damaged or not the one expected."""
+        checkpoint = Checkpoint.load(model_folder(settings.model_uri))
+        if checkpoint.model_id != settings.model_id:
+            raise ValueError(
+                f"{settings.model_uri} holds {checkpoint.model_id} now, not {settings.model_id}: start again"
+            )
+        self._settings = settings
+        self._scene_names = pa.array(checkpoint.config.scenes, pa.string())
+        self._levels = [_Cells(level) for level in checkpoint.hierarchy.levels]
+        self.engine: Engine = load_engine(
+            settings.engine, checkpoint, threads=settings.threads, cache_dir=settings.engine_cache
+        )
+
+    def __call__(self, read: pa.Table) -> pa.Table:
+        """Locate every photo of `read` that has pixels; the others keep their error code."""
+        pixels = read.column(schema.PIXELS_HWC).combine_chunks()
+        rows_N = np.flatnonzero(pixels.is_valid().to_numpy(zero_copy_only=False))
+        answers = self._answer(pixels, rows_N)
+        finite_N = answers.finite_B.astype(bool)
+        # Row of `read` → row of the answers, or null: `take` with it spreads the answers over all rows.
+        spread = np.full(read.num_rows, -1)
+        spread[rows_N[finite_N]] = np.flatnonzero(finite_N)
+        spread_array = pa.array(spread, pa.int64(), mask=spread < 0)
+        is_broken = np.zeros(read.num_rows, dtype=bool)
+        is_broken[rows_N[~finite_N]] = True
+
+        now = dt.datetime.now(dt.UTC)
+        columns = {name: read.column(name) for name in schema.READ.names if name != schema.PIXELS_HWC}
+        broken = pa.array(is_broken)
+        columns[schema.ERROR_CODE] = pc.if_else(broken, str(ErrorCode.MODEL_FAILED), columns[schema.ERROR_CODE])
+        columns[schema.ERROR_MESSAGE] = pc.if_else(
+            broken, "the network's outputs are not finite numbers", columns[schema.ERROR_MESSAGE]
+        )
+        columns[schema.STATUS] = pc.if_else(pa.array(spread >= 0), str(Status.LOCATED), str(Status.FAILED))
+        columns |= {name: values.take(spread_array) for name, values in self._answer_columns(answers).items()}
+        constants = {
+            schema.MODEL_ID: self._settings.model_id,
+            schema.RUN_ID: self._settings.run_id,
+            schema.PROCESSED_AT: now,
+        }
+        for name, value in constants.items():
+            columns[name] = pa.repeat(pa.scalar(value, schema.PHOTOS.field(name).type), read.num_rows)
+        rows = pa.Table.from_arrays(
+            [_cast(columns[field.name], field.type) for field in schema.PHOTOS], schema=schema.PHOTOS
+        )
+        return coarsen(rows, self._settings.precision)
+
+    def _answer(self, pixels: pa.BinaryArray, rows_N: np.ndarray) -> NumpyAnswers:
+        size_px, batch_size = self.engine.image_size_px, self._settings.batch_size
+        parts = []
+        for start in range(0, max(len(rows_N), 1), batch_size):
+            batch = pixels.take(pa.array(rows_N[start : start + batch_size], pa.int64()))
+            flat = np.frombuffer(b"".join(batch.to_pylist()), np.uint8)
+            parts.append(self.engine(flat.reshape(len(batch), size_px, size_px, 3)))
+        return NumpyAnswers(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+    def _answer_columns(self, answers: NumpyAnswers) -> dict[str, pa.Array]:
+        """Return the columns that answers decide, one row a photo with pixels."""
+        finest = self._levels[-1]
+        point = pa.array(answers.top_index_BT[:, 0])
+        return {
+            schema.LAT_DEG: finest.lat_deg.take(point),
+            schema.LON_DEG: finest.lon_deg.take(point),
+            schema.CELL_ID: finest.leaf_id.take(point),
+            schema.GEOMETRY: finest.wkb.take(point),
+            schema.RADIUS_KM: pa.array(answers.radius_km_B),
+            schema.CONFIDENCE: pa.array(answers.top_probability_BT[:, 0]),
+            schema.LEVELS: self._level_lists(answers),
+            schema.ALTERNATIVES: self._alternative_lists(answers),
+            schema.SCENE: self._scene_names.take(pa.array(answers.scene_index_B)),
+            schema.SCENE_PROBABILITY: pa.array(answers.scene_probability_B),
+            schema.PRECISION: _precision_names(answers.mass_within_B4),
+        }
+
+    def _level_lists(self, answers: NumpyAnswers) -> pa.ListArray:
+        photos, levels = answers.level_index_BH.shape
+        # One struct array a level, photos in order, then interleaved: photo 0's levels, photo 1's levels, …
+        parts = [
+            cells.structs(
+                schema.PHOTOS.field(schema.LEVELS).type.value_type,
+                answers.level_index_BH[:, level],
+                answers.level_probability_BH[:, level],
+                level,
+            )
+            for level, cells in enumerate(self._levels)
+        ]
+        order = np.arange(photos * levels).reshape(levels, photos).T.ravel()
+        values = pa.concat_arrays(parts).take(pa.array(order))
+        return pa.ListArray.from_arrays(pa.array(np.arange(photos + 1) * levels, pa.int32()), values)
+
+    def _alternative_lists(self, answers: NumpyAnswers) -> pa.ListArray:
+        photos, count = answers.top_index_BT.shape
+        values = self._levels[-1].structs(
+            schema.PHOTOS.field(schema.ALTERNATIVES).type.value_type,
+            answers.top_index_BT.ravel(),
+            answers.top_probability_BT.ravel(),
+            len(self._levels) - 1,
+        )
+        return pa.ListArray.from_arrays(pa.array(np.arange(photos + 1) * count, pa.int32()), values)
+
+
+def model_folder(model_uri: str) -> Path:
+    """Return a local folder with the checkpoint at `model_uri`; `bundled` is the one that ships with this code."""
+    return BUNDLED_MODEL if model_uri == "bundled" else storage.local_folder(model_uri)
+
+
+class _Cells:
+    """A level's cells as Arrow arrays, made once, so that a batch's answers are looked up by index."""
+
+    def __init__(self, level: Level) -> None:
+        self.lat_deg = pa.array(level.lat_deg_K)
+        self.lon_deg = pa.array(level.lon_deg_K)
+        self.leaf_id = pa.array(s2.leaf_id_N(level.lat_deg_K, level.lon_deg_K))
+        self.wkb = wkb_points(level.lat_deg_K, level.lon_deg_K)
+        self._columns = {
+            schema.S2_LEVEL: pa.array(level.s2_level_K, pa.int8()),
+            schema.CELL_ID: pa.array(level.cell_id_K, pa.uint64()),
+            schema.CELL_TOKEN: pa.array([s2.token(int(cell_id)) for cell_id in level.cell_id_K], pa.string()),
+            schema.LAT_DEG: self.lat_deg,
+            schema.LON_DEG: self.lon_deg,
+        }
+
+    def structs(
+        self, kind: pa.StructType, index_N: np.ndarray, probability_N: np.ndarray, level: int
+    ) -> pa.StructArray:
+        """Return `kind` structs of the cells `index_N` with their probabilities."""
+        index = pa.array(index_N)
+        columns = {name: values.take(index) for name, values in self._columns.items()}
+        columns[schema.PROBABILITY] = pa.array(probability_N, pa.float32())
+        columns[schema.LEVEL] = pa.array(np.full(len(index_N), level), pa.int8())
+        fields = list(kind)
+        return pa.StructArray.from_arrays([columns[field.name] for field in fields], fields=fields)
+
+
+def _precision_names(mass_within_B4: np.ndarray) -> pa.Array:
+    """Return the finest precision whose radius holds at least half of the probability, or null where none does."""
+    enough_B4 = mass_within_B4 >= 0.5
+    index_B = enough_B4.argmax(axis=1)
+    return pa.array(PRECISIONS, pa.string()).take(pa.array(index_B, mask=~enough_B4.any(axis=1)))
+
+
+def _cast(values: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    column = values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([values])
+    return column if column.type == kind else column.cast(kind)

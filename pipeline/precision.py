@@ -1,0 +1,93 @@
+"""Coarsening: `--precision` keeps nothing finer than the user allows, in any column that holds or implies a place."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from model import s2
+from pipeline import schema
+
+PrecisionName = Literal["street", "city", "region", "country"]
+PRECISIONS: tuple[PrecisionName, ...] = ("street", "city", "region", "country")
+"""Fine → coarse: within 1, 25, 200 and 750 km, the thresholds of the field's benchmarks."""
+
+_FINEST_S2_LEVEL = {"city": 9, "region": 6, "country": 4}
+"""Cells of about 18, 144 and 575 km across; `street` leaves everything as it is."""
+_CELL_RADIUS_KM = {"city": 18.0, "region": 144.0, "country": 575.0}
+
+
+def coarsen(rows: pa.Table, precision: PrecisionName) -> pa.Table:
+    """Return `rows` of `schema.PHOTOS` with every position moved to the centre of its cell of the allowed size.
+
+    Cells finer than that become their ancestor; `radius_km` grows to at least the cell's own size.
+    """
+    if precision == "street":
+        return rows
+    level = _FINEST_S2_LEVEL[precision]
+    point = _Snapped(rows.column(schema.LAT_DEG), rows.column(schema.LON_DEG), level)
+    exif = _Snapped(rows.column(schema.EXIF_LAT_DEG), rows.column(schema.EXIF_LON_DEG), level)
+    radius = pc.max_element_wise(rows.column(schema.RADIUS_KM), pa.scalar(_CELL_RADIUS_KM[precision], pa.float32()))
+    finer = pa.array(PRECISIONS[: PRECISIONS.index(precision)], pa.string())
+    named = rows.column(schema.PRECISION)
+    columns = {
+        schema.LAT_DEG: point.lat_deg,
+        schema.LON_DEG: point.lon_deg,
+        schema.CELL_ID: point.leaf_id,
+        schema.GEOMETRY: point.wkb,
+        schema.EXIF_LAT_DEG: exif.lat_deg,
+        schema.EXIF_LON_DEG: exif.lon_deg,
+        schema.RADIUS_KM: pc.if_else(pc.is_valid(rows.column(schema.LAT_DEG)), radius, None),
+        schema.PRECISION: pc.if_else(pc.is_in(named, finer), precision, named),
+        schema.LEVELS: _coarsen_cells(rows.column(schema.LEVELS), level),
+        schema.ALTERNATIVES: _coarsen_cells(rows.column(schema.ALTERNATIVES), level),
+    }
+    for name, values in columns.items():
+        index = rows.schema.get_field_index(name)
+        rows = rows.set_column(index, rows.schema.field(name), values)
+    return rows
+
+
+def wkb_points(lat_deg_N: np.ndarray, lon_deg_N: np.ndarray) -> pa.Array:
+    """Return points as little-endian WKB (OGC Simple Features, 8.2), x = longitude, y = latitude."""
+    points = np.empty(len(lat_deg_N), dtype=[("order", "u1"), ("kind", "<u4"), ("x", "<f8"), ("y", "<f8")])
+    points["order"], points["kind"], points["x"], points["y"] = 1, 1, lon_deg_N, lat_deg_N
+    return pa.Array.from_buffers(pa.binary(21), len(points), [None, pa.py_buffer(points)]).cast(pa.binary())
+
+
+class _Snapped:
+    """Positions moved to the centres of their S2 cells of `level`; null stays null."""
+
+    def __init__(self, lat_deg: pa.ChunkedArray, lon_deg: pa.ChunkedArray, level: int) -> None:
+        missing = np.asarray(pc.is_null(lat_deg).to_numpy())
+        lat_deg_N, lon_deg_N = (values.fill_null(0.0).to_numpy() for values in (lat_deg, lon_deg))
+        lat_deg_N, lon_deg_N = s2.centre_deg_N(s2.cell_id_N(lat_deg_N, lon_deg_N, level))
+        self.lat_deg = pa.array(lat_deg_N, mask=missing)
+        self.lon_deg = pa.array(lon_deg_N, mask=missing)
+        self.leaf_id = pa.array(s2.leaf_id_N(lat_deg_N, lon_deg_N), mask=missing)
+        self.wkb = pc.if_else(pa.array(missing), pa.scalar(None, pa.binary()), wkb_points(lat_deg_N, lon_deg_N))
+
+
+def _coarsen_cells(lists: pa.ChunkedArray, level: int) -> pa.Array:
+    """Return `lists` of cells (levels or alternatives) with every cell finer than `level` as its ancestor there."""
+    column = lists.combine_chunks()
+    cells = column.values
+    cell_ids = cells.field(schema.CELL_ID).to_numpy(zero_copy_only=False)
+    s2_levels = s2.level_of_N(cell_ids)
+    is_finer = s2_levels > level
+    ancestors = np.where(is_finer, s2.parent_N(np.where(is_finer, cell_ids, s2.cell_id_N([0.0], [0.0], 30)), level), 0)
+    coarse_ids = np.where(is_finer, ancestors, cell_ids).astype(np.uint64)
+    lat_deg_N, lon_deg_N = s2.centre_deg_N(coarse_ids)
+    replaced = {
+        schema.CELL_ID: pa.array(coarse_ids),
+        schema.LAT_DEG: pa.array(np.where(is_finer, lat_deg_N, cells.field(schema.LAT_DEG))),
+        schema.LON_DEG: pa.array(np.where(is_finer, lon_deg_N, cells.field(schema.LON_DEG))),
+        schema.S2_LEVEL: pa.array(np.minimum(s2_levels, level).astype(np.int8)),
+        schema.CELL_TOKEN: pa.array([s2.token(int(cell_id)) for cell_id in coarse_ids], pa.string()),
+    }
+    fields = list(column.type.value_type)
+    values = pa.StructArray.from_arrays([replaced.get(f.name, cells.field(f.name)) for f in fields], fields=fields)
+    return pa.ListArray.from_arrays(column.offsets, values, type=column.type, mask=column.is_null())

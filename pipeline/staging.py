@@ -1,0 +1,86 @@
+"""A run while it is unfinished: its plan, and its rows so far in small atomic parts that a restart counts as done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import schema, storage
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The staging folder of one run below an output."""
+
+    output: str
+    run_id: str
+
+    @property
+    def folder(self) -> str:
+        """URI of everything this run has staged."""
+        return storage.join(self.output, "staging", self.run_id)
+
+    def plan_uri(self, name: str, index: int) -> str:
+        """URI of file number `index` of the plan's part `name`."""
+        return storage.join(self.folder, "plan", f"{name}-{index:05d}.parquet")
+
+    def plan_files(self) -> list[str]:
+        """URIs of the plan."""
+        return [entry.uri for entry in storage.list_files(storage.join(self.folder, "plan"))]
+
+    def delete_plan(self) -> None:
+        """Remove the plan of an earlier start of this run."""
+        for uri in self.plan_files():
+            storage.delete(uri)
+
+    def put_rows(self, rows: pa.Table) -> str:
+        """Stage `rows` of `schema.PHOTOS` in one atomic put, under a name that a retried task makes again; its URI."""
+        assert rows.schema.equals(schema.PHOTOS), rows.schema
+        photo_ids = sorted(rows.column(schema.PHOTO_ID).to_pylist())
+        name = hashlib.blake2b(b"".join(photo_ids), digest_size=16).hexdigest()
+        uri = storage.join(self.folder, "rows", f"{name}-{rows.num_rows}.parquet")
+        storage.write_bytes(uri, parquet_bytes(rows))
+        return uri
+
+    def row_files(self) -> list[str]:
+        """URIs of the rows staged so far."""
+        folder = storage.join(self.folder, "rows")
+        return [entry.uri for entry in storage.list_files(folder) if entry.uri.endswith(".parquet")]
+
+    def staged_count(self) -> int:
+        """Rows staged so far, told by the names of their files."""
+        return sum(int(uri.rsplit("-", 1)[1].removesuffix(".parquet")) for uri in self.row_files())
+
+    def settings(self) -> dict[str, object]:
+        """What the run was started with, or {} for a run that is new."""
+        uri = storage.join(self.folder, "run.json")
+        if not storage.exists(uri):
+            return {}
+        found: dict[str, object] = json.loads(storage.read_bytes(uri))
+        return found
+
+    def put_settings(self, settings: dict[str, object]) -> None:
+        """Record what the run is started with, so that a restart can refuse to mix two models in one run."""
+        storage.write_bytes(storage.join(self.folder, "run.json"), json.dumps(settings, indent=2).encode())
+
+    def delete(self) -> None:
+        """Remove everything this run has staged; done once it is published."""
+        storage.delete_folder(self.folder)
+
+
+def parquet_bytes(rows: pa.Table) -> bytes:
+    """Return `rows` as a Parquet file in memory: what is put is whole or not there."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def unfinished_runs(output: str) -> list[str]:
+    """Return the ids of the runs staged below `output`, oldest first (ids start with their time)."""
+    folder = storage.join(output, "staging")
+    below = (entry.uri.removeprefix(folder + "/") for entry in storage.list_files(folder))
+    return sorted({name.split("/", 1)[0] for name in below if "/" in name})

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from model.backbone import BackboneConfig
+from model.checkpoint import Checkpoint
+from model.engines import Engine, NumpyAnswers, load_engine
+from model.engines.export import ServingGraph
+from model.geodecoder import GeoDecoder, tiny
+from model.hierarchy import Hierarchy
+
+PROBABILITY_TOLERANCE = 1e-5
+RADIUS_TOLERANCE_KM = 0.05
+
+VIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "patch_size": 8,
+}
+
+
+def photos(count: int, size_px: int = 32, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (count, size_px, size_px, 3), dtype=np.uint8)
+
+
+def assert_same(one: NumpyAnswers, other: NumpyAnswers) -> None:
+    for name, a, b in zip(one._fields, one, other, strict=True):
+        assert a.dtype == b.dtype, name
+        assert a.shape == b.shape, name
+        if a.dtype.kind == "f":
+            tolerance = RADIUS_TOLERANCE_KM if name == "radius_km_B" else PROBABILITY_TOLERANCE
+            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=name)
+        else:
+            np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def torch_engine(checkpoint: Checkpoint) -> Engine:
+    return load_engine("torch", checkpoint)
+
+
+@pytest.fixture(scope="module")
+def openvino_engine(checkpoint: Checkpoint) -> Engine:
+    return load_engine("openvino", checkpoint, threads=2, precision="fp32")
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 7, 32])
+def test_engines_agree_at_every_batch_size(torch_engine: Engine, openvino_engine: Engine, batch: int) -> None:
+    assert_same(torch_engine(photos(32)[:batch]), openvino_engine(photos(32)[:batch]))
+
+
+@pytest.mark.parametrize("name", ["torch_engine", "openvino_engine"])
+def test_a_photos_answer_does_not_depend_on_its_batch(name: str, request: pytest.FixtureRequest) -> None:
+    engine: Engine = request.getfixturevalue(name)
+    together = engine(photos(7))
+    for row in range(7):
+        alone = engine(photos(7)[row : row + 1])
+        assert_same(alone, type(together)(*(field[row : row + 1] for field in together)))
+
+
+def test_answers_are_the_networks(checkpoint: Checkpoint, torch_engine: Engine) -> None:
+    """Normalisation, checked apart from the serving graph that the engines share."""
+    pixels_BHWC = photos(3)
+    preprocessing = checkpoint.config.preprocessing
+    x_BHWC = (pixels_BHWC / 255.0 - np.array(preprocessing.mean_rgb)) / np.array(preprocessing.std_rgb)
+    with torch.no_grad():
+        output = checkpoint.build_model()(torch.tensor(x_BHWC.transpose(0, 3, 1, 2), dtype=torch.float32))
+    coarse_BK = output.logits[0] / checkpoint.temperatures[0]
+    answers = torch_engine(pixels_BHWC)
+    np.testing.assert_array_equal(answers.level_index_BH[:, 0], coarse_BK.argmax(dim=1).numpy())
+    expected_B = coarse_BK.softmax(dim=1).amax(dim=1).numpy()
+    np.testing.assert_allclose(answers.level_probability_BH[:, 0], expected_B, atol=1e-6)
+    assert answers.finite_B.all()
+
+
+def test_results_survive_the_next_call(openvino_engine: Engine) -> None:
+    first = openvino_engine(photos(3))
+    copies = [field.copy() for field in first]
+    openvino_engine(photos(3, seed=1))
+    for field, copy in zip(first, copies, strict=True):
+        np.testing.assert_array_equal(field, copy)
+
+
+@pytest.mark.parametrize("name", ["torch_engine", "openvino_engine"])
+def test_odd_memory_layouts_are_fine_and_odd_shapes_are_not(name: str, request: pytest.FixtureRequest) -> None:
+    engine: Engine = request.getfixturevalue(name)
+    pixels_BHWC = photos(4)
+    turned = np.ascontiguousarray(pixels_BHWC.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+    turned.flags.writeable = False
+    assert_same(engine(turned), engine(pixels_BHWC))
+    assert_same(engine(pixels_BHWC[::2]), engine(pixels_BHWC[::2].copy()))
+    wrong: list[Any] = [pixels_BHWC.astype(np.float32), pixels_BHWC[0], pixels_BHWC[:, :31], pixels_BHWC[..., :2]]
+    for pixels in wrong:
+        with pytest.raises(AssertionError, match="pixels must"):
+            engine(pixels)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [BackboneConfig("mobilenet_v2", {"depth_multiplier": 0.25, "tf_padding": False}), BackboneConfig("vit", VIT)],
+    ids=lambda backbone: backbone.model_type,
+)
+def test_other_backbones_export(backbone: BackboneConfig, hierarchy: Hierarchy, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = GeoDecoder(dataclasses.replace(tiny(), backbone=backbone), hierarchy.class_counts)
+    checkpoint = Checkpoint.save(tmp_path, model, hierarchy)
+    reference, compiled = load_engine("torch", checkpoint), load_engine("openvino", checkpoint)
+    for batch in (1, 5):
+        assert_same(reference(photos(batch)), compiled(photos(batch)))
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_outputs_that_are_not_finite_are_told(
+    name: Any, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints refuse such weights, so they are put into the network behind its back."""
+    build = Checkpoint.build_model
+
+    def poisoned(self: Checkpoint) -> GeoDecoder:
+        model = build(self)
+        with torch.no_grad():
+            model.classifiers[1].bias[3] = float("nan")
+        return model
+
+    monkeypatch.setattr(Checkpoint, "build_model", poisoned)
+    assert load_engine(name, checkpoint)(photos(2)).finite_B.tolist() == [False, False]
+
+
+def test_cache_skips_conversion_and_heals(
+    checkpoint: Checkpoint,
+    openvino_engine: Engine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected = openvino_engine(photos(2))
+    assert_same(load_engine("openvino", checkpoint, cache_dir=tmp_path / "cache")(photos(2)), expected)
+    entries = list((tmp_path / "cache").iterdir())
+    assert len(entries) == 1
+    assert checkpoint.model_id in entries[0].name
+
+    with monkeypatch.context() as patch:
+        patch.delattr(Checkpoint, "build_model")  # a cached start needs no torch network
+        assert_same(load_engine("openvino", checkpoint, cache_dir=tmp_path / "cache")(photos(2)), expected)
+
+    (entries[0] / "graph.xml").write_text("<net>")
+    with caplog.at_level(logging.WARNING):
+        assert_same(load_engine("openvino", checkpoint, cache_dir=tmp_path / "cache")(photos(2)), expected)
+    assert "cannot be read" in caplog.text
+
+
+def test_bf16_network_keeps_fp32_probabilities(checkpoint: Checkpoint, torch_engine: Engine) -> None:
+    engine = load_engine("torch", checkpoint, precision="bf16")
+    assert engine.precision == "bf16"
+    coarse, exact = engine(photos(4)), torch_engine(photos(4))
+    assert coarse.level_probability_BH.dtype == np.float32
+    np.testing.assert_allclose(coarse.level_probability_BH, exact.level_probability_BH, atol=0.02)
+    assert not np.array_equal(coarse.level_probability_BH, exact.level_probability_BH)
+
+
+def test_choosing_an_engine(checkpoint: Checkpoint) -> None:
+    engine = load_engine("auto", checkpoint)
+    assert engine.name == ("torch" if torch.cuda.is_available() else "openvino")
+    assert engine.image_size_px == 32
+    with pytest.raises(ValueError, match="tensorrt engine is not built yet"):
+        load_engine("tensorrt", checkpoint)
+    wrong: Any = "tensorflow"
+    with pytest.raises(ValueError, match="no engine is called 'tensorflow'"):
+        load_engine(wrong, checkpoint)
+    with pytest.raises(ValueError, match="at least one thread"):
+        load_engine("torch", checkpoint, threads=0)
+
+
+def test_openvino_refuses_bf16_that_the_processor_lacks(checkpoint: Checkpoint) -> None:
+    import openvino
+
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert load_engine("openvino", checkpoint, precision="bf16").precision == "bf16"
+    else:
+        with pytest.raises(ValueError, match="does not compute in bf16"):
+            load_engine("openvino", checkpoint, precision="bf16")

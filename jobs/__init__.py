@@ -16,6 +16,7 @@ Settings = TypeVar("Settings")
 def run_command(settings_type: type[Settings], run: Callable[[Settings], int]) -> NoReturn:
     """Parse the command line, call `run` and exit with its code; a `ValueError` is the user's mistake: exit 2."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells where it found credentials, again and again
     settings = tyro.cli(settings_type)
     try:
         code = run(settings)

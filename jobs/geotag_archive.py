@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import rich
 import tyro
+from rich.console import Console
 from rich.table import Table
 
 from jobs import run_command
@@ -89,10 +89,10 @@ def run(settings: GeotagSettings) -> int:
         print(f"Nothing to do: all {plan.already_done} photos have their row at {output} under {checkpoint.model_id}.")
         return 0
 
+    flow_s = 0.0
     if plan.todo:
         size = dataflow.start_ray()
-        preprocessing = checkpoint.config.preprocessing
-        reader = ReaderSettings(DecodeTarget(preprocessing.image_size_px, preprocessing.resize_px), settings.limits)
+        reader = ReaderSettings(decode_target(checkpoint), settings.limits)
         locator = LocatorSettings(
             model_uri=model_uri,
             model_id=checkpoint.model_id,
@@ -102,7 +102,9 @@ def run(settings: GeotagSettings) -> int:
             precision=settings.precision,
             engine_cache=Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "graticule" / "engines",
         )
+        flow_start_s = time.monotonic()
         dataflow.run_dataflow(plan.files, stage, reader, locator, settings.cluster, size)
+        flow_s = time.monotonic() - flow_start_s
     log.info("publishing")
     published = publish.publish(stage)
     wall_s = time.monotonic() - start_s
@@ -111,6 +113,7 @@ def run(settings: GeotagSettings) -> int:
         "started_at": started_at.isoformat(),
         "finished_at": dt.datetime.now(dt.UTC).isoformat(),
         "wall_s": round(wall_s, 3),
+        "dataflow_s": round(flow_s, 3),
         "sources": sources,
         "model_id": checkpoint.model_id,
         "model_uri": model_uri,
@@ -132,6 +135,12 @@ def run(settings: GeotagSettings) -> int:
         log.error("%d of %d photos failed, more than --max-failed-fraction allows", published.failed, photos)
         return 3
     return 0
+
+
+def decode_target(checkpoint: Checkpoint) -> DecodeTarget:
+    """Return the size that the model wants its photos decoded to."""
+    preprocessing = checkpoint.config.preprocessing
+    return DecodeTarget(preprocessing.image_size_px, preprocessing.resize_px)
 
 
 def _check(settings: GeotagSettings) -> None:
@@ -177,7 +186,9 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_summary(output: str, plan: Plan, published: publish.Published, model_id: str, wall_s: float) -> None:
-    table = Table(title=f"{published.located + published.failed} photos by {model_id}", title_justify="left")
+    table = Table(
+        title=f"{published.located + published.failed} photos by {model_id}", title_justify="left", min_width=60
+    )
     table.add_column("status")
     table.add_column("photos", justify="right")
     table.add_row("located", str(published.located))
@@ -185,7 +196,7 @@ def _print_summary(output: str, plan: Plan, published: publish.Published, model_
         table.add_row(f"failed: {code}", str(count))
     if plan.already_done:
         table.add_row("done before, not in this run", str(plan.already_done))
-    rich.print(table)
+    Console(width=max(100, Console().width)).print(table)
     print(f"{plan.todo} photos processed in {wall_s:.0f} s. Look at them with")
     print(f'    python -m jobs.query {output} "SELECT uri, lat_deg, lon_deg, radius_km FROM photos"')
 

@@ -5,7 +5,6 @@ python -m jobs.query OUTPUT "SELECT status, count(*) FROM photos GROUP BY status
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import duckdb
 import pyarrow as pa
 import tyro
 
@@ -44,24 +42,15 @@ def run(settings: QuerySettings) -> int:
     if settings.format == "parquet" and settings.to is None:
         raise ValueError("--format parquet needs a file: add --to FILE.parquet")
     catalog = Catalog(storage.absolute(settings.output))
-    relation = catalog.sql(settings.sql)
     if settings.format == "table":
-        content = _shown(relation)
+        content = catalog.drawn(settings.sql, shutil.get_terminal_size((160, 0)).columns).encode()
     else:
-        content = _written(relation.to_arrow_table(), settings.format)
+        content = _written(catalog.rows(settings.sql), settings.format)
     if settings.to is None:
         sys.stdout.buffer.write(content)
     else:
         settings.to.write_bytes(content)
     return 0
-
-
-def _shown(relation: duckdb.DuckDBPyRelation) -> bytes:
-    """Return the whole result as DuckDB draws it, no row left out."""
-    drawing = io.StringIO()
-    with contextlib.redirect_stdout(drawing):
-        relation.show(max_rows=2**31, max_width=shutil.get_terminal_size((160, 0)).columns)
-    return drawing.getvalue().encode()
 
 
 def _written(rows: pa.Table, form: str) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
@@ -106,7 +107,7 @@ class Backbone(nn.Module):
         except OSError as error:
             raise ValueError(_not_here(config.name)) from error
         except (ValueError, RuntimeError, TypeError, AttributeError) as error:
-            raise ValueError(f"cannot build the backbone {_label(config)}: {_first_line(error)}") from error
+            raise ValueError(f"cannot build the backbone {_label(config)}: {_short(error)}") from error
         self.model = _without_unused_parts(model)
         self.config = BackboneConfig(model_type=architecture.model_type, overrides=_settings(architecture))
         self.width = self._output_width(image_size_px)
@@ -126,7 +127,7 @@ class Backbone(nn.Module):
             tokens_BND = self(torch.zeros(1, 3, image_size_px, image_size_px))
         except (ValueError, RuntimeError) as error:
             raise ValueError(
-                f"the backbone {self.config.model_type} does not accept {image_size_px} px images: {_first_line(error)}"
+                f"the backbone {self.config.model_type} does not accept {image_size_px} px images: {_short(error)}"
             ) from error
         self.train()
         return int(tokens_BND.shape[-1])
@@ -142,6 +143,8 @@ def _architecture(config: BackboneConfig, image_size_px: int) -> Any:
     except OSError as error:
         raise ValueError(_not_here(config.name)) from error
     except (ValueError, KeyError) as error:
+        if Path(config.name or "-").exists():
+            raise ValueError(_not_here(config.name)) from error
         raise ValueError(f"transformers knows no backbone of type {_label(config)}") from error
     known = architecture.to_dict()
     unknown = sorted(set(config.overrides) - set(known))
@@ -155,8 +158,8 @@ def _architecture(config: BackboneConfig, image_size_px: int) -> Any:
         # Rebuilt, not assigned: some settings derive others (Swin's hidden size, stage names).
         inherited = architecture.to_diff_dict() if config.name else {}
         return type(architecture)(**{**inherited, **overrides})
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"wrong setting for the backbone {_label(config)}: {_first_line(error)}") from error
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ValueError(f"wrong setting for the backbone {_label(config)}: {_short(error)}") from error
 
 
 def _settings(architecture: Any) -> dict[str, Any]:
@@ -184,5 +187,5 @@ def _label(config: BackboneConfig) -> str:
     return config.name or config.model_type
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

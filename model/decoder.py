@@ -134,4 +134,6 @@ class DependentLayer(nn.Module):
         x_BQD: Tensor = groups_GSD.reshape(queries_BHSD.shape).flatten(1, 2)
         x_BQD = x_BQD + self.dropout(self.cross_attention(self.cross_norm(x_BQD), tokens_BND))
         x_BHSD: Tensor = x_BQD.reshape(queries_BHSD.shape)
-        return x_BHSD + self.dropout(self.feed_forward(self.feed_norm(x_BHSD)))
+        y_BHSD: Tensor = self.feed_forward(self.feed_norm(x_BHSD))
+        y_BHSD = self.dropout(y_BHSD)
+        return x_BHSD + y_BHSD

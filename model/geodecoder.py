@@ -6,7 +6,6 @@ Shapes: B batch · C, Y, X colours, rows, columns of pixels · N image tokens ·
 · S scenes · K classes of one level.
 """
 
-# ruff: noqa: N815  (fields carry shapes)
 from __future__ import annotations
 
 import dataclasses

@@ -4,7 +4,6 @@ Shapes: H levels, coarse → fine; K cells of one level; N points. A cell's row 
 A hierarchy is two files, `hierarchy.parquet` and `hierarchy.json`, and is named by the hash of its content.
 """
 
-# ruff: noqa: N815  (fields carry shapes)
 from __future__ import annotations
 
 import dataclasses

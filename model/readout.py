@@ -7,7 +7,6 @@ Everything here is fp32 whatever the network's precision is, and free of matrix 
 for bf16, keeps in fp32 what follows the last matrix product (`Graph::EnforceInferencePrecision`).
 """
 
-# ruff: noqa: N815  (fields carry shapes)
 from __future__ import annotations
 
 import math

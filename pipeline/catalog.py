@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from pipeline import publish, schema, storage
 from pipeline.plan import connect
@@ -29,8 +33,9 @@ class Catalog:
         if files:
             # Which rows are the newest only matters once there are several runs; a plain scan can skip row groups.
             newest = "QUALIFY row_number() OVER (PARTITION BY photo_id ORDER BY processed_at DESC) = 1"
+            literals = ", ".join("'" + file.replace("'", "''") + "'" for file in files)  # a view takes no parameters
             self.connection.execute(
-                f"CREATE VIEW photos AS SELECT * FROM read_parquet({[str(file) for file in files]},"
+                f"CREATE VIEW photos AS SELECT * FROM read_parquet([{literals}],"
                 f" hive_partitioning = false) {newest if len(self.records) > 1 else ''}"
             )
         else:
@@ -58,14 +63,26 @@ class Catalog:
         self.connection.execute("SET enable_external_access = false")
         self.connection.execute("SET lock_configuration = true")
 
-    def sql(self, query: str) -> duckdb.DuckDBPyRelation:
-        """Run one query; ValueError with DuckDB's own words where it isn't one that reads."""
+    def rows(self, query: str) -> pa.Table:
+        """Return the whole result of `query`; ValueError with DuckDB's own words where it isn't one that reads."""
+        with self._relation(query) as relation:
+            return relation.to_arrow_table()
+
+    def drawn(self, query: str, width_chars: int) -> str:
+        """Return the whole result of `query` as DuckDB draws it, no row left out; ValueError as `rows`."""
+        drawing = io.StringIO()
+        with self._relation(query) as relation, contextlib.redirect_stdout(drawing):
+            relation.show(max_rows=2**31, max_width=width_chars)
+        return drawing.getvalue()
+
+    @contextlib.contextmanager
+    def _relation(self, query: str) -> Iterator[duckdb.DuckDBPyRelation]:
         try:
             statements = self.connection.extract_statements(query)
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                 raise ValueError("give one SELECT: queries here only read")
-            return self.connection.sql(query)
-        except duckdb.Error as error:
+            yield self.connection.sql(query)
+        except duckdb.Error as error:  # some only come up while the result is computed
             raise ValueError(f"DuckDB can't run this query: {error}") from error
 
 

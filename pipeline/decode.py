@@ -130,7 +130,7 @@ class DecodedPhoto:
     `format`: jpeg, png, webp, tiff, gif, bmp, heic or avif.
     """
 
-    pixels_HWC: np.ndarray[Any, np.dtype[np.uint8]]  # noqa: N815 - the shape
+    pixels_HWC: np.ndarray[Any, np.dtype[np.uint8]]
     format: str
     width_px: int
     height_px: int

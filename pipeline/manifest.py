@@ -57,7 +57,7 @@ def _folder_rows(source: str) -> Iterator[_Row]:
 
 def _manifest_rows(source: str) -> Iterator[_Row]:
     folder = source.rsplit("/", 1)[0]
-    found = False
+    row = 0
     for batch in _manifest_batches(source):
         name = next((name for name in _URI_NAMES if name in batch.schema.names), None)
         if name is None:
@@ -66,16 +66,19 @@ def _manifest_rows(source: str) -> Iterator[_Row]:
         uris = _column(batch, name, pa.string(), source)
         etags = _column(batch, schema.ETAG, pa.string(), source)
         sizes = _column(batch, schema.SIZE_BYTES, pa.int64(), source)
-        for row, (uri, etag, size_bytes) in enumerate(zip(uris, etags, sizes, strict=True)):
+        for uri, etag, size_bytes in zip(uris, etags, sizes, strict=True):
+            row += 1
             if not uri:
-                raise ValueError(f"{source} has a photo without a {name} (row {row} of a batch): give every row one")
-            found = True
-            if not storage.is_remote(uri):
-                is_relative = not uri.startswith(("/", "file://"))
-                uri = storage.join(folder, uri) if is_relative else uri
-            yield uri, etag, size_bytes
-    if not found:
+                raise ValueError(f"{source} has a photo without a {name} (row {row}): give every row one")
+            is_relative = not storage.is_remote(uri) and not uri.startswith(("/", "file://"))
+            yield storage.canonical(storage.join(folder, uri) if is_relative else uri), _unquoted(etag), size_bytes
+    if not row:
         raise ValueError(f"no photos in {source}: the manifest has no rows")
+
+
+def _unquoted(etag: str | None) -> str | None:
+    """Return an ETag as `storage` gives it: some listings keep HTTP's quotes around it."""
+    return etag.strip('"') if etag else None
 
 
 def _column(batch: pa.RecordBatch, name: str, kind: pa.DataType, source: str) -> list[Any]:
@@ -102,6 +105,7 @@ def _manifest_batches(source: str) -> Iterator[pa.RecordBatch]:
                 column_types=wanted,  # not guessed: a photo named "007" keeps its name
                 include_columns=[name for name in wanted if name in present] or None,
                 strings_can_be_null=True,
+                null_values=[""],  # and not "NA" or "null", which can be names
             )
             yield from pa.csv.open_csv(data, parse_options=parsing, convert_options=converting)
     except pa.ArrowInvalid as error:

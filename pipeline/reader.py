@@ -74,7 +74,9 @@ class Reader:
         row: dict[str, Any] = {name: listed[name] for name in names}
         try:
             blob = fetched.result()
-            row[schema.ETAG] = blob.etag or listed[schema.ETAG]
+            # The listed version first, or a manifest that is older than the photo, or has versions of its own, would
+            # never be done: the next run compares with what is listed then.
+            row[schema.ETAG] = listed[schema.ETAG] or blob.etag
             row[schema.SIZE_BYTES] = len(blob.data)
             row[schema.CONTENT_HASH] = hashlib.blake2b(blob.data, digest_size=16).digest()
             photo = decode_photo(blob.data, self._settings.target, self._settings.limits)

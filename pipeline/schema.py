@@ -49,6 +49,10 @@ class PhotoError(Exception):
         self.code = code
         self.message = printable(message)[:MAX_ERROR_MESSAGE_CHARS]
 
+    def __reduce__(self) -> tuple[type[PhotoError], tuple[object, ...]]:
+        """Pickle by what it was made of: it travels between processes."""
+        return PhotoError, (self.code, self.message)
+
 
 def printable(text: str) -> str:
     """Return `text` with every control or lone-surrogate character escaped: safe to print and to store as UTF-8."""
@@ -141,7 +145,7 @@ PHOTOS = pa.schema(
     [
         _column(PHOTO_ID, pa.binary(16), "names the photo: BLAKE2b-128 of its URI", nullable=False),
         _column(URI, pa.string(), "where the photo is", nullable=False),
-        _column(ETAG, pa.string(), "the version read: the store's ETag, or a local file's time and size"),
+        _column(ETAG, pa.string(), "the photo's version as listed: the store's ETag, or a local file's time and size"),
         _column(SIZE_BYTES, pa.int64(), "bytes read; as listed where nothing could be read"),
         _column(CONTENT_HASH, pa.binary(16), "BLAKE2b-128 of the bytes read"),
         _column(STATUS, pa.string(), "`located` or `failed`", nullable=False),

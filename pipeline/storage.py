@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
 import functools
 import hashlib
 import logging
@@ -16,6 +17,7 @@ import os
 import re
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,14 +74,20 @@ def is_remote(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """Return `uri` in the one form that is stored: a remote URI without a trailing slash, or an absolute local path."""
+    """Return a folder's or prefix's `uri` as `canonical` does, without a trailing slash."""
+    uri = canonical(uri)
+    return uri.rstrip("/") if is_remote(uri) else uri
+
+
+def canonical(uri: str) -> str:
+    """Return an object's `uri` in the one form that is stored: one scheme a store, or an absolute local path."""
     if is_remote(uri):
         scheme, rest = uri.split("://", 1)
         bucket = rest.split("/", 1)[0]
         if not bucket:
             raise ValueError(f"{uri!r} names no bucket: write s3://BUCKET/PREFIX")
-        return f"{'s3' if scheme.lower() == 's3a' else scheme.lower()}://{rest.rstrip('/')}"
-    return _local_uri(os.fsencode(os.path.abspath(_local_path(uri))))
+        return f"{'s3' if scheme.lower() == 's3a' else scheme.lower()}://{rest}"
+    return _local_uri(os.path.abspath(os.fsencode(_local_path(uri))))
 
 
 def join(uri: str, *parts: str) -> str:
@@ -114,13 +122,12 @@ def write_bytes(uri: str, data: bytes) -> None:
         return
     path = Path(os.fsdecode(_local_path(uri)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -206,13 +213,16 @@ def local_folder(uri: str) -> Path:
     entries = list(list_files(uri))
     if not entries:
         raise ValueError(f"nothing is at {uri}: check the name")
+    names = [entry.uri.removeprefix(uri.rstrip("/") + "/") for entry in entries]
+    if any(".." in name.split("/") for name in names):  # would be written outside the cache
+        raise ValueError(f"{uri} holds names with '..' in them: not a folder to copy")
     version = hashlib.sha256(repr(entries).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "graticule" / version
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=cache.parent))
-        for entry in entries:
-            write_bytes(str(fresh / entry.uri.removeprefix(uri.rstrip("/") + "/")), read_bytes(entry.uri))
+        for entry, name in zip(entries, names, strict=True):
+            write_bytes(f"{fresh}/{name}", read_bytes(entry.uri))
         try:
             fresh.rename(cache)
         except OSError:  # another process was first; its copy has the same content
@@ -246,13 +256,19 @@ def _local_etag(status: os.stat_result) -> str:
 
 
 def _read_local(uri: str) -> Blob:
-    # Not blocking: a named pipe in an archive must not hang the run.
-    handle = os.open(_local_path(uri), os.O_RDONLY | os.O_NONBLOCK)
-    with open(handle, "rb") as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
+    path = _local_path(uri)
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
             raise IsADirectoryError(f"not a regular file: {uri}")
-        return Blob(file.read(), _local_etag(status))
+        # Not blocking: a named pipe that takes the file's place must not hang the run.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            return Blob(file.read(), _local_etag(os.fstat(file.fileno())))
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            raise FileNotFoundError(error.errno, error.strerror, error.filename) from error
+        raise
+    except ValueError as error:  # a zero byte in the name
+        raise FileNotFoundError(f"no file can have this name: {uri}") from error
 
 
 def _list_local(folder: bytes) -> Iterator[Entry]:
@@ -263,14 +279,14 @@ def _list_local(folder: bytes) -> Iterator[Entry]:
     for child in children:
         if child.is_dir(follow_symlinks=False):
             yield from _list_local(child.path)
-        elif child.is_dir():
+        elif os.path.isdir(child.path):
             log.warning(
                 "not followed, a link to a folder: %s (name the folder itself as a source)", _local_uri(child.path)
             )
         else:
             try:
                 status = child.stat()
-            except FileNotFoundError:  # a broken link: listed, so that it gets its row
+            except OSError:  # a link to nowhere or to itself: listed, so that it gets its row
                 status = child.stat(follow_symlinks=False)
             yield Entry(_local_uri(child.path), status.st_size, _local_etag(status))
 
@@ -291,8 +307,12 @@ def _clean_etag(etag: str | None) -> str:
 
 
 def _obstore_takes(key: str) -> bool:
-    """Whether obstore can address `key`: it refuses or rewrites empty, `.` and `..` segments and control characters."""
-    return not any(part in ("", ".", "..") for part in key.split("/")) and key.isprintable()
+    """Whether obstore can address `key`: it refuses or rewrites empty, `.` and `..` segments and control characters.
+
+    Nor is it clear about one that is longer than S3 allows.
+    """
+    segments = key.split("/")
+    return not any(part in ("", ".", "..") for part in segments) and key.isprintable() and len(key.encode()) <= 1024
 
 
 def _s3_options() -> dict[str, Any]:
@@ -323,14 +343,15 @@ def _store(bucket: str) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _s3_client() -> Any:
-    region = os.environ.get("AWS_REGION") or boto3.Session().region_name or "us-east-1"
+    session = boto3.Session()
+    region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
     config = BotoConfig(
         connect_timeout=5,
         read_timeout=FETCH_TIMEOUT.total_seconds(),
         retries={"mode": "standard", "max_attempts": _MAX_RETRIES},
         max_pool_connections=64,
     )
-    return boto3.client("s3", region_name=region, config=config)
+    return session.client("s3", region_name=region, config=config)
 
 
 @contextlib.contextmanager
@@ -343,13 +364,16 @@ def _builtin_errors(uri: str) -> Iterator[None]:
     except botocore.exceptions.ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         http_status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if code in ("NoSuchKey", "NoSuchBucket", "404", "InvalidBucketName") or http_status == 404:
+        no_such_name = http_status == 400 and code in ("400", "InvalidURI", "KeyTooLongError", "KeyTooLong")
+        if http_status == 404 or code == "InvalidBucketName" or no_such_name:
             raise FileNotFoundError(f"not found ({code}): {uri}") from error
         if http_status in (401, 403):
             raise PermissionError(f"{code}: {uri}") from error
         raise OSError(f"{code} ({http_status}): {uri}") from error
     except (botocore.exceptions.ConnectTimeoutError, botocore.exceptions.ReadTimeoutError) as error:
         raise TimeoutError(f"no answer in time: {uri}") from error
+    except botocore.exceptions.ParamValidationError as error:  # an empty key, characters that no bucket has
+        raise FileNotFoundError(f"no object can have this name: {uri}") from error
     except botocore.exceptions.BotoCoreError as error:
         raise OSError(f"{error}: {uri}") from error
     except (obstore.exceptions.PermissionDeniedError, obstore.exceptions.UnauthenticatedError) as error:

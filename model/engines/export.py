@@ -5,11 +5,17 @@ Shapes: B batch · H, W height and width · C 3 colours.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import sys
+
 import numpy as np
 import numpy.typing as npt
 import torch
+import transformers
 from torch import Tensor, nn
 
+from model import backbone, decoder, geodecoder, geodesy, readout
 from model.checkpoint import Checkpoint
 from model.engines import Engine, NumpyAnswers
 from model.readout import Answers, ReadOut
@@ -46,6 +52,17 @@ def export_program(graph: ServingGraph) -> torch.export.ExportedProgram:
     example_BHWC = torch.zeros((2, size, size, 3), dtype=torch.uint8)  # 2: torch.export takes 0 and 1 for constants
     with torch.no_grad():
         return torch.export.export(graph, (example_BHWC,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def graph_fingerprint(checkpoint: Checkpoint) -> str:
+    """A name for what `export_program` makes of `checkpoint`: its id, and a hash of the code that shapes it.
+
+    A compiled graph kept under this name is never older than the code that asks for it.
+    """
+    digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
+    for module in (backbone, decoder, geodecoder, geodesy, readout, sys.modules[__name__]):
+        digest.update(inspect.getsource(module).encode())
+    return f"{checkpoint.model_id}-{digest.hexdigest()[:8]}"
 
 
 def require_pixels(pixels_BHWC: npt.NDArray[np.uint8], image_size_px: int) -> None:

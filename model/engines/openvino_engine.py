@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from model.checkpoint import Checkpoint
 from model.engines import NumpyAnswers, Precision
-from model.engines.export import ServingGraph, export_program, no_answers, require_pixels
+from model.engines.export import ServingGraph, export_program, graph_fingerprint, no_answers, require_pixels
 from model.readout import Answers
 
 # `import openvino` reports itself to Google Analytics if this package is there; without it OpenVINO uses its own stub.
@@ -34,8 +34,8 @@ _GRAPH_FILE = "graph.xml"
 class OpenVinoEngine:
     """The serving graph, compiled for one batch at a time on all given threads; see `Engine`.
 
-    With `cache_dir`, the converted graph stays in a folder named by OpenVINO's version and the model's id, and the next
-    start skips export and conversion.
+    With `cache_dir`, the converted graph stays in a folder named by OpenVINO's version, the model's id and a hash of
+    the code that made it, and the next start skips export and conversion.
 
     Raises:
         ValueError: bf16 on a processor that does not compute in it.
@@ -85,7 +85,7 @@ def _converted_graph(checkpoint: Checkpoint) -> Any:
 
 def _cached_graph(core: Any, checkpoint: Checkpoint, cache_dir: Path) -> Any:
     """The converted graph, from `cache_dir` if it is there, else put there by one rename."""
-    entry = cache_dir / f"openvino-{openvino.__version__.split('-')[0]}-{checkpoint.model_id}"
+    entry = cache_dir / f"openvino-{openvino.__version__.split('-')[0]}-{graph_fingerprint(checkpoint)}"
     if (entry / _GRAPH_FILE).is_file():
         try:
             return core.read_model(entry / _GRAPH_FILE)

@@ -42,6 +42,9 @@ def world(s2_levels: tuple[int, ...] = (1, 2, 4), photos: int = 400, seed: int =
     return Hierarchy(tuple(levels))
 
 
+torch.set_num_threads(1)  # on tensors this small a second thread costs more than it gives
+
+
 @pytest.fixture(scope="session")
 def make_world() -> Callable[..., Hierarchy]:
     return world

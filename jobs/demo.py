@@ -1,0 +1,92 @@
+"""Geotag a folder with the bundled model and show what came out: what `make demo` runs.
+
+python -m jobs.demo [--photos FOLDER]
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs import geotag_archive, run_command
+from jobs.demo_photos import write_demo_archive
+from pipeline.catalog import Catalog
+from pipeline.locator import BUNDLED_MODEL
+from pipeline.schema import printable
+
+_ROWS_SHOWN = 50
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Geotag a folder with the bundled model and show what came out."""
+
+    photos: Path | None = None
+    """Folder of photos; a little archive of packaged photographs, good and broken, if not given."""
+    output: Path | None = None
+    """Where the answers go; a fresh temporary folder if not given, so that every demo starts anew."""
+
+
+def run(settings: DemoSettings) -> int:
+    """Geotag, then print the photos, their counts and a query to try next; return the exit code."""
+    output = settings.output or Path(tempfile.mkdtemp(prefix="graticule-demo-"))
+    photos = settings.photos
+    if photos is None:
+        photos = output / "archive"
+        print(f"A little archive in {photos}:")
+        for name, origin in write_demo_archive(photos):
+            print(f"  {name:<20} {origin}")
+    answers = str(output / "answers")
+    code = geotag_archive.run(
+        geotag_archive.GeotagSettings(photos=(str(photos),), output=answers, max_failed_fraction=1)
+    )
+    catalog = Catalog(answers)
+    console = Console(width=max(140, Console().width), highlight=False)
+    console.print(_photo_table(catalog, photos.absolute()))
+    console.print(_status_table(catalog))
+    print(f"The bundled model is weak: see {BUNDLED_MODEL / 'MODEL_CARD.md'}. Give your own with --model. Next, try")
+    print(f"    .venv/bin/python -m jobs.query {answers} \\\\")
+    print('        "SELECT uri, round(lat_deg, 2) AS lat, round(lon_deg, 2) AS lon, radius_km FROM photos"')
+    return code
+
+
+def _photo_table(catalog: Catalog, folder: Path) -> Table:
+    rows = catalog.sql(
+        f"""
+        SELECT uri, status, error_code, lat_deg, lon_deg, radius_km, confidence,
+            list_transform(levels, level -> level.probability) AS probabilities
+        FROM photos ORDER BY status DESC, uri LIMIT {_ROWS_SHOWN}
+        """
+    ).fetchall()
+    (total,) = catalog.sql("SELECT count(*) FROM photos").fetchall()[0]
+    table = Table(title=f"{len(rows)} of {total} photos", title_justify="left")
+    for name in ("photo", "place", "within", "confidence", "each level, coarse → fine"):
+        table.add_column(name, justify="right" if name in ("within", "confidence") else "left")
+    for uri, status, error_code, lat_deg, lon_deg, radius_km, confidence, probabilities in rows:
+        name = printable(uri.removeprefix(f"{folder}/"))
+        if status == "failed":
+            table.add_row(name, f"failed: {error_code}")
+        else:
+            place = (
+                f"{abs(lat_deg):.2f}° {'N' if lat_deg >= 0 else 'S'} {abs(lon_deg):.2f}° {'E' if lon_deg >= 0 else 'W'}"
+            )
+            levels = " ".join(f"{probability:.2f}" for probability in probabilities)
+            table.add_row(name, place, f"{radius_km:,.0f} km", f"{confidence:.2f}", levels)
+    return table
+
+
+def _status_table(catalog: Catalog) -> Table:
+    table = Table("status", "photos")
+    for status, code, count in catalog.sql(
+        "SELECT status, error_code, count(*) FROM photos GROUP BY ALL ORDER BY status DESC, error_code"
+    ).fetchall():
+        table.add_row(f"{status}: {code}" if code else status, str(count))
+    return table
+
+
+if __name__ == "__main__":
+    run_command(DemoSettings, run)

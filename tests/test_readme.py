@@ -1,0 +1,101 @@
+"""README is true: its tables, its command lines, its SQL and its links."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import duckdb
+import pytest
+import tyro
+from tests.conftest import published_output
+
+from pipeline import schema
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """README's fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def table_rows(heading: str) -> list[list[str]]:
+    """The rows of the first table below a heading, cells without their backticks around."""
+    section = README.split(f"### {heading}\n", 1)[1].split("\n#", 1)[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def commands() -> list[list[str]]:
+    """Every command line in README's bash blocks, its comment removed."""
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
+
+
+def test_column_table_is_the_schema() -> None:
+    expected = [[f"`{field.name}`", str(field.type), field.metadata[b"doc"].decode()] for field in schema.PHOTOS]
+    for row in expected:
+        row[1] = re.sub(r"^list<.*", "list of structs", row[1])
+    assert table_rows("Columns") == expected
+
+
+def test_error_table_is_the_closed_set() -> None:
+    assert [row[0] for row in table_rows("Error codes")] == [f"`{code}`" for code in schema.ErrorCode]
+    transient = {row[0].strip("`") for row in table_rows("Error codes") if row[2] == "by itself"}
+    assert transient == {str(code) for code in schema.TRANSIENT_ERRORS}
+
+
+def job_arguments() -> list[list[str]]:
+    """Module name and arguments of every job that README starts."""
+    found = []
+    for words in commands():
+        if "-m" in words and words[words.index("-m") + 1].startswith("jobs."):
+            found.append(words[words.index("-m") + 1 :])
+        scripts = [index for index, word in enumerate(words) if re.fullmatch(r"jobs/\w+\.py", word)]
+        found += [[words[index][:-3].replace("/", "."), *words[index + 1 :]] for index in scripts]
+    return found
+
+
+@pytest.mark.parametrize("words", job_arguments(), ids=" ".join)
+def test_command_lines_parse(words: list[str]) -> None:
+    module = importlib.import_module(words[0])
+    (settings_type,) = (
+        value
+        for name, value in vars(module).items()
+        if name.endswith("Settings") and dataclasses.is_dataclass(value) and value.__module__ == module.__name__
+    )
+    tyro.cli(settings_type, args=words[1:])
+
+
+def test_readme_shows_every_job() -> None:
+    jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__", "demo_photos"}
+    shown = {words[0].removeprefix("jobs.") for words in job_arguments()} | {"demo"}  # the demo runs by make
+    assert shown == jobs
+
+
+def test_make_targets_exist() -> None:
+    for words in commands():
+        if words[0] == "make":
+            subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_sql_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -> None:
+    published_output(tmp_path / "geotags", tiny_checkpoint)
+    monkeypatch.chdir(tmp_path)
+    queries = blocks("sql")
+    assert queries
+    for query in queries:
+        assert duckdb.sql(query).fetchall() is not None
+
+
+def test_links_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)]+)\)", README)
+    assert targets
+    for target in targets:
+        assert target.startswith("https://") or (ROOT / target).exists(), target

@@ -63,27 +63,33 @@ class Catalog:
         self.connection.execute("SET enable_external_access = false")
         self.connection.execute("SET lock_configuration = true")
 
-    def rows(self, query: str) -> pa.Table:
-        """Return the whole result of `query`; ValueError with DuckDB's own words where it isn't one that reads."""
-        with self._relation(query) as relation:
-            return relation.to_arrow_table()
-
-    def drawn(self, query: str, width_chars: int) -> str:
-        """Return the whole result of `query` as DuckDB draws it, no row left out; ValueError as `rows`."""
-        drawing = io.StringIO()
-        with self._relation(query) as relation, contextlib.redirect_stdout(drawing):
-            relation.show(max_rows=2**31, max_width=width_chars)
-        return drawing.getvalue()
-
-    @contextlib.contextmanager
-    def _relation(self, query: str) -> Iterator[duckdb.DuckDBPyRelation]:
-        try:
+    def sql(self, query: str) -> duckdb.DuckDBPyRelation:
+        """Return one query's result, not yet computed; ValueError where it isn't a query that reads."""
+        with _as_value_error():
             statements = self.connection.extract_statements(query)
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                 raise ValueError("give one SELECT: queries here only read")
-            yield self.connection.sql(query)
-        except duckdb.Error as error:  # some only come up while the result is computed
-            raise ValueError(f"DuckDB can't run this query: {error}") from error
+            return self.connection.sql(query)
+
+    def rows(self, query: str) -> pa.Table:
+        """Return one query's whole result; ValueError with DuckDB's own words where it can't be computed."""
+        with _as_value_error():
+            return self.sql(query).to_arrow_table()
+
+    def drawn(self, query: str, width_chars: int) -> str:
+        """Return one query's whole result as DuckDB draws it, no row left out; ValueError as `rows`."""
+        drawing = io.StringIO()
+        with _as_value_error(), contextlib.redirect_stdout(drawing):
+            self.sql(query).show(max_rows=2**31, max_width=width_chars)
+        return drawing.getvalue()
+
+
+@contextlib.contextmanager
+def _as_value_error() -> Iterator[None]:
+    try:
+        yield
+    except duckdb.Error as error:
+        raise ValueError(f"DuckDB can't run this query: {error}") from error
 
 
 def run_records(output: str) -> list[dict[str, Any]]:

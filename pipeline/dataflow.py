@@ -84,6 +84,8 @@ def run_dataflow(
     context = ray.data.DataContext.get_current()
     # A worker process that dies (out of memory, a node taken away) is retried by Ray; a bug in our code is not.
     context.max_errored_blocks = 0
+    context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would write a dozen lines every ten seconds
     context.issue_detectors_config.detectors = []  # advice for whoever tunes Ray, in the middle of the user's log
 
     locators, cpus_each = _locator_pool(cluster, size)
@@ -117,7 +119,6 @@ def _progress_log(stage: Stage) -> Iterator[None]:
     if sys.stdout.isatty():
         yield
         return
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would write a dozen lines every ten seconds
     finished = threading.Event()
 
     def watch() -> None:

@@ -71,6 +71,9 @@ def make_plan(
             for batch in manifest.read_manifest(source):
                 connection.register("batch", batch)
                 connection.execute("INSERT INTO listed SELECT * FROM batch")
+        own = "DELETE FROM listed WHERE starts_with(uri, $output || '/') RETURNING uri"
+        if ours := len(connection.execute(own, {"output": stage.output}).fetchall()):
+            log.info("%d files of the output lie below a source and are no photos of the archive", ours)
         _load_rows(connection, "published", published_files)
         _load_rows(connection, "staged", stage.row_files())
         connection.execute(

@@ -315,9 +315,18 @@ def _obstore_takes(key: str) -> bool:
     return not any(part in ("", ".", "..") for part in segments) and key.isprintable() and len(key.encode()) <= 1024
 
 
-def _s3_options() -> dict[str, Any]:
+def _s3_session() -> tuple[boto3.Session, str]:
+    """Return a session with the environment's credentials, and the region; ValueError where there are none."""
     session = boto3.Session()
-    region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
+    if session.get_credentials() is None:
+        raise ValueError(
+            "no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or use an instance role"
+        )
+    return session, os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
+
+
+def _s3_options() -> dict[str, Any]:
+    session, region = _s3_session()
     options: dict[str, Any] = {
         "region": region,
         "client_options": {"timeout": FETCH_TIMEOUT, "connect_timeout": dt.timedelta(seconds=5), "allow_http": True},
@@ -326,10 +335,6 @@ def _s3_options() -> dict[str, Any]:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
         options["endpoint"] = endpoint
-    if session.get_credentials() is None:
-        raise ValueError(
-            "no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or use an instance role"
-        )
     options["credential_provider"] = Boto3CredentialProvider(session)
     return options
 
@@ -343,8 +348,7 @@ def _store(bucket: str) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _s3_client() -> Any:
-    session = boto3.Session()
-    region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
+    session, region = _s3_session()
     config = BotoConfig(
         connect_timeout=5,
         read_timeout=FETCH_TIMEOUT.total_seconds(),

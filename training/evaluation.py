@@ -79,7 +79,7 @@ def nearest_neighbour(features_ND: torch.Tensor, known_MD: torch.Tensor) -> NDAr
 
 
 def fit_temperature(model: GeoDecoder, store: PhotoStore, label_NH: NDArray[np.int64], rows: Sequence[int]) -> float:
-    """Return the one number that all levels' logits, divided by it, fit some photos' labels best (1 for too few labels).
+    """Return the number that makes all levels' logits, divided by it, fit some photos' labels best (1 for few labels).
 
     One for all levels, not one each: held-out places have labels at few of the finer levels. Source: Guo et al. 2017.
     """

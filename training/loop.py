@@ -116,7 +116,7 @@ def train(
         optimizer.step()
         draws += len(row_B)
         for name, term in terms.items():
-            recent.setdefault(name, []).append(float(term))
+            recent.setdefault(name, []).append(float(term.detach()))
         if time.monotonic() - logged > _LOG_EVERY_S:
             losses, recent, logged = _means(recent), {}, time.monotonic()
             log.info("%3.0f %% after %d photos, %.0f min: %s", 100 * done, draws, _minutes_since(start), losses)

@@ -1,0 +1,166 @@
+"""What tests of every package share: a tiny checkpoint, an S3 bucket, a Ray cluster. None of it starts unasked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoint import Checkpoint
+from model.geodecoder import GeoDecoder, tiny
+from pipeline import storage
+from training.partition import PartitionConfig, build_hierarchy
+
+REPOSITORY = Path(__file__).parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a whole checkpoint: a tiny network with random weights over a small world. Do not change it."""
+    rng = np.random.default_rng(0)
+    lat_deg_N, lon_deg_N = np.degrees(np.arcsin(rng.uniform(-1, 1, 3000))), rng.uniform(-180, 180, 3000)
+    hierarchy = build_hierarchy(lat_deg_N, lon_deg_N, PartitionConfig(tau_min=2, tau_max=(400, 100, 20)))
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    Checkpoint.save(folder, GeoDecoder(tiny(), hierarchy.class_counts), hierarchy, name="tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The photo collection beside the checkout, where there is one."""
+    if not (SHARED / "data" / "photos").is_dir():
+        pytest.skip(f"no photo collection at {SHARED / 'data'}")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Endpoint of the S3 server that the environment names, else of moto's, which the environment then names."""
+    with pytest.MonkeyPatch.context() as environment, contextlib.ExitStack() as cleanup:
+        if not os.environ.get("AWS_ENDPOINT_URL"):
+            from moto.server import ThreadedMotoServer
+
+            server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+            server.start()
+            cleanup.callback(server.stop)
+            host, port = server.get_host_and_port()
+            environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+            environment.setenv("AWS_ACCESS_KEY_ID", "testing")
+            environment.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+            environment.setenv("AWS_REGION", "us-east-1")
+        forget_s3_clients()
+        yield os.environ["AWS_ENDPOINT_URL"]
+    forget_s3_clients()
+
+
+@pytest.fixture(scope="session")
+def s3_bucket(s3_server: str) -> Iterator[str]:
+    """Name of a fresh bucket on a real S3 server; each test takes a prefix of its own in it."""
+    name = f"graticule-test-{uuid.uuid4().hex[:12]}"
+    client = boto3.Session().client("s3", region_name=os.environ.get("AWS_REGION", "us-east-1"))
+    client.create_bucket(Bucket=name)
+    yield name
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+        for item in page.get("Contents", ()):
+            client.delete_object(Bucket=name, Key=item["Key"])
+    client.delete_bucket(Bucket=name)
+
+
+def forget_s3_clients() -> None:
+    """Make `storage` read the environment again."""
+    storage._store.cache_clear()
+    storage._s3_client.cache_clear()
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """A running cluster and the environment in which a job finds it."""
+
+    address: str
+    dashboard_url: str
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """One head node in processes of its own, as `ray start --head` makes it, token authentication and all."""
+    # Not under pytest's folder: the path of a Unix socket has at most 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
+    # Else the first start would write a token into the home folder of whoever runs the tests.
+    environment = os.environ | ray_environment(tmp_path_factory.mktemp("token") / "token")
+    environment.pop("RAY_ADDRESS", None)
+    port, dashboard_port, client_port, agent_port = _free_ports(4)
+    options = {
+        "port": port,
+        "dashboard-port": dashboard_port,
+        "ray-client-server-port": client_port,
+        "dashboard-agent-listen-port": agent_port,
+        "num-cpus": 4,
+        "object-store-memory": 500_000_000,
+        "temp-dir": folder,
+    }
+    command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--disable-usage-stats"]
+    log = open(folder / "start.log", "wb")  # noqa: SIM115 - open as long as the process is
+    # `ray stop` would end every cluster of the machine: this one is a process group, and ends as one.
+    head = subprocess.Popen(
+        [*command, *(f"--{name}={value}" for name, value in options.items())],
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        _wait_for_port(dashboard_port, head, folder / "start.log")
+        address = f"127.0.0.1:{port}"
+        yield RayCluster(address, f"http://127.0.0.1:{dashboard_port}", environment | {"RAY_ADDRESS": address})
+    finally:
+        head.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            head.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+        log.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def ray_environment(token_path: Path) -> dict[str, str]:
+    """Return what a Ray of our own needs in its environment: its token, and no telemetry."""
+    token_path.write_text(uuid.uuid4().hex + uuid.uuid4().hex)
+    token_path.chmod(0o600)
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path), "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [opened.getsockname()[1] for opened in sockets]
+    for opened in sockets:
+        opened.close()
+    return ports
+
+
+def _wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path, timeout_s: float = 90) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s and process.poll() is None:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        time.sleep(0.2)
+    pytest.fail(f"ray start --head did not come up: {log.read_text(errors='replace')[-2000:]}")

@@ -46,6 +46,7 @@ class S2Benchmark:
     """Each is timed this often in turn and the best time counts: the machine may be busy."""
 
     def measure(self) -> int:
+        """Print the speed ratio; return the exit code."""
         try:
             import s2sphere
         except ImportError as error:
@@ -82,6 +83,7 @@ class PartitionBenchmark:
     """Synthetic photos, crowded in towns of very unequal size as real ones are."""
 
     def measure(self) -> int:
+        """Print seconds and peak memory; return the exit code."""
         random = np.random.default_rng(0)
         towns = 100_000
         lat_deg_T, lon_deg_T = np.degrees(np.arcsin(random.uniform(-1, 1, towns))), random.uniform(-180, 180, towns)
@@ -117,6 +119,7 @@ class PipelineBenchmark:
     """The ceilings are timed this often and the best time counts: the machine may be busy."""
 
     def measure(self) -> int:
+        """Print photos a second beside their ceilings; return the exit code."""
         with tempfile.TemporaryDirectory(prefix="graticule-bench-") as folder:
             return self._measure(Path(folder))
 
@@ -213,6 +216,7 @@ class Settings:
 
 
 def run(settings: Settings) -> int:
+    """Run the benchmark that the command line names; return the exit code."""
     return settings.benchmark.measure()
 
 

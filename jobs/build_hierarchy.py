@@ -33,6 +33,7 @@ class Settings:
 
 
 def run(settings: Settings) -> int:
+    """Build the hierarchy and write it; return the exit code."""
     preset = partition.PRESETS[settings.preset]
     config = partition.PartitionConfig(
         tau_min=preset.tau_min if settings.tau_min is None else settings.tau_min,

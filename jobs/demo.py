@@ -45,11 +45,12 @@ def run(settings: DemoSettings) -> int:
         geotag_archive.GeotagSettings(photos=(str(photos),), output=answers, max_failed_fraction=1)
     )
     catalog = Catalog(answers)
-    console = Console(width=max(140, Console().width), highlight=False)
-    console.print(_photo_table(catalog, photos.absolute()))
-    console.print(_status_table(catalog))
-    print(f"The bundled model is weak: see {BUNDLED_MODEL / 'MODEL_CARD.md'}. Give your own with --model. Next, try")
-    print(f"    .venv/bin/python -m jobs.query {answers} \\\\")
+    Console(width=max(140, Console().width), highlight=False).print(_photo_table(catalog, photos.absolute()))
+    print(
+        "The bundled model is weak: it learned from a few hundred photos, most of one French coast. Its numbers are in"
+    )
+    print(f"{BUNDLED_MODEL / 'MODEL_CARD.md'}; your own model drops in with --model. Next, try")
+    print(f"    .venv/bin/python -m jobs.query {answers} \\")
     print('        "SELECT uri, round(lat_deg, 2) AS lat, round(lon_deg, 2) AS lon, radius_km FROM photos"')
     return code
 
@@ -58,7 +59,7 @@ def _photo_table(catalog: Catalog, folder: Path) -> Table:
     rows = catalog.sql(
         f"""
         SELECT uri, status, error_code, lat_deg, lon_deg, radius_km, confidence,
-            list_transform(levels, level -> level.probability) AS probabilities
+            list_transform(levels, lambda cell: cell.probability) AS probabilities
         FROM photos ORDER BY status DESC, uri LIMIT {_ROWS_SHOWN}
         """
     ).fetchall()
@@ -76,15 +77,6 @@ def _photo_table(catalog: Catalog, folder: Path) -> Table:
             )
             levels = " ".join(f"{probability:.2f}" for probability in probabilities)
             table.add_row(name, place, f"{radius_km:,.0f} km", f"{confidence:.2f}", levels)
-    return table
-
-
-def _status_table(catalog: Catalog) -> Table:
-    table = Table("status", "photos")
-    for status, code, count in catalog.sql(
-        "SELECT status, error_code, count(*) FROM photos GROUP BY ALL ORDER BY status DESC, error_code"
-    ).fetchall():
-        table.add_row(f"{status}: {code}" if code else status, str(count))
     return table
 
 

@@ -53,6 +53,7 @@ class Settings:
 
 
 def run(settings: Settings) -> int:
+    """Evaluate the model on the manifest's photos and print its numbers; return the exit code."""
     settings = _with_defaults(settings)
     folder = BUNDLED if settings.model == "bundled" else storage.local_folder(settings.model)
     checkpoint = Checkpoint.load(folder)

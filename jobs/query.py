@@ -49,7 +49,10 @@ def run(settings: QuerySettings) -> int:
     if settings.to is None:
         sys.stdout.buffer.write(content)
     else:
-        settings.to.write_bytes(content)
+        try:
+            settings.to.write_bytes(content)
+        except OSError as error:
+            raise ValueError(f"can't write --to {settings.to}: {error}") from error
     return 0
 
 

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from jobs import run_command
 from model import geodecoder
-from model.checkpoint import Checkpoint
+from model.checkpoint import CONFIG_FILE, Checkpoint
 from model.geodecoder import GeoDecoder, GeoDecoderConfig
 from model.hierarchy import JSON_NAME, PARQUET_NAME, Hierarchy
 from pipeline import storage
@@ -45,8 +46,8 @@ class Settings:
 
     manifest: str
     """Parquet or CSV table with path or uri, latitude, longitude and, where known, photographer and scene."""
-    output: Path
-    """Folder for the checkpoint."""
+    output: str
+    """Folder or prefix for the checkpoint: a path or URI."""
     hierarchy: str = "auto"
     """Folder or prefix that jobs.build_hierarchy wrote; auto builds one from the training photos."""
     preset: Literal["paper7", "isn3", "small", "hundreds"] = "hundreds"
@@ -71,12 +72,13 @@ class Settings:
 
 
 def run(settings: Settings) -> int:
+    """Train and write the checkpoint; return the exit code."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
     photos = labelled_photos(settings.manifest, settings.root, settings.only, settings.scenes)
     split = split_photos(photos, settings.split)
     rows = split.rows("train")
-    storage.check_writable(str(settings.output))
+    storage.check_writable(settings.output)
     print(describe_split(split))
     hierarchy = _hierarchy(settings, photos, rows)
     config = _network(settings, photos)
@@ -93,7 +95,7 @@ def run(settings: Settings) -> int:
     served = DecodeTarget(config.preprocessing.image_size_px, config.preprocessing.resize_px)
     validation = PhotoStore(photos.uri_N, served, settings.max_failed_fraction)
     temperature = evaluation.fit_temperature(model, validation, labels.level_NH, split.rows("validation").tolist())
-    checkpoint = Checkpoint.save(
+    model_id = _save(
         settings.output,
         model,
         hierarchy,
@@ -112,8 +114,19 @@ def run(settings: Settings) -> int:
     print(
         f"{progress.draws} photos drawn ({progress.epochs} epochs) in {progress.minutes} min; losses {progress.losses}"
     )
-    print(f"{settings.output}: {checkpoint.model_id}, classes {hierarchy.class_counts}, temperature {temperature}")
+    print(f"{settings.output}: {model_id}, classes {hierarchy.class_counts}, temperature {temperature}")
     return 0
+
+
+def _save(output: str, *content: Any, **more: Any) -> str:
+    """Save a checkpoint at any URI, its config.json last as always, and return its id."""
+    if not storage.is_remote(output):
+        return Checkpoint.save(storage.local_folder(output), *content, **more).model_id
+    with tempfile.TemporaryDirectory() as folder:
+        model_id = Checkpoint.save(Path(folder), *content, **more).model_id
+        for path in sorted(Path(folder).iterdir(), key=lambda path: path.name == CONFIG_FILE):
+            storage.write_bytes(storage.join(output, path.name), path.read_bytes())
+    return model_id
 
 
 def describe_split(split: Split) -> str:

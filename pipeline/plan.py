@@ -79,7 +79,8 @@ def make_plan(
         connection.execute(
             f"CREATE TABLE transient AS SELECT unnest({[str(code) for code in schema.TRANSIENT_ERRORS]}) AS code"
         )
-        # Only the newest row counts: a photo that was changed and changed back is a changed photo.
+        # Only the newest row counts: a photo that was changed and changed back is a changed photo. (Plain arg_max
+        # passes over rows without an error code, so that a photo once failed would stay failed.)
         # Rows staged for a photo that was changed since are made again: the newer wins when the run is published.
         connection.execute(
             """
@@ -88,10 +89,12 @@ def make_plan(
                 SELECT photo_id, any_value(uri) AS uri, max(etag) AS etag, max(size_bytes) AS size_bytes
                 FROM listed GROUP BY photo_id),
             done AS (
-                SELECT photo_id, arg_max(etag, processed_at) AS etag, arg_max(error_code, processed_at) AS error_code
+                SELECT photo_id, arg_max_null(etag, processed_at) AS etag,
+                    arg_max_null(error_code, processed_at) AS error_code
                 FROM published WHERE model_id = $model_id GROUP BY photo_id),
             staged_done AS (
-                SELECT photo_id, arg_max(etag, processed_at) AS etag, arg_max(error_code, processed_at) AS error_code
+                SELECT photo_id, arg_max_null(etag, processed_at) AS etag,
+                    arg_max_null(error_code, processed_at) AS error_code
                 FROM staged GROUP BY photo_id)
             SELECT photos.*,
                 EXISTS (FROM staged_done s WHERE s.photo_id = photos.photo_id
@@ -126,7 +129,10 @@ def make_plan(
 def _load_rows(connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[str]) -> None:
     wanted = "photo_id, etag, error_code, model_id, processed_at"
     if files:
-        connection.execute(f"CREATE TABLE {name} AS SELECT {wanted} FROM read_parquet($files)", {"files": list(files)})
+        connection.execute(
+            f"CREATE TABLE {name} AS SELECT {wanted} FROM read_parquet($files)",
+            {"files": list(files)},
+        )
     else:
         connection.register("no_rows", schema.PHOTOS.empty_table())
         connection.execute(f"CREATE TABLE {name} AS SELECT {wanted} FROM no_rows")

@@ -59,7 +59,8 @@ def publish(stage: staging.Stage) -> Published:
         if not plan_files:
             return Published((), 0, {})
         connection.execute(
-            "CREATE TABLE planned AS SELECT photo_id, uri FROM read_parquet($files)", {"files": plan_files}
+            "CREATE TABLE planned AS SELECT photo_id, uri FROM read_parquet($files)",
+            {"files": plan_files},
         )
         if not row_files:
             raise UnaccountedError("photos are planned but no row is staged")

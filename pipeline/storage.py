@@ -232,8 +232,13 @@ def local_folder(uri: str) -> Path:
 
 
 def let_duckdb_read(connection: duckdb.DuckDBPyConnection, uri: str) -> None:
-    """Teach `connection` to read `uri`'s scheme through obstore: DuckDB's own S3 reader needs a download."""
+    """Teach `connection` to read `uri`'s scheme through obstore: DuckDB's own S3 reader needs a download.
+
+    ValueError for a remote name that it can't read.
+    """
     if is_remote(uri):
+        if any(character in uri for character in "*?[#"):
+            raise ValueError(f"{uri}: DuckDB can't read a remote name with *, ?, [ or # in it: choose one without")
         scheme = uri.split("://", 1)[0]
         options: Any = _s3_options() if scheme == "s3" else {}
         connection.register_filesystem(FsspecStore(scheme, **options))  # type: ignore[call-overload]
@@ -368,7 +373,7 @@ def _builtin_errors(uri: str) -> Iterator[None]:
     except botocore.exceptions.ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         http_status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        no_such_name = http_status == 400 and code in ("400", "InvalidURI", "KeyTooLongError", "KeyTooLong")
+        no_such_name = http_status == 400 and code in ("400", "InvalidURI", "KeyTooLongError", "InvalidObjectName")
         if http_status == 404 or code == "InvalidBucketName" or no_such_name:
             raise FileNotFoundError(f"not found ({code}): {uri}") from error
         if http_status in (401, 403):

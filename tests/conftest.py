@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import os
 import shutil
 import signal
@@ -13,17 +14,25 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import boto3
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from model.checkpoint import Checkpoint
 from model.geodecoder import GeoDecoder, tiny
-from pipeline import storage
+from pipeline import schema, storage
+from pipeline.decode import DecodeTarget
+from pipeline.locator import Locator, LocatorSettings
+from pipeline.plan import make_plan
+from pipeline.publish import publish, put_record
+from pipeline.reader import Reader, ReaderSettings
+from pipeline.staging import Stage
+from tests.photo_samples import china_jpeg, flower_jpeg
 from training.partition import PartitionConfig, build_hierarchy
 
 REPOSITORY = Path(__file__).parent.parent
@@ -89,6 +98,30 @@ def forget_s3_clients() -> None:
     storage._s3_client.cache_clear()
 
 
+def published_output(output: Path, checkpoint_folder: Path) -> None:
+    """Publish two photos and an empty file below `output`, as the job does but in this process, without Ray."""
+    checkpoint = Checkpoint.load(checkpoint_folder)
+    preprocessing = checkpoint.config.preprocessing
+    photos = output.parent / f"{output.name}-photos"
+    for name, data in (("china.jpg", china_jpeg()), ("flower.jpg", flower_jpeg()), ("empty.jpg", b"")):
+        storage.write_bytes(str(photos / name), data)
+    stage = Stage(str(output), "r1")
+    plan = make_plan([str(photos)], stage, [], checkpoint.model_id, retry_failed=False, limit=None)
+    read = Reader(ReaderSettings(DecodeTarget(preprocessing.image_size_px, preprocessing.resize_px)))
+    locate = Locator(LocatorSettings(str(checkpoint_folder), checkpoint.model_id, stage.run_id, engine="torch"))
+    for file in plan.files:
+        stage.put_rows(locate(read(pq.read_table(file, schema=schema.MANIFEST))))
+    published = publish(stage)
+    record = {
+        "run_id": stage.run_id,
+        "finished_at": dt.datetime.now(dt.UTC).isoformat(),
+        "model_id": checkpoint.model_id,
+        "photos": {"located": published.located, "failed": published.failed},
+        "files": [asdict(file) for file in published.files],
+    }
+    put_record(stage, record)
+
+
 @dataclass(frozen=True)
 class RayCluster:
     """A running cluster and the environment in which a job finds it."""
@@ -105,6 +138,7 @@ def ray_cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
     # Else the first start would write a token into the home folder of whoever runs the tests.
     environment = os.environ | ray_environment(tmp_path_factory.mktemp("token") / "token")
+    environment["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     environment.pop("RAY_ADDRESS", None)
     port, dashboard_port, client_port, agent_port = _free_ports(4)
     options = {

@@ -4,19 +4,20 @@ Photos that share a photographer or a place belong together, and so do photos th
 group goes to one part as a whole. Otherwise neighbouring frames of one camera would be on both sides, and the test
 would measure memory.
 
-Shapes: N photos.
+Shapes: N photos, G groups.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterable, Sequence
+import itertools
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model import s2
+from model import geodesy, s2
 from training.labelled import LabelledPhotos
 
 PARTS = ("train", "validation", "test")
@@ -24,12 +25,14 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """How to split. `place_s2_level` 10 makes cells of about 10 km. Raises ValueError for shares that are no shares."""
+    """How to split. Photos are at one place in one S2 cell (level 10: about 10 km), and across its border within
+    `border_km` of each other. Raises ValueError for shares that are no shares."""
 
     seed: int = 0
     validation_share: float = 0.1
     test_share: float = 0.2
     place_s2_level: int = 10
+    border_km: float = 1.0
 
     def __post_init__(self) -> None:
         if min(self.validation_share, self.test_share) < 0 or self.validation_share + self.test_share >= 1:
@@ -57,11 +60,13 @@ def split_photos(photos: LabelledPhotos, config: SplitConfig) -> Split:
     Test and validation take groups, in that order, as long as they fit into their share, so a group with more photos
     than a share is trained on. Photos without a photographer are grouped by place only.
     """
-    place_N = s2.cell_id_N(photos.lat_deg_N, photos.lon_deg_N, config.place_s2_level).tolist()
-    group_N = linked_groups(
-        [("place", place), *([("photographer", who)] if who else [])]
-        for place, who in zip(place_N, photos.photographer_N, strict=True)
+    place_N = s2.cell_id_N(photos.lat_deg_N, photos.lon_deg_N, config.place_s2_level)
+    keys_N = (
+        [("place", place), ("photographer", who)] if who else [("place", place)]
+        for place, who in zip(place_N.tolist(), photos.photographer_N, strict=True)
     )
+    joined = ([("place", one), ("place", other)] for one, other in _neighbours(photos, place_N, config))
+    group_N = np.unique(linked_groups(itertools.chain(keys_N, joined))[: len(photos)], return_inverse=True)[1]
     count_G = np.bincount(group_N)
     first_name = [""] * len(count_G)
     for name, group in sorted(zip(photos.name_N, group_N.tolist(), strict=True), reverse=True):
@@ -77,6 +82,18 @@ def split_photos(photos: LabelledPhotos, config: SplitConfig) -> Split:
                 part_G[group] = PARTS.index(part)
                 room -= int(count_G[group])
     return Split(part_G[group_N], group_N)
+
+
+def _neighbours(photos: LabelledPhotos, place_N: NDArray[np.uint64], config: SplitConfig) -> Iterator[tuple[int, int]]:
+    """Yield pairs of cells: one with a photo in it, another within a border's width of that photo."""
+    for bearing_deg in range(0, 360, 45):
+        lat_deg_N, lon_deg_N = geodesy.destination_point(
+            photos.lat_deg_N, photos.lon_deg_N, bearing_deg, config.border_km
+        )
+        other_N = s2.cell_id_N(lat_deg_N, lon_deg_N, config.place_s2_level)
+        across_N = other_N != place_N
+        pairs = np.unique(np.stack([place_N[across_N], other_N[across_N]], axis=1), axis=0)
+        yield from ((int(one), int(other)) for one, other in pairs.tolist())
 
 
 def linked_groups(keys_N: Iterable[Sequence[Hashable]]) -> NDArray[np.int64]:

@@ -7,16 +7,26 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 
 from pipeline import storage
 from tests.conftest import forget_s3_clients
 
-NAMES = ["a b.jpg", "ü ñ/ж.jpg", "100%.jpg", "a%20b.jpg", "x#1.jpg", "new\nline.jpg", "q?a=b&c.jpg", "[a]*.jpg", "日.jpg"]
+NAMES = [
+    "a b.jpg",
+    "ü ñ/ж.jpg",
+    "100%.jpg",
+    "a%20b.jpg",
+    "x#1.jpg",
+    "new\nline.jpg",
+    "q?a=b&c.jpg",
+    "[a]*.jpg",
+    "日.jpg",
+]
 """Names that both a file system and an object store take."""
 S3_ONLY_NAMES = ["x//y.jpg", "x/../y.jpg", "x/./y.jpg", "/lead.jpg", "tab\t.jpg", "back\\slash.jpg", "\x7fdel.jpg"]
 DEEP_NAMES = ["1/2/3/deep.jpg", ".hidden/.photo.jpg"]
@@ -31,7 +41,12 @@ def prefix(s3_bucket: str, request: pytest.FixtureRequest) -> str:
 def put(uri: str, data: bytes) -> None:
     """Put an object by boto3, which changes no key."""
     bucket, key = uri.removeprefix("s3://").split("/", 1)
-    boto3.Session().client("s3", region_name="us-east-1").put_object(Bucket=bucket, Key=key, Body=data)
+    try:
+        boto3.Session().client("s3", region_name="us-east-1").put_object(Bucket=bucket, Key=key, Body=data)
+    except ClientError:
+        if "\n" not in key:
+            raise
+        pytest.skip("this S3 server takes no newline in a name (moto does not)")
 
 
 class TestLocal:
@@ -154,7 +169,7 @@ class TestLocal:
         storage.check_writable(f"{tmp_path}/new/folder")
         assert list(storage.list_files(str(tmp_path))) == []
         (tmp_path / "file").write_bytes(b"")
-        with pytest.raises(ValueError, match="can't write to .*file.* Give --output a folder"):
+        with pytest.raises(ValueError, match=r"can't write to .*file.* Give --output a folder"):
             storage.check_writable(f"{tmp_path}/file")
 
     def test_local_folder_is_the_folder_itself(self, tmp_path: Path) -> None:
@@ -206,12 +221,22 @@ class TestS3:
             put(f"{prefix}/{name}", b"" if name.endswith("/") else b"x")
         assert [entry.uri for entry in storage.list_files(f"{prefix}/in")] == [f"{prefix}/in/a"]
 
-    def test_listing_goes_on_after_a_thousand(self, prefix: str) -> None:
-        uris = {f"{prefix}/{index}" for index in range(1003)}
-        with ThreadPoolExecutor(16) as pool:
-            list(pool.map(lambda uri: storage.write_bytes(uri, b""), uris))
-            assert {entry.uri for entry in storage.list_files(prefix)} == uris
-            list(pool.map(storage.delete, uris))
+    def test_listing_goes_on_after_a_page(self, prefix: str) -> None:
+        uris = [f"{prefix}/{index}" for index in range(5)]
+        for uri in uris:
+            storage.write_bytes(uri, b"")
+        pages: list[str] = []
+
+        def small_pages(params: dict[str, object], **_: object) -> None:
+            params["MaxKeys"] = 2
+            pages.append("page")
+
+        storage._s3_client().meta.events.register("before-parameter-build.s3.ListObjectsV2", small_pages)
+        try:
+            assert [entry.uri for entry in storage.list_files(prefix)] == uris
+        finally:
+            forget_s3_clients()
+        assert len(pages) == 3
 
     def test_delete_folder(self, prefix: str) -> None:
         for name in ("gone/a", "gone/deep/er/b", "kept"):

@@ -12,7 +12,7 @@ def test_levels_loss_is_the_mean_of_smoothed_cross_entropies() -> None:
     logits = (torch.randn(5, 4), torch.randn(5, 9))
     label_BH = torch.tensor([[0, 8], [1, 3], [2, 0], [3, 1], [0, 0]])
     expected = sum(cross_entropy(x, label_BH[:, h], label_smoothing=0.1) for h, x in enumerate(logits)) / 2
-    assert levels_loss(logits, label_BH, 0.1) == pytest.approx(float(expected))
+    assert levels_loss(logits, label_BH, 0.1) == pytest.approx(expected.item())
 
 
 def test_a_photo_without_a_label_says_nothing_about_that_level() -> None:
@@ -21,7 +21,7 @@ def test_a_photo_without_a_label_says_nothing_about_that_level() -> None:
     label_B = torch.tensor([2, -1, 5, -1])
     loss = masked_cross_entropy(logits, label_B, 0.1)
     expected = cross_entropy(logits[[0, 2]], label_B[[0, 2]], label_smoothing=0.1)
-    assert float(loss) == pytest.approx(float(expected))
+    assert loss.item() == pytest.approx(expected.item())
     loss.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert (logits.grad[[1, 3]] == 0).all()
@@ -31,7 +31,7 @@ def test_a_photo_without_a_label_says_nothing_about_that_level() -> None:
 def test_no_labels_at_all_cost_nothing_and_are_finite() -> None:
     logits = torch.randn(3, 6, requires_grad=True)
     loss = masked_cross_entropy(logits, torch.full((3,), -1))
-    assert float(loss) == 0
+    assert loss.item() == 0
     loss.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert (logits.grad == 0).all()

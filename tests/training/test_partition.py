@@ -52,7 +52,7 @@ def plain_cells(points: Points, tau_min: int, tau_max: int) -> set[int]:
 
 @pytest.mark.parametrize("config", [PartitionConfig(0, (400, 100, 20)), PartitionConfig(7, (500, 150, 30))])
 def test_every_level_is_the_plain_recursions(config: PartitionConfig) -> None:
-    points = crowded_points(6_000)
+    points = crowded_points(2_500)
     hierarchy = partition.build_hierarchy(*points, config)
     for level, tau_max in zip(hierarchy.levels, config.tau_max, strict=True):
         assert set(level.cell_id_K.tolist()) == plain_cells(points, config.tau_min, tau_max)
@@ -112,7 +112,7 @@ def test_too_few_photos_are_an_error_that_says_what_to_do() -> None:
 
 @needs_tables
 def test_real_photos_fall_into_the_plain_recursions_cells() -> None:
-    table = pyarrow.csv.read_csv(CELLS / "geoclip_coordinates_100K.csv").slice(0, 25_000)
+    table = pyarrow.csv.read_csv(CELLS / "geoclip_coordinates_100K.csv").slice(0, 15_000)
     points = table["LAT"].to_numpy(), table["LON"].to_numpy()
     hierarchy = partition.build_hierarchy(*points, PartitionConfig(10, (1000, 200)))
     assert set(hierarchy.levels[1].cell_id_K.tolist()) == plain_cells(points, 10, 200)

@@ -1,0 +1,191 @@
+"""Prediction rows say what the engine says, no more and no less, one for each photo whatever became of it."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from model import s2
+from model.checkpoint import Checkpoint
+from model.engines import Engine, NumpyAnswers
+from pipeline import schema
+from pipeline.locator import BUNDLED_MODEL, Locator, LocatorSettings, model_folder
+from tests.photo_rows import NOON
+
+SIZE_PX = 32
+RNG = np.random.default_rng(7)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
+    return Checkpoint.load(tiny_checkpoint)
+
+
+def settings(checkpoint: Checkpoint, **changed: object) -> LocatorSettings:
+    values = {"model_uri": str(checkpoint.folder), "model_id": checkpoint.model_id, "run_id": "r1", "engine": "torch"}
+    return LocatorSettings(**(values | changed))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def locator(checkpoint: Checkpoint) -> Locator:
+    return Locator(settings(checkpoint))
+
+
+def read_table(pixels: list[np.ndarray | None]) -> pa.Table:
+    """What the Reader hands over: pixels, or a failed row where there are none."""
+    rows = []
+    for index, pixels_HWC in enumerate(pixels):
+        uri = f"/{index}"
+        row = {schema.PHOTO_ID: schema.photo_id(uri), schema.URI: uri, schema.ETAG: "v1", schema.SIZE_BYTES: index}
+        if pixels_HWC is None:
+            row |= {schema.ERROR_CODE: "truncated", schema.ERROR_MESSAGE: "cut", schema.EXIF_LAT_DEG: 1.5}
+        else:
+            row |= {schema.PIXELS_HWC: pixels_HWC.tobytes(), schema.FORMAT: "jpeg", schema.WIDTH_PX: 640}
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=schema.READ)
+
+
+def random_pixels(count: int) -> list[np.ndarray]:
+    return list(RNG.integers(0, 256, (count, SIZE_PX, SIZE_PX, 3), dtype=np.uint8))
+
+
+def without_time(table: pa.Table) -> pa.Table:
+    return table.drop_columns([schema.PROCESSED_AT])
+
+
+def test_rows_equal_what_the_engine_and_the_hierarchy_say(checkpoint: Checkpoint, locator: Locator) -> None:
+    pixels = random_pixels(5)
+    table = locator(read_table([pixels[0], None, *pixels[1:]]))
+    assert table.schema.equals(schema.PHOTOS, check_metadata=True)
+    table.validate(full=True)
+    answers = locator.engine(np.stack(pixels))
+    levels, finest = checkpoint.hierarchy.levels, checkpoint.hierarchy.levels[-1]
+    located = [row for row in table.to_pylist() if row[schema.STATUS] == "located"]
+    assert len(located) == 5
+    for photo, row in enumerate(located):
+        best = answers.top_index_BT[photo, 0]
+        assert row[schema.LAT_DEG] == finest.lat_deg_K[best]
+        assert row[schema.LON_DEG] == finest.lon_deg_K[best]
+        assert row[schema.CELL_ID] == s2.leaf_id_N([row[schema.LAT_DEG]], [row[schema.LON_DEG]])[0]
+        assert struct.unpack("<xIdd", row[schema.GEOMETRY]) == (1, row[schema.LON_DEG], row[schema.LAT_DEG])
+        assert row[schema.RADIUS_KM] == pytest.approx(answers.radius_km_B[photo], rel=1e-5)
+        assert row[schema.CONFIDENCE] == pytest.approx(answers.top_probability_BT[photo, 0], rel=1e-5)
+        assert row[schema.SCENE] == checkpoint.config.scenes[answers.scene_index_B[photo]]
+        assert [cell[schema.LEVEL] for cell in row[schema.LEVELS]] == list(range(len(levels)))
+        for cell, level, index in zip(row[schema.LEVELS], levels, answers.level_index_BH[photo], strict=True):
+            assert cell[schema.CELL_ID] == level.cell_id_K[index]
+            assert cell[schema.S2_LEVEL] == level.s2_level_K[index]
+            assert cell[schema.CELL_TOKEN] == s2.token(int(level.cell_id_K[index]))
+            assert (cell[schema.LAT_DEG], cell[schema.LON_DEG]) == (level.lat_deg_K[index], level.lon_deg_K[index])
+        assert [cell[schema.CELL_ID] for cell in row[schema.ALTERNATIVES]] == list(
+            finest.cell_id_K[answers.top_index_BT[photo]]
+        )
+        shares = [cell[schema.PROBABILITY] for cell in row[schema.ALTERNATIVES]]
+        assert shares == sorted(shares, reverse=True)
+        enough = [
+            name
+            for name, mass in zip(("street", "city", "region", "country"), answers.mass_within_B4[photo], strict=True)
+            if mass >= 0.5
+        ]
+        assert row[schema.PRECISION] == (enough[0] if enough else None)
+        assert (row[schema.MODEL_ID], row[schema.RUN_ID]) == (checkpoint.model_id, "r1")
+        assert row[schema.PROCESSED_AT] > NOON.replace(year=2025)
+
+
+def test_failed_rows_pass_through_untouched(locator: Locator) -> None:
+    failed = locator(read_table([*random_pixels(1), None])).to_pylist()[1]
+    kept = {name: failed[name] for name in (schema.URI, schema.ERROR_CODE, schema.ERROR_MESSAGE, schema.EXIF_LAT_DEG)}
+    assert kept == {"uri": "/1", "error_code": "truncated", "error_message": "cut", "exif_lat_deg": 1.5}
+    assert failed[schema.STATUS] == "failed"
+    for name in (schema.LAT_DEG, schema.LEVELS, schema.ALTERNATIVES, schema.GEOMETRY, schema.CELL_ID, schema.SCENE):
+        assert failed[name] is None
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_a_table_without_any_pixels(locator: Locator, rows: int) -> None:
+    table = locator(read_table([None] * rows))
+    assert table.schema.equals(schema.PHOTOS)
+    assert table.column(schema.STATUS).to_pylist() == ["failed"] * rows
+
+
+def test_tables_of_several_and_of_no_chunks(locator: Locator) -> None:
+    whole = read_table([*random_pixels(3), None])
+    chunked = pa.concat_tables([whole.slice(0, 1), whole.slice(1, 2), whole.slice(3)])
+    assert without_time(locator(chunked)).equals(without_time(locator(whole)))
+    assert locator(pa.Table.from_batches([], schema=schema.READ)).num_rows == 0
+
+
+def test_the_batch_size_does_not_change_the_answers(checkpoint: Checkpoint, locator: Locator) -> None:
+    table = read_table([*random_pixels(4), None, *random_pixels(3)])
+    one_by_one = Locator(settings(checkpoint, batch_size=1))(table).to_pylist()
+    for one, all_at_once in zip(one_by_one, locator(table).to_pylist(), strict=True):
+        for name in (schema.LAT_DEG, schema.LON_DEG, schema.CELL_ID, schema.SCENE, schema.STATUS):
+            assert one[name] == all_at_once[name]
+        if one[schema.STATUS] == "located":
+            assert one[schema.CONFIDENCE] == pytest.approx(all_at_once[schema.CONFIDENCE], rel=1e-4)
+
+
+class _SometimesNaN:
+    """An engine whose network overflows on pictures that are all black."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.image_size_px = engine.image_size_px
+
+    def __call__(self, pixels_BHWC: np.ndarray) -> NumpyAnswers:
+        black_B = ~pixels_BHWC.any(axis=(1, 2, 3))
+        answers = self._engine(pixels_BHWC)
+        radius_km_B = np.where(black_B, np.float32(np.nan), answers.radius_km_B)
+        return answers._replace(finite_B=~black_B, radius_km_B=radius_km_B)
+
+
+def test_outputs_that_are_no_numbers_fail_their_photo_only(checkpoint: Checkpoint) -> None:
+    locator = Locator(settings(checkpoint, batch_size=2))
+    good, black = random_pixels(3), np.zeros((SIZE_PX, SIZE_PX, 3), np.uint8)
+    expected = locator(read_table([good[0], None, good[1], None, good[2]]))
+    locator.engine = _SometimesNaN(locator.engine)  # type: ignore[assignment]
+    table = locator(read_table([good[0], None, good[1], black, good[2]]))
+    assert table.column(schema.ERROR_CODE).to_pylist() == [None, "truncated", None, "model_failed", None]
+    broken = table.to_pylist()[3]
+    assert (broken[schema.STATUS], broken[schema.LAT_DEG], broken[schema.RADIUS_KM]) == ("failed", None, None)
+    assert broken[schema.ERROR_MESSAGE]
+    for name in (schema.LAT_DEG, schema.CELL_ID):
+        for row in (0, 2, 4):
+            assert table.column(name)[row] == expected.column(name)[row]
+
+
+def test_a_bug_in_the_engine_stops_the_table(checkpoint: Checkpoint) -> None:
+    locator = Locator(settings(checkpoint))
+
+    class Broken:
+        image_size_px = SIZE_PX
+
+        def __call__(self, pixels_BHWC: np.ndarray) -> NumpyAnswers:
+            raise RuntimeError("out of memory")
+
+    locator.engine = Broken()  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        locator(read_table(random_pixels(1)))
+
+
+def test_precision_is_applied(checkpoint: Checkpoint, locator: Locator) -> None:
+    table = read_table(random_pixels(3))
+    coarse = Locator(settings(checkpoint, precision="country"))(table)
+    assert coarse.schema.equals(schema.PHOTOS, check_metadata=True)
+    for row in coarse.to_pylist():
+        assert max(cell[schema.S2_LEVEL] for cell in row[schema.LEVELS]) <= 4
+        assert row[schema.RADIUS_KM] >= 575
+
+
+def test_another_model_there_by_now_is_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(ValueError, match=r"holds tiny-.* now, not other-123: start again"):
+        Locator(settings(checkpoint, model_id="other-123"))
+
+
+def test_model_folder(tiny_checkpoint: Path) -> None:
+    assert model_folder(str(tiny_checkpoint)) == tiny_checkpoint
+    assert model_folder("bundled") == BUNDLED_MODEL

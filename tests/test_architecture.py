@@ -1,0 +1,170 @@
+"""The shape of the repository: layers, homes of heavy libraries, our names, and what must not be in tracked files."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+LAYERS = ("model", "pipeline", "training", "jobs")
+"""Lowest first: a package imports only itself and lower ones."""
+HOMES = {
+    "ray": ("pipeline/dataflow.py", "training/trainer.py", "jobs/"),
+    "fsspec": ("pipeline/storage.py",),
+    "obstore": ("pipeline/storage.py",),
+    "boto3": ("pipeline/storage.py",),
+    "botocore": ("pipeline/storage.py",),
+    # storage teaches DuckDB to read remote files, which takes the type's name only
+    "duckdb": ("pipeline/plan.py", "pipeline/catalog.py", "pipeline/storage.py"),
+    "tensorrt": ("model/engines/",),
+    "openvino": ("model/engines/", "training/teacher.py"),
+    "transformers": ("model/backbone.py", "model/engines/export.py"),
+    "PIL": (
+        "pipeline/decode.py",
+        "pipeline/jpeg.py",
+        "pipeline/exif.py",
+        "pipeline/codec_errors.py",
+        "training/",
+        "jobs/",
+    ),
+    "tyro": ("jobs/",),
+    "rich": ("jobs/",),
+}
+"""Where a library may be imported: a folder (with a slash) or a file."""
+MAX_LINES = 500
+
+
+def modules() -> list[str]:
+    return sorted(
+        str(path.relative_to(REPOSITORY)) for package in LAYERS for path in (REPOSITORY / package).rglob("*.py")
+    )
+
+
+def imports(module: str) -> Iterator[tuple[str, int]]:
+    """Yield every module that `module` imports, wherever in it, with the line."""
+    for node in ast.walk(ast.parse((REPOSITORY / module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: a relative import: name the package"
+            yield str(node.module), node.lineno
+
+
+def tracked_files() -> list[str]:
+    """Files that git tracks, and new ones that it does not ignore."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout: what is tracked can't be told")
+    return [name for name in listed.stdout.split("\0") if name and (REPOSITORY / name).is_file()]
+
+
+@pytest.mark.parametrize("module", modules())
+def test_nothing_imports_upward(module: str) -> None:
+    layer = LAYERS.index(module.split("/")[0])
+    for name, line in imports(module):
+        package = name.split(".")[0]
+        assert package not in ("tests", "infra"), f"{module}:{line} imports {name}"
+        if package in LAYERS:
+            assert LAYERS.index(package) <= layer, f"{module}:{line}: {LAYERS[layer]} is below {package}"
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_heavy_libraries_stay_at_home(library: str) -> None:
+    for module in modules():
+        if not module.startswith(HOMES[library]):
+            for name, line in imports(module):
+                assert name.split(".")[0] != library, f"{module}:{line} imports {name}: only {HOMES[library]} may"
+
+
+def test_storage_runs_without_duckdb() -> None:
+    """It takes the type's name only, for the type checker."""
+    tree = ast.parse((REPOSITORY / "pipeline" / "storage.py").read_text())
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert "duckdb" not in ast.unparse(node)
+
+
+@pytest.mark.parametrize("modules_below_ray", ["pipeline.locator, pipeline.reader, pipeline.publish, pipeline.catalog"])
+def test_the_stages_run_with_ray_unimported(modules_below_ray: str) -> None:
+    code = f"import {modules_below_ray}, sys; assert 'ray' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+def test_only_schema_names_the_columns() -> None:
+    """A literal column name elsewhere would miss a change of the schema. SQL, whole statements of it, is allowed."""
+    from pipeline import schema
+
+    # Names that are words of other things too (a dict of settings, a file's format) can't be told by their text.
+    words = {"format", "level", "levels", "scene", "status", "precision", "uri", "geometry", "run_id", "model_id"}
+    names = set(schema.PHOTOS.names) - words
+    for module in modules():
+        if module.startswith("pipeline/") and module != "pipeline/schema.py":
+            for node in ast.walk(ast.parse((REPOSITORY / module).read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    assert node.value not in names, f"{module}:{node.lineno}: write schema.{node.value.upper()}"
+
+
+def test_nobody_else_owns_our_package_names() -> None:
+    owners = importlib.metadata.packages_distributions()
+    for package in LAYERS:
+        assert set(owners.get(package, [])) <= {"graticule"}, f"{package} is also installed by {owners[package]}"
+
+
+@pytest.mark.parametrize("name", [".gitignore", ".rayignore", ".dockerignore"])
+def test_ignore_files_are_anchored(name: str) -> None:
+    """Ray ships the working directory by them: a line that matches at any depth drops our own modules silently."""
+    if not (REPOSITORY / name).exists():
+        pytest.skip(f"there is no {name}")
+    for line in (REPOSITORY / name).read_text().splitlines():
+        if line and not line.startswith("#") and line not in ("__pycache__/", "**/__pycache__/"):
+            assert line.lstrip("!").startswith("/"), f"{name}: {line!r} matches at any depth: begin it with /"
+
+
+def test_no_trace_of_a_machine_in_tracked_files() -> None:
+    """Paths and hosts of the machine it was written on would be wrong, or tell, on every other one."""
+    machine_path = re.compile(rb"(?<![\w.-])/(?:work|root|home)/\w")
+    registry = re.compile(
+        rb"(?:--(?:extra-)?index-url|index-url\s*=|registry\s*=|https?://[\w.-]*(?:pypi|artifactory|nexus)[\w.-]*/)"
+    )
+    for name in tracked_files():
+        data = (REPOSITORY / name).read_bytes()
+        if b"\0" in data[:8000] or name == str(Path(__file__).relative_to(REPOSITORY)):
+            continue
+        for pattern in (machine_path, registry):
+            found = pattern.search(data)
+            assert found is None, f"{name}: {data[max(0, found.start() - 40) : found.end() + 40]!r}"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_what_is_public_says_what_it_is_for(module: str) -> None:
+    tree = ast.parse((REPOSITORY / module).read_text())
+    assert ast.get_docstring(tree), f"{module} has no docstring"
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{module}:{node.lineno}: {node.name} has no docstring"
+            for inner in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_") and not _is_inherited(inner):
+                    assert ast.get_docstring(inner), (
+                        f"{module}:{inner.lineno}: {node.name}.{inner.name} has no docstring"
+                    )
+
+
+def _is_inherited(method: ast.FunctionDef) -> bool:
+    """Whether a base class of a library documents it: nn.Module's forward, Ray's data sources and sinks."""
+    documented = {"forward", "write", "get_name", "min_rows_per_write", "estimate_inmemory_data_size", "get_read_tasks"}
+    return method.name in documented
+
+
+def test_files_stay_short() -> None:
+    for name in tracked_files():
+        if name.endswith(".py"):
+            lines = len((REPOSITORY / name).read_text(encoding="utf-8").splitlines())
+            assert lines < MAX_LINES, f"{name} has {lines} lines: split it"

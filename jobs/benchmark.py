@@ -31,6 +31,7 @@ from model.checkpoint import Checkpoint
 from model.readout import ReadOut
 from pipeline import catalog, schema, storage
 from pipeline.catalog import Catalog
+from pipeline.decode import DecodeTarget
 from pipeline.locator import Locator, LocatorSettings, model_folder
 from pipeline.reader import Reader, ReaderSettings
 from training import partition
@@ -166,7 +167,7 @@ class PipelineBenchmark:
 
     def _decode_per_s(self, uris: list[str], checkpoint: Checkpoint) -> float:
         cores = os.cpu_count() or 1
-        settings = ReaderSettings(geotag_archive.decode_target(checkpoint))
+        settings = ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing))
         shares = [uris[start::cores] for start in range(cores)]
         with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as processes:
             work = functools.partial(_read_share, settings)
@@ -174,7 +175,7 @@ class PipelineBenchmark:
             return len(uris) / min(_seconds(lambda: list(processes.map(work, shares))) for _ in range(self.repeats))
 
     def _engine_per_s(self, uris: list[str], checkpoint: Checkpoint, model_uri: str) -> float:
-        read = _read_share(ReaderSettings(geotag_archive.decode_target(checkpoint)), uris)
+        read = _read_share(ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing)), uris)
         locator = Locator(LocatorSettings(model_uri=model_uri, model_id=checkpoint.model_id, run_id="benchmark"))
         locator(read)
         return len(uris) / min(_seconds(lambda: locator(read)) for _ in range(self.repeats))

@@ -16,8 +16,8 @@ from jobs import run_command
 from model import geodesy
 from model.checkpoint import Checkpoint
 from model.engines import EngineName, load_engine
-from pipeline import storage
 from pipeline.decode import DecodeTarget
+from pipeline.locator import model_folder
 from training import evaluation
 from training.dataset import PhotoStore
 from training.labelled import LabelledPhotos, labelled_photos
@@ -25,9 +25,7 @@ from training.metrics import THRESHOLDS_KM, accuracy, level_accuracy
 from training.split import SplitConfig, fingerprint, split_photos
 from training.teacher import Teacher
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-BUNDLED = REPOSITORY / "model" / "bundled"
-SHARED = REPOSITORY.parent / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 _TEACHER = SHARED / "weights" / "mobilenetv2_1.0_imagenet_trunk_f32.onnx"
 
 
@@ -55,12 +53,10 @@ class Settings:
 def run(settings: Settings) -> int:
     """Evaluate the model on the manifest's photos and print its numbers; return the exit code."""
     settings = _with_defaults(settings)
-    folder = BUNDLED if settings.model == "bundled" else storage.local_folder(settings.model)
-    checkpoint = Checkpoint.load(folder)
+    checkpoint = Checkpoint.load(model_folder(settings.model))
     photos = labelled_photos(settings.manifest, settings.root, settings.only)
     rows, known_rows = _parts(settings, checkpoint, photos)
-    preprocessing = checkpoint.config.preprocessing
-    target = DecodeTarget(preprocessing.image_size_px, preprocessing.resize_px)
+    target = DecodeTarget.of(checkpoint.config.preprocessing)
     store = PhotoStore(photos.uri_N, target, settings.max_failed_fraction)
     engine = load_engine(settings.engine, checkpoint)
     said = evaluation.predict(engine, checkpoint.hierarchy, store, rows.tolist())

@@ -92,7 +92,7 @@ def run(settings: GeotagSettings) -> int:
     flow_s = 0.0
     if plan.todo:
         size = dataflow.start_ray()
-        reader = ReaderSettings(decode_target(checkpoint), settings.limits)
+        reader = ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing), settings.limits)
         locator = LocatorSettings(
             model_uri=model_uri,
             model_id=checkpoint.model_id,
@@ -135,12 +135,6 @@ def run(settings: GeotagSettings) -> int:
         log.error("%d of %d photos failed, more than --max-failed-fraction allows", published.failed, photos)
         return 3
     return 0
-
-
-def decode_target(checkpoint: Checkpoint) -> DecodeTarget:
-    """Return the size that the model wants its photos decoded to."""
-    preprocessing = checkpoint.config.preprocessing
-    return DecodeTarget(preprocessing.image_size_px, preprocessing.resize_px)
 
 
 def _check(settings: GeotagSettings) -> None:

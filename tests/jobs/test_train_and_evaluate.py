@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from jobs import evaluate, train
-from jobs.evaluate import BUNDLED, SHARED
+from jobs.evaluate import SHARED
 from model.checkpoint import Checkpoint
+from pipeline.locator import BUNDLED_MODEL
 from training.loop import LoopConfig
 from training.split import SplitConfig
 
@@ -148,7 +149,7 @@ def test_the_bundled_model_is_measured_on_photos_it_never_saw(capsys: pytest.Cap
     photos = {"manifest": str(SHARED / "photos.csv"), "root": str(SHARED / "photos"), "only": "scene_ok"}
     assert evaluate.run(evaluate.Settings(**photos)) == 0  # type: ignore[arg-type]
     out = capsys.readouterr().out
-    held_out = Checkpoint.load(BUNDLED).training["parts"]["test"]["photos"]
+    held_out = Checkpoint.load(BUNDLED_MODEL).training["parts"]["test"]["photos"]
     assert f"{held_out} photos (test)" in out
     for name in ("graticule", "always the commonest cell"):
         assert len(shares(next(line for line in out.splitlines() if line.startswith(name)))) == 5

@@ -71,10 +71,10 @@ class PhotoStore:
 
     def _check_failures(self) -> None:
         if len(self.failures) > self._max_failed:
-            row, reason = next(iter(self.failures.items()))
+            row = min(self.failures)  # not the first in time: threads finish in any order
             raise ValueError(
                 f"{len(self.failures)} of {len(self.uri_N)} photos could not be read, more than the "
-                f"{self._max_failed} allowed; the first was {self.uri_N[row]}: {reason}"
+                f"{self._max_failed} allowed; the first was {self.uri_N[row]}: {self.failures[row]}"
             )
 
 

@@ -139,6 +139,8 @@ def ray_cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     # Else the first start would write a token into the home folder of whoever runs the tests.
     environment = os.environ | ray_environment(tmp_path_factory.mktemp("token") / "token")
     environment["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    # As in an activated environment: the `python` of a submitted job is the one that the cluster's shell would find.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment.pop("RAY_ADDRESS", None)
     port, dashboard_port, client_port, agent_port = _free_ports(4)
     options = {

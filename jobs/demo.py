@@ -14,6 +14,7 @@ from rich.table import Table
 
 from jobs import geotag_archive, run_command
 from jobs.demo_photos import write_demo_archive
+from pipeline import storage
 from pipeline.catalog import Catalog
 from pipeline.locator import BUNDLED_MODEL
 from pipeline.schema import printable
@@ -45,7 +46,9 @@ def run(settings: DemoSettings) -> int:
         geotag_archive.GeotagSettings(photos=(str(photos),), output=answers, max_failed_fraction=1)
     )
     catalog = Catalog(answers)
-    Console(width=max(140, Console().width), highlight=False).print(_photo_table(catalog, photos.absolute()))
+    Console(width=max(140, Console().width), highlight=False).print(
+        _photo_table(catalog, storage.absolute(str(photos)))
+    )
     print(
         "The bundled model is weak: it learned from a few hundred photos, most of one French coast. Its numbers are in"
     )
@@ -55,7 +58,7 @@ def run(settings: DemoSettings) -> int:
     return code
 
 
-def _photo_table(catalog: Catalog, folder: Path) -> Table:
+def _photo_table(catalog: Catalog, folder: str) -> Table:
     rows = catalog.sql(
         f"""
         SELECT uri, status, error_code, lat_deg, lon_deg, radius_km, confidence,

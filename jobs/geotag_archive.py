@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-import os
 import platform
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -100,7 +98,7 @@ def run(settings: GeotagSettings) -> int:
             engine=settings.engine,
             batch_size=settings.batch_size,
             precision=settings.precision,
-            engine_cache=Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "graticule" / "engines",
+            engine_cache=storage.cache_folder() / "engines",
         )
         flow_start_s = time.monotonic()
         dataflow.run_dataflow(plan.files, stage, reader, locator, settings.cluster, size)

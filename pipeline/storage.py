@@ -206,6 +206,11 @@ def check_writable(uri: str) -> None:
         ) from error
 
 
+def cache_folder() -> Path:
+    """Return the local folder for what can be made again: copies of remote models, compiled engines (XDG's place)."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "graticule"
+
+
 def local_folder(uri: str) -> Path:
     """Return a local folder with the files below `uri`: itself, or a copy of a remote one, made once per version."""
     if not is_remote(uri):
@@ -217,7 +222,7 @@ def local_folder(uri: str) -> Path:
     if any(".." in name.split("/") for name in names):  # would be written outside the cache
         raise ValueError(f"{uri} holds names with '..' in them: not a folder to copy")
     version = hashlib.sha256(repr(entries).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "graticule" / version
+    cache = cache_folder() / version
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=cache.parent))

@@ -20,6 +20,7 @@ test: setup
 # Against the S3 server that AWS_ENDPOINT_URL names, else against moto's; on a Ray cluster of several processes.
 integration: setup
 	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python -m pytest tests/pipeline -m s3
 
 lint: setup
 	$(BIN)/ruff check .

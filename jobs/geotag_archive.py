@@ -12,7 +12,6 @@ import logging
 import platform
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import ray
 import tyro
@@ -116,9 +115,9 @@ def run(settings: GeotagSettings) -> int:
         "model_id": checkpoint.model_id,
         "model_uri": model_uri,
         "hierarchy_sha256": checkpoint.hierarchy.content_hash,
-        "settings": _plain(asdict(settings)),
+        "settings": asdict(settings),
         "versions": {"python": platform.python_version(), "ray": ray.__version__},
-        "plan": _plain(asdict(plan)),
+        "plan": {name: value for name, value in asdict(plan).items() if name != "files"},
         "photos": {
             "located": published.located,
             "failed": published.failed,
@@ -170,11 +169,6 @@ def _stage(settings: GeotagSettings, output: str, model_id: str, finished_runs: 
     else:
         stage.put_settings(wanted)
     return stage
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Return `values` without what the record has no use for."""
-    return {key: value for key, value in values.items() if key != "files"}
 
 
 def _print_summary(output: str, plan: Plan, published: publish.Published, model_id: str, wall_s: float) -> None:

@@ -10,18 +10,30 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
+from pipeline.schema import printable
+
 Settings = TypeVar("Settings")
+
+
+class _PrintableLines(logging.Formatter):
+    """One line a message, whatever name of a file is in it: no faked lines, no escape sequences for the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
 
 def run_command(settings_type: type[Settings], run: Callable[[Settings], int]) -> NoReturn:
     """Parse the command line, call `run` and exit with its code; a `ValueError` is the user's mistake: exit 2."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PrintableLines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells where it found credentials, again and again
     settings = tyro.cli(settings_type)
     try:
         code = run(settings)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error: " + "\n".join(printable(line) for line in str(error).split("\n")), file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("stopped: run the same command again to go on where it stopped", file=sys.stderr)

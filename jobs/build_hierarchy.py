@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 
 from jobs import run_command
 from model.hierarchy import Hierarchy
@@ -21,7 +22,7 @@ class Settings:
     """Build a hierarchy of S2 cells from the coordinates in a Parquet or CSV table."""
 
     manifest: str
-    """Table with latitude and longitude in degrees: a path or URI."""
+    """Table with latitude and longitude in degrees: a path or URI. Where it says parts, those of train are taken."""
     output: str
     """Folder or prefix for hierarchy.parquet and hierarchy.json: a path or URI."""
     preset: Literal["paper7", "isn3", "small", "hundreds"] = "paper7"
@@ -39,7 +40,11 @@ def run(settings: Settings) -> int:
         tau_min=preset.tau_min if settings.tau_min is None else settings.tau_min,
         tau_max=settings.tau_max or preset.tau_max,
     )
-    lat_deg_N, lon_deg_N = labelled.coordinates(labelled.read_table(settings.manifest), settings.manifest)
+    table = labelled.read_table(settings.manifest)
+    parts = labelled.parts(table, settings.manifest)
+    if parts is not None:
+        table = table.filter(pa.array([part == "train" for part in parts]))
+    lat_deg_N, lon_deg_N = labelled.coordinates(table, settings.manifest)
     hierarchy = partition.build_hierarchy(lat_deg_N, lon_deg_N, config)
     try:
         for name, content in hierarchy.to_files().items():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jobs import geotag_archive, run_command
 from jobs.demo_photos import write_demo_archive
@@ -71,15 +72,15 @@ def _photo_table(catalog: Catalog, folder: str) -> Table:
     for name in ("photo", "place", "within", "confidence", "each level, coarse → fine"):
         table.add_column(name, justify="right" if name in ("within", "confidence") else "left")
     for uri, status, error_code, lat_deg, lon_deg, radius_km, confidence, probabilities in rows:
-        name = printable(uri.removeprefix(f"{folder}/"))
+        photo = Text(printable(uri.removeprefix(f"{folder}/")))  # and no markup: "[red]" is part of a name
         if status == "failed":
-            table.add_row(name, f"failed: {error_code}")
+            table.add_row(photo, f"failed: {error_code}")
         else:
             place = (
                 f"{abs(lat_deg):.2f}° {'N' if lat_deg >= 0 else 'S'} {abs(lon_deg):.2f}° {'E' if lon_deg >= 0 else 'W'}"
             )
             levels = " ".join(f"{probability:.2f}" for probability in probabilities)
-            table.add_row(name, place, f"{radius_km:,.0f} km", f"{confidence:.2f}", levels)
+            table.add_row(photo, place, f"{radius_km:,.0f} km", f"{confidence:.2f}", levels)
     return table
 
 

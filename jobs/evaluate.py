@@ -1,10 +1,14 @@
 """How well a model places photos that it was not trained on, beside two baselines that need no training.
 
-python -m jobs.evaluate --model checkpoint --manifest photos.parquet
+python -m jobs.evaluate --model checkpoint --manifest photos.parquet --to evaluation
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,20 +17,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs import run_command
-from model import geodesy
+from model import geodesy, s2
 from model.checkpoint import Checkpoint
 from model.engines import EngineName, load_engine
+from pipeline import storage
 from pipeline.decode import DecodeTarget
-from pipeline.locator import model_folder
-from training import evaluation
+from pipeline.locator import BUNDLED_MODEL, model_folder
+from pipeline.places import Places
+from training import attention, evaluation
 from training.dataset import PhotoStore
+from training.evaluation import TEN_CROPS, Measured, Truth
+from training.evaluation_page import Look, page
+from training.evaluation_summary import Kinds, Summary, summarise
 from training.labelled import LabelledPhotos, labelled_photos
-from training.metrics import THRESHOLDS_KM, accuracy, level_accuracy
+from training.metrics import THRESHOLDS_KM, Breakdown, Estimate
 from training.split import SplitConfig, fingerprint, split_photos
 from training.teacher import Teacher
 
+log = logging.getLogger(__name__)
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 _TEACHER = SHARED / "weights" / "mobilenetv2_1.0_imagenet_trunk_f32.onnx"
+_MOST_PRINTED = 10
 
 
 @dataclass(frozen=True)
@@ -34,47 +46,90 @@ class Settings:
     """Measure a model on held-out photos whose positions are known."""
 
     manifest: str = ""
-    """Table of photos as jobs.train takes it; without one, the photos that the bundled model was held out from."""
+    """Table of photos as jobs.train takes it, or one of the field's (Im2GPS3k, YFCC4k) with --root and --part all;
+    without one, the photos that the bundled model was held out from."""
     model: str = "bundled"
     """Checkpoint folder or URI."""
+    to: str = ""
+    """Folder or prefix for evaluation.json and the page evaluation.html; if empty, the numbers are only printed."""
     root: str = ""
     """Where the table's relative paths lie, if not beside it."""
     only: str = ""
     """A column of 0 and 1: take only the rows of 1."""
+    scenes: str = ""
+    """A table with path and scene, if the manifest has no column scene."""
     part: Literal["test", "validation", "all"] = "test"
     """The part of the split that the checkpoint was trained with, or all photos of a table it never saw."""
     teacher_onnx: Path | None = None
     """An ONNX network from images to features, for the nearest-neighbour baseline (not with --part all)."""
     engine: EngineName = "auto"
+    crops: Literal[1, 10] = 1
+    """10 averages the logits of the corners, the centre and their mirror images, as in the paper: by torch, slowly."""
+    attention_photos: int = 4
+    """How many photos the page shows with what each level looks at."""
     max_failed_fraction: float = 0.02
     """Stop if more of the photos than this can't be read."""
 
 
 def run(settings: Settings) -> int:
-    """Evaluate the model on the manifest's photos and print its numbers; return the exit code."""
+    """Evaluate the model on the manifest's photos, print its numbers and write the page; return the exit code."""
     settings = _with_defaults(settings)
+    if settings.crops == TEN_CROPS and settings.engine not in ("auto", "torch"):
+        raise ValueError(f"ten crops need logits, which {settings.engine} does not give: use --engine torch")
     checkpoint = Checkpoint.load(model_folder(settings.model))
-    photos = labelled_photos(settings.manifest, settings.root, settings.only)
-    rows, known_rows = _parts(settings, checkpoint, photos)
-    target = DecodeTarget.of(checkpoint.config.preprocessing)
-    store = PhotoStore(photos.uri_N, target, settings.max_failed_fraction)
-    engine = load_engine(settings.engine, checkpoint)
-    said = evaluation.predict(engine, checkpoint.hierarchy, store, rows.tolist())
-    true_N = photos.lat_deg_N[said.row_N], photos.lon_deg_N[said.row_N]
-    error_km_N = geodesy.haversine_km(said.lat_deg_N, said.lon_deg_N, *true_N)
-    lines = {checkpoint.model_id: error_km_N}
-    lines["always the commonest cell"] = geodesy.haversine_km(*evaluation.commonest_cell(checkpoint.hierarchy), *true_N)
-    if settings.teacher_onnx is not None and len(known_rows):
-        teacher = Teacher(settings.teacher_onnx)
-        whole = PhotoStore(photos.uri_N, DecodeTarget(teacher.size_px, teacher.size_px), settings.max_failed_fraction)
-        lines["nearest neighbour, teacher's features"] = _neighbours_km(photos, whole, teacher, said.row_N, known_rows)
-    counts = f"{len(said.row_N)} photos ({settings.part}), {len(store.failures)} more could not be read"
-    print(f"{counts}; engine {engine.name} {engine.precision}")
-    print(_table(lines))
-    label_NH = checkpoint.hierarchy.label_NH(*true_N)
-    for number, (photos_in_cells, share) in enumerate(level_accuracy(said.best_NH, label_NH)):
-        print(f"level {number}: {photos_in_cells} photos lie in one of its cells, of these {share:.1%} were put there")
-    print(f"inside the radius meant to hold 90 %: {(error_km_N <= said.radius_km_N).mean():.1%}")
+    photos = labelled_photos(
+        settings.manifest, settings.root, settings.only, settings.scenes, vocabulary=checkpoint.config.scenes
+    )
+    rows, known_rows, split = _parts(settings, checkpoint, photos)
+    if settings.to:
+        storage.check_writable(settings.to)
+    served, truth = DecodeTarget.of(checkpoint.config.preprocessing), _truth(checkpoint, photos)
+    whole_px = checkpoint.config.preprocessing.resize_px
+    target = served if settings.crops == 1 else DecodeTarget(whole_px, whole_px)
+    store = PhotoStore(photos.uri_N, target, settings.max_failed_fraction, memory_bytes=0)  # each photo is read once
+    engine = None if settings.crops == TEN_CROPS else load_engine(settings.engine, checkpoint)
+    measured = evaluation.measure(checkpoint, store, rows.tolist(), truth, engine, settings.crops)
+    if len(store.failures) > settings.max_failed_fraction * len(rows):
+        row = min(store.failures)
+        raise ValueError(
+            f"{len(store.failures)} of the {len(rows)} photos could not be read, the first {photos.name_N[row]}: "
+            f"{store.failures[row]}; --max-failed-fraction is {settings.max_failed_fraction:g}"
+        )
+    about = {
+        "model_id": checkpoint.model_id,
+        "part": settings.part,
+        "answered_by": f"engine {engine.name} {engine.precision}"
+        if engine
+        else "torch fp32, ten crops' logits averaged",
+        "confidence_from": "the logits of the torch model in fp32",
+        "crops": settings.crops,
+        "manifest": settings.manifest,
+        "only": settings.only,
+        "photos_fingerprint": fingerprint(photos.name_N[row] for row in measured.said.row_N),
+        "split": {} if settings.part == "all" else dataclasses.asdict(split),
+        "place_s2_level": split.place_s2_level,
+        "class_counts": checkpoint.hierarchy.class_counts,
+        "temperatures": checkpoint.temperatures,
+        "hierarchy_sha256": checkpoint.hierarchy.content_hash,
+        "weights_sha256": checkpoint.weights_sha256,
+    }
+    error_km = _errors(settings, checkpoint, photos, measured, known_rows)
+    summary = summarise(
+        about,
+        measured,
+        truth,
+        error_km,
+        _units(photos, measured.said.row_N, split),
+        _kinds(checkpoint, photos, measured),
+        {photos.name_N[row]: reason for row, reason in sorted(store.failures.items())},
+    )
+    print(_text(summary))
+    if settings.to:
+        looks = _looks(settings, checkpoint, photos, measured, error_km[checkpoint.model_id], served)
+        numbers = json.dumps(summary.to_json(), indent=1, allow_nan=False) + "\n"
+        storage.write_bytes(storage.join(settings.to, "evaluation.html"), page(summary, looks).encode())
+        storage.write_bytes(storage.join(settings.to, "evaluation.json"), numbers.encode())
+        print(f"{storage.join(settings.to, 'evaluation.html')} shows more; evaluation.json has every number")
     return 0
 
 
@@ -84,61 +139,194 @@ def _with_defaults(settings: Settings) -> Settings:
     manifest = SHARED / "photos.csv"
     if settings.model != "bundled" or not manifest.is_file():
         raise ValueError(f"give --manifest, a table of photos with positions (for the bundled model it was {manifest})")
-    return Settings(
+    return dataclasses.replace(
+        settings,
         manifest=str(manifest),
         root=str(SHARED / "photos"),
         only="scene_ok",
-        part=settings.part,
+        scenes=settings.scenes or str(BUNDLED_MODEL / "scenes.csv"),
         teacher_onnx=settings.teacher_onnx or (_TEACHER if settings.part != "all" else None),
-        engine=settings.engine,
-        max_failed_fraction=settings.max_failed_fraction,
     )
 
 
 def _parts(
     settings: Settings, checkpoint: Checkpoint, photos: LabelledPhotos
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the rows to evaluate and those that were trained on, having checked that the split is the checkpoint's."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64], SplitConfig]:
+    """Return the rows to evaluate, those to train on, and how they were split: as the checkpoint's were, having checked
+    that, or as the table says."""
     if settings.part == "all":
         if settings.teacher_onnx is not None:
             raise ValueError("the nearest neighbour is sought among the training photos: not with --part all")
-        return np.arange(len(photos)), np.array([], np.int64)
+        return np.arange(len(photos)), np.array([], np.int64), SplitConfig()
     training: dict[str, Any] = checkpoint.training
-    if "split" not in training or "parts" not in training:
+    says_parts = all(part is not None for part in photos.part_N)
+    if not says_parts and ("split" not in training or "parts" not in training):
         raise ValueError(f"{checkpoint.folder} does not say how its photos were split: use --part all on other photos")
-    split = split_photos(photos, SplitConfig(**training["split"]))
-    for part, expected in training["parts"].items():
-        if fingerprint(photos.name_N[row] for row in split.rows(part)) != expected["fingerprint"]:
-            raise ValueError(
-                f"{settings.manifest} is not the table that {checkpoint.folder} was trained with (its {part} photos "
-                f"differ): give that table and --only, or use --part all if the model has seen none of these photos"
+    try:
+        config = SplitConfig(**training.get("split", {}))
+    except TypeError as error:
+        raise ValueError(
+            f"{checkpoint.folder} was split by rules of another version ({error}): use --part all on other photos, "
+            "or a table that says its parts"
+        ) from error
+    split = split_photos(photos, config)
+    for part, expected in training.get("parts", {}).items():
+        if fingerprint(photos.name_N[row] for row in split.rows(part)) == expected["fingerprint"]:
+            continue
+        if says_parts:
+            log.warning(
+                "%s was trained with another table: whether it has seen photos of this one is yours to know",
+                checkpoint.model_id,
             )
+            break
+        raise ValueError(
+            f"{settings.manifest} is not the table that {checkpoint.folder} was trained with (its {part} photos "
+            f"differ): give that table and --only, or use --part all if the model has seen none of these photos"
+        )
     rows = split.rows(settings.part)
     if not len(rows):
         raise ValueError(f"no photos were held out for {settings.part}: use another --part")
-    return rows, split.rows("train")
+    return rows, split.rows("train"), config
 
 
-def _neighbours_km(
-    photos: LabelledPhotos, store: PhotoStore, teacher: Teacher, rows: NDArray[np.int64], known_rows: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    found_N, features_ND = evaluation.teacher_features(teacher, store, rows.tolist())
-    known_M, known_MD = evaluation.teacher_features(teacher, store, known_rows.tolist())
-    nearest_N = known_M[evaluation.nearest_neighbour(features_ND, known_MD)]
-    return geodesy.haversine_km(
-        photos.lat_deg_N[nearest_N], photos.lon_deg_N[nearest_N], photos.lat_deg_N[found_N], photos.lon_deg_N[found_N]
+def _truth(checkpoint: Checkpoint, photos: LabelledPhotos) -> Truth:
+    label_NH = checkpoint.hierarchy.label_NH(photos.lat_deg_N, photos.lon_deg_N)
+    return Truth(photos.lat_deg_N, photos.lon_deg_N, label_NH)
+
+
+def _errors(
+    settings: Settings,
+    checkpoint: Checkpoint,
+    photos: LabelledPhotos,
+    measured: Measured,
+    known_rows: NDArray[np.int64],
+) -> dict[str, NDArray[np.float64]]:
+    """Return the errors in km of the model and of the baselines, by name."""
+    said = measured.said
+    true_N = photos.lat_deg_N[said.row_N], photos.lon_deg_N[said.row_N]
+    errors = {checkpoint.model_id: geodesy.haversine_km(said.lat_deg_N, said.lon_deg_N, *true_N)}
+    commonest = evaluation.commonest_cell(checkpoint.hierarchy)
+    errors["always the commonest cell"] = geodesy.haversine_km(*commonest, *true_N)
+    if settings.teacher_onnx is not None and len(known_rows):
+        teacher = Teacher(settings.teacher_onnx)
+        whole = DecodeTarget(teacher.size_px, teacher.size_px)
+        store = PhotoStore(photos.uri_N, whole, settings.max_failed_fraction, memory_bytes=0)
+        found_N, features_ND = evaluation.teacher_features(teacher, store, said.row_N.tolist())
+        if not np.array_equal(found_N, said.row_N):
+            raise ValueError("some photos can no longer be read: run the same command again")
+        known_M, known_MD = evaluation.teacher_features(teacher, store, known_rows.tolist())
+        nearest_N = known_M[evaluation.nearest_neighbour(features_ND, known_MD)]
+        nearest = photos.lat_deg_N[nearest_N], photos.lon_deg_N[nearest_N]
+        errors["nearest neighbour, teacher's features"] = geodesy.haversine_km(*nearest, *true_N)
+    return errors
+
+
+def _units(photos: LabelledPhotos, row_N: NDArray[np.int64], split: SplitConfig) -> dict[str, NDArray[np.int64]]:
+    """Return what photos are not independent by: who took them, and the place as the split has it."""
+    number: dict[str, int] = {"": -1}
+    who_N = [number.setdefault(photos.photographer_N[row], len(number)) for row in row_N]
+    cell_N = s2.cell_id_N(photos.lat_deg_N[row_N], photos.lon_deg_N[row_N], split.place_s2_level)
+    place_N = np.unique(cell_N, return_inverse=True)[1]
+    return {"photographers": np.array(who_N, np.int64), "places": place_N.astype(np.int64)}
+
+
+def _kinds(checkpoint: Checkpoint, photos: LabelledPhotos, measured: Measured) -> Kinds:
+    said, places = measured.said, Places()
+    return Kinds(
+        country_N=places.country_code_N(photos.lat_deg_N[said.row_N], photos.lon_deg_N[said.row_N]),
+        predicted_country_N=places.country_code_N(said.lat_deg_N, said.lon_deg_N),
+        scene_N=[photos.scene_N[row] for row in said.row_N],
+        predicted_scene_N=[checkpoint.config.scenes[scene] for scene in said.scene_N],
     )
 
 
-def _table(errors: dict[str, NDArray[np.float64]]) -> str:
-    """Return a table with a line for each way of placing photos: % within each threshold, and the median error."""
-    width = max(map(len, errors))
-    lines = [" " * width + "".join(f"{f'{km:g} km':>10}" for km in THRESHOLDS_KM.values()) + f"{'median km':>12}"]
-    for name, error_km_N in errors.items():
-        measured = accuracy(error_km_N)
-        shares = "".join(f"{share:>10.1%}" for share in measured.share_within.values())
-        lines.append(f"{name:<{width}}{shares}{measured.median_km:>12.0f}")
-    return "\n".join(lines)
+def _looks(
+    settings: Settings,
+    checkpoint: Checkpoint,
+    photos: LabelledPhotos,
+    measured: Measured,
+    error_km_N: NDArray[np.float64],
+    target: DecodeTarget,
+) -> list[Look]:
+    """Return what the model looks at in a few photos, from the best placed one to the worst."""
+    said, shown = measured.said, min(settings.attention_photos, len(error_km_N))
+    by_error = np.argsort(error_km_N, kind="stable")
+    chosen = by_error[np.linspace(0, len(by_error) - 1, shown).round().astype(int)].tolist() if shown else []
+    store = PhotoStore(photos.uri_N, target, settings.max_failed_fraction)
+    model = checkpoint.build_model()
+    looks = []
+    for number in chosen:
+        row = int(said.row_N[number])
+        for _, pixels_BHWC in store.batches([row], 1):
+            maps = attention.attention_maps(model, evaluation.normalised(model, pixels_BHWC))
+            facts = (
+                f"{error_km_N[number]:,.0f} km off, at {_place(said.lat_deg_N[number], said.lon_deg_N[number])} "
+                f"instead of {_place(photos.lat_deg_N[row], photos.lon_deg_N[row])}; taken for the scene "
+                f"“{checkpoint.config.scenes[maps.scene_B[0]]}”"
+            )
+            sheet = attention.contact_sheet(pixels_BHWC[0], maps.maps_BHN[0], encoding="JPEG")
+            words = [attention.in_words(map_N) for map_N in maps.maps_BHN[0]]
+            looks.append(Look(photos.name_N[row], facts, sheet, words))
+    return looks
+
+
+def _place(lat_deg: float, lon_deg: float) -> str:
+    return f"{abs(lat_deg):.2f}° {'N' if lat_deg >= 0 else 'S'} {abs(lon_deg):.2f}° {'E' if lon_deg >= 0 else 'W'}"
+
+
+def _text(summary: Summary) -> str:
+    """Return what is printed: the numbers of the README, with their intervals."""
+    about = summary.about
+    lines = [
+        f"{summary.photos} photos ({about['part']}), {len(summary.unreadable)} more could not be read; "
+        f"{about['answered_by']}",
+        *(f"  not read: {name}: {reason}" for name, reason in [*summary.unreadable.items()][:_MOST_PRINTED]),
+        *_table(summary),
+        f"in brackets 95 % intervals, by resampling {summary.in_words}",
+    ]
+    for number, level in enumerate(summary.levels):
+        before, after = level.before, level.after
+        lines.append(
+            f"level {number}: {level.photos_in_cells} photos lie in one of its {level.cells} cells, of these "
+            f"{_percent(level.accuracy)} were put there; calibration error {before.ece:.1%}, at temperature "
+            f"{after.temperature:g} {after.ece:.1%}"
+        )
+    lines.append(f"inside the radius meant to hold 90 %: {_percent(summary.radius_holds)}")
+    lines.append(f"in the right country: {_percent(summary.country_right)}")
+    if summary.scene_right is not None:
+        lines.append(f"scene recognised, where it is known: {_percent(summary.scene_right)}")
+    return "\n".join([*lines, *_kinds_table("country", summary.by_country), *_kinds_table("scene", summary.by_scene)])
+
+
+def _table(summary: Summary) -> list[str]:
+    """Return a line for each way of placing photos: % within each threshold, and the median error; intervals below."""
+    width = max(len(way.name) for way in summary.ways)
+    lines = [" " * width + "".join(f"{f'{km:g} km':>12}" for km in THRESHOLDS_KM.values()) + f"{'median km':>14}"]
+    for way in summary.ways:
+        shares, median = way.share_within.values(), way.median_km
+        lines.append(f"{way.name:<{width}}{''.join(f'{x.value:>12.1%}' for x in shares)}{median.value:>14.0f}")
+        intervals = "".join(f"{f'[{100 * x.low:.1f}–{100 * x.high:.1f}]':>12}" for x in shares)
+        lines.append(f"{'':<{width}}{intervals}{f'[{median.low:.0f}–{median.high:.0f}]':>14}")
+    return lines
+
+
+def _kinds_table(what: str, kinds: Sequence[Breakdown]) -> list[str]:
+    if not kinds:
+        return []
+    shown = kinds[:_MOST_PRINTED]
+    width = max(len(kind.kind) for kind in shown)
+    header = f"{what:<{width}}{'photos':>8}" + "".join(f"{f'{km:g} km':>10}" for km in THRESHOLDS_KM.values())
+    lines = [header + f"{'median km':>12}"]
+    for kind in shown:
+        shares = "".join(f"{share:>10.1%}" for share in kind.measured.share_within.values())
+        lines.append(f"{kind.kind:<{width}}{kind.measured.photos:>8}{shares}{kind.measured.median_km:>12.0f}")
+    if len(kinds) > len(shown):
+        lines.append(f"… and {len(kinds) - len(shown)} more lines in the page that --to writes")
+    return lines
+
+
+def _percent(estimate: Estimate) -> str:
+    return f"{estimate.value:.1%} [{100 * estimate.low:.1f}–{100 * estimate.high:.1f}]"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import logging
 import platform
 import time
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import ray
 import tyro
@@ -21,12 +22,14 @@ from rich.table import Table
 from jobs import run_command
 from model.checkpoint import Checkpoint
 from model.engines import EngineName
-from pipeline import catalog, dataflow, publish, staging, storage
+from pipeline import catalog, copies, dataflow, lease, publish, staging, storage
 from pipeline.decode import DecodeLimits, DecodeTarget
+from pipeline.fetch import FetchSettings
 from pipeline.locator import LocatorSettings, model_folder
 from pipeline.plan import Plan, make_plan
 from pipeline.precision import PrecisionName
 from pipeline.reader import ReaderSettings
+from pipeline.verify import verify_output
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +39,12 @@ class GeotagSettings:
     """Geotag an archive: one row for every photo, published as GeoParquet."""
 
     photos: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """Folder, object prefix, or Parquet/CSV manifest with a column `uri`; give it several times for several sources."""
-    output: str
+    """Folder, object prefix, Parquet or CSV manifest with a column `uri`, S3 Inventory's manifest.json, .tar or
+    .zip; give it several times for several sources."""
+    output: str = ""
     """Folder or object prefix that holds the answers; the same one for every run over this archive."""
+    verify: str | None = None
+    """Only check what is published at this output: every byte, row and record."""
     model: str = "bundled"
     """Checkpoint folder, local or remote; `bundled` is the small model that ships with Graticule."""
     engine: EngineName = "auto"
@@ -47,30 +53,53 @@ class GeotagSettings:
     """Name of this run; the time if not given."""
     precision: PrecisionName = "street"
     """Store nothing finer than this, in any column."""
+    include: tuple[str, ...] = ()
+    """Take only photos whose name below the source matches one of these patterns, such as *.jpg or 2024/**."""
+    exclude: tuple[str, ...] = ()
+    """Leave out photos that match one of these."""
     retry_failed: bool = False
     """Take photos again that failed for good (transient failures are always taken again)."""
+    retag: bool = False
+    """Take photos again that another model has looked at."""
     limit: int | None = None
     """Take on at most so many photos in this run."""
     max_failed_fraction: float = 0.5
     """Exit with 3 when more than this share of the run's photos failed."""
     batch_size: int = 32
     """Photos in one call of the engine."""
+    lease: lease.LeaseSettings = field(default_factory=lease.LeaseSettings)
     cluster: dataflow.ClusterSettings = field(default_factory=dataflow.ClusterSettings)
+    fetch: FetchSettings = field(default_factory=FetchSettings)
     limits: DecodeLimits = field(default_factory=DecodeLimits)
 
 
 def run(settings: GeotagSettings) -> int:
     """Plan, process and publish; return the exit code."""
-    started_at, start_s = dt.datetime.now(dt.UTC), time.monotonic()
+    if settings.verify is not None:
+        return _verify(storage.absolute(settings.verify))
     _check(settings)
     output = storage.absolute(settings.output)
-    sources = [storage.absolute(source) for source in settings.photos]
     model_uri = settings.model if settings.model == "bundled" else storage.absolute(settings.model)
     checkpoint = Checkpoint.load(model_folder(model_uri))
     storage.check_writable(output)
-    records = catalog.run_records(output)
-    stage = _stage(settings, output, checkpoint.model_id, {str(record["run_id"]) for record in records})
+    try:
+        with lease.held(output, settings.run_id or "(new)", settings.lease) as held:
+            return _run_held(settings, output, model_uri, checkpoint, held)
+    except lease.LeaseLostError as error:
+        log.error("%s", error)
+        return 1
 
+
+def _run_held(settings: GeotagSettings, output: str, model_uri: str, checkpoint: Checkpoint, held: lease.Lease) -> int:
+    started_at, start_s = dt.datetime.now(dt.UTC), time.monotonic()
+    sources = [storage.absolute(source) for source in settings.photos]
+    records = catalog.run_records(output)
+    finished_runs = {str(record["run_id"]) for record in records}
+    stage = _stage(settings, output, checkpoint.model_id, finished_runs, held.attempt)
+    held.name_run(stage.run_id)
+
+    answering = catalog.published_files(output, [r for r in records if _precision(r) == settings.precision])
+    copies.settle(stage, answering)  # of an earlier start: what is settled need not be planned
     log.info("listing %s", ", ".join(sources))
     plan = make_plan(
         sources,
@@ -79,17 +108,21 @@ def run(settings: GeotagSettings) -> int:
         checkpoint.model_id,
         settings.retry_failed,
         settings.limit,
+        retag=settings.retag,
+        include=settings.include,
+        exclude=settings.exclude,
+        allow_http=settings.fetch.allow_http,
     )
     log.info("%d photos listed, %d done before, %d to do", plan.listed - plan.duplicates, plan.already_done, plan.todo)
     if plan.todo == 0 and plan.staged == 0:
         stage.delete()
-        print(f"Nothing to do: all {plan.already_done} photos have their row at {output} under {checkpoint.model_id}.")
+        print(f"Nothing to do: all {plan.already_done} photos have their row at {output}{_whose(plan, checkpoint)}.")
         return 0
 
-    flow_s = 0.0
+    flow_s, unmatched = 0.0, 0
     if plan.todo:
         size = dataflow.start_ray()
-        reader = ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing), settings.limits)
+        reader = ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing), settings.limits, fetch=settings.fetch)
         locator = LocatorSettings(
             model_uri=model_uri,
             model_id=checkpoint.model_id,
@@ -100,10 +133,12 @@ def run(settings: GeotagSettings) -> int:
             engine_cache=storage.cache_folder() / "engines",
         )
         flow_start_s = time.monotonic()
-        dataflow.run_dataflow(plan.files, stage, reader, locator, settings.cluster, size)
+        answered = copies.answered_contents(stage, answering, checkpoint.model_id, settings.cluster.known_contents)
+        unmatched = dataflow.run_dataflow(plan.files, stage, reader, locator, settings.cluster, size, answered)
         flow_s = time.monotonic() - flow_start_s
+        copies.settle(stage, answering)
     log.info("publishing")
-    published = publish.publish(stage)
+    published = dataflow.publish_on_ray(stage)
     wall_s = time.monotonic() - start_s
     record = {
         "run_id": stage.run_id,
@@ -122,10 +157,18 @@ def run(settings: GeotagSettings) -> int:
             "located": published.located,
             "failed": published.failed,
             "failed_by_code": published.failed_by_code,
+            "fingerprint": published.fingerprint,
+            "copies": copies.count(stage),
+            "beyond_known_contents": unmatched,
         },
         "files": [asdict(file) for file in published.files],
     }
-    publish.put_record(stage, record)
+    try:
+        held.commit(record)
+    except lease.LeaseLostError:
+        publish.discard(stage)
+        raise
+    stage.delete()
     _print_summary(output, plan, published, checkpoint.model_id, wall_s)
     photos = published.located + published.failed
     if published.failed > settings.max_failed_fraction * photos:
@@ -134,9 +177,22 @@ def run(settings: GeotagSettings) -> int:
     return 0
 
 
+def _verify(output: str) -> int:
+    """Print what is wrong at `output`; return 1 if anything is."""
+    problems = verify_output(output)
+    for problem in problems:
+        print(problem)
+    print(
+        f"{output}: {len(problems)} problems" if problems else f"{output}: all files, rows and records are as published"
+    )
+    return 1 if problems else 0
+
+
 def _check(settings: GeotagSettings) -> None:
     if not settings.photos:
         raise ValueError("give --photos a folder, an object prefix, or a manifest")
+    if not settings.output:
+        raise ValueError("give --output a folder or an object prefix for the answers")
     if not 0 <= settings.max_failed_fraction <= 1:
         raise ValueError(f"--max-failed-fraction {settings.max_failed_fraction}: give a share between 0 and 1")
     for name, value in (("--limit", settings.limit), ("--batch-size", settings.batch_size)):
@@ -146,7 +202,9 @@ def _check(settings: GeotagSettings) -> None:
         raise ValueError(f"--run-id {settings.run_id!r}: use letters, digits, - and _ only")
 
 
-def _stage(settings: GeotagSettings, output: str, model_id: str, finished_runs: set[str]) -> staging.Stage:
+def _stage(
+    settings: GeotagSettings, output: str, model_id: str, finished_runs: set[str], attempt: str
+) -> staging.Stage:
     """Return the stage of the run to take up again, or of a new one; ValueError where two runs would mix."""
     unfinished = staging.unfinished_runs(output)
     leftovers = [run_id for run_id in unfinished if run_id in finished_runs]
@@ -156,7 +214,7 @@ def _stage(settings: GeotagSettings, output: str, model_id: str, finished_runs: 
     if settings.run_id in finished_runs:
         raise ValueError(f"run {settings.run_id} is finished: give another --run-id, or none")
     new = settings.run_id or dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
-    stage = staging.Stage(output, settings.run_id or (unfinished[-1] if unfinished else new))
+    stage = staging.Stage(output, settings.run_id or (unfinished[-1] if unfinished else new), attempt)
     wanted: dict[str, object] = {"model_id": model_id, "precision": settings.precision}
     started = stage.settings()
     if started:
@@ -171,6 +229,16 @@ def _stage(settings: GeotagSettings, output: str, model_id: str, finished_runs: 
     return stage
 
 
+def _precision(record: dict[str, Any]) -> object:
+    return record.get("settings", {}).get("precision")
+
+
+def _whose(plan: Plan, checkpoint: Checkpoint) -> str:
+    if not plan.of_another_model:
+        return f" under {checkpoint.model_id}"
+    return f", {plan.of_another_model} of them by another model than {checkpoint.model_id} (--retag takes them again)"
+
+
 def _print_summary(output: str, plan: Plan, published: publish.Published, model_id: str, wall_s: float) -> None:
     table = Table(
         title=f"{published.located + published.failed} photos by {model_id}", title_justify="left", min_width=60
@@ -182,6 +250,10 @@ def _print_summary(output: str, plan: Plan, published: publish.Published, model_
         table.add_row(f"failed: {code}", str(count))
     if plan.already_done:
         table.add_row("done before, not in this run", str(plan.already_done))
+    if plan.of_another_model:
+        table.add_row("… of these by another model (--retag)", str(plan.of_another_model))
+    if plan.excluded:
+        table.add_row("left out by --include and --exclude", str(plan.excluded))
     Console(width=max(100, Console().width)).print(table)
     print(f"{plan.todo} photos processed in {wall_s:.0f} s. Look at them with")
     print(f'    python -m jobs.query {output} "SELECT uri, lat_deg, lon_deg, radius_km FROM photos"')

@@ -1,6 +1,8 @@
 """Query what is published with SQL.
 
-python -m jobs.query OUTPUT "SELECT status, count(*) FROM photos GROUP BY status"
+    python -m jobs.query OUTPUT "SELECT status, count(*) FROM photos GROUP BY status"
+
+Without SQL it is read from standard input, or asked for at a prompt where that is a terminal.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import pyarrow as pa
 import tyro
 
 from jobs import run_command
+from jobs.query_prompt import Prompt
 from pipeline import storage
 from pipeline.catalog import Catalog
 from pipeline.staging import parquet_bytes
@@ -25,12 +28,13 @@ from pipeline.staging import parquet_bytes
 
 @dataclass(frozen=True)
 class QuerySettings:
-    """Query what is published with SQL: views photos (newest row of each), failures and runs."""
+    """Query what is published with SQL: views photos, history, failures, levels, accuracy and runs; macros within_km,
+    bbox, in_cell and distance_km."""
 
     output: tyro.conf.Positional[str]
     """The --output of jobs.geotag_archive."""
-    sql: tyro.conf.Positional[str]
-    """One SELECT."""
+    sql: tyro.conf.Positional[str | None] = None
+    """One SELECT; read from standard input if not given, or asked for at a prompt on a terminal."""
     format: Literal["table", "csv", "json", "parquet"] = "table"
     """How the result is written; parquet needs --to."""
     to: Path | None = None
@@ -38,14 +42,21 @@ class QuerySettings:
 
 
 def run(settings: QuerySettings) -> int:
-    """Run the query and write its result; return the exit code."""
+    """Run the query and write its result, or prompt for queries; return the exit code."""
     if settings.format == "parquet" and settings.to is None:
         raise ValueError("--format parquet needs a file: add --to FILE.parquet")
-    catalog = Catalog(storage.absolute(settings.output))
+    output = storage.absolute(settings.output)
+    if settings.sql is None and sys.stdin.isatty():
+        if settings.to is not None or settings.format != "table":
+            raise ValueError("--format and --to go with one query: give it as an argument or on standard input")
+        Prompt(Catalog(output)).run()
+        return 0
+    sql = sys.stdin.read() if settings.sql is None else settings.sql
+    catalog = Catalog(output)
     if settings.format == "table":
-        content = catalog.drawn(settings.sql, shutil.get_terminal_size((160, 0)).columns).encode()
+        content = catalog.drawn(sql, shutil.get_terminal_size((160, 0)).columns).encode()
     else:
-        content = _written(catalog.rows(settings.sql), settings.format)
+        content = _written(catalog.rows(sql), settings.format)
     if settings.to is None:
         sys.stdout.buffer.write(content)
     else:
@@ -77,7 +88,7 @@ def _plain(value: Any) -> Any:
         return value.hex()
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 

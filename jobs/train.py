@@ -1,19 +1,24 @@
-"""Train a model on photos whose positions are known, in this process.
+"""Train a model on photos whose positions are known: in this process, or by many on a Ray cluster.
 
-python -m jobs.train --manifest photos.parquet --hierarchy auto --output checkpoint
+python -m jobs.train --manifest photos.parquet --output checkpoint
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
+import math
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from jobs import run_command
 from model import geodecoder
@@ -21,101 +26,182 @@ from model.checkpoint import CONFIG_FILE, Checkpoint
 from model.geodecoder import GeoDecoder, GeoDecoderConfig
 from model.hierarchy import JSON_NAME, PARQUET_NAME, Hierarchy
 from pipeline import storage
+from pipeline.dataflow import start_ray
 from pipeline.decode import DecodeTarget
-from training import evaluation, partition
+from pipeline.locator import model_folder
+from training import evaluation, globe_study, partition
 from training.dataset import PhotoStore
 from training.labelled import LabelledPhotos, labelled_photos
-from training.loop import Labels, LoopConfig, train
+from training.loop import Progress, Task, TrainingLoop, Upkeep
+from training.objective import Labels, TeacherView
+from training.recipe import Recipe
+from training.run_record import RunRecord, identity_of
+from training.snapshot import Snapshots
 from training.split import PARTS, Split, SplitConfig, fingerprint, split_photos
-from training.teacher import Teacher
+from training.team import Team
+from training.trainer import Network, Photos, Workers, fit
 
 log = logging.getLogger(__name__)
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[[], GeoDecoderConfig]] = {
     "paper_swin_b": geodecoder.paper_swin_b,
     "small": geodecoder.small,
     "bundled": geodecoder.bundled,
     "tiny": geodecoder.tiny,
+    "globe": functools.partial(globe_study.network, globe_study.Variant(), geodecoder.SCENES_3),
 }
 ONE_SCENE = ("any",)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Train a model on photos whose positions are known."""
+    """Train a model on photos whose positions are known. The same command goes on with a training that was stopped."""
 
     manifest: str
-    """Parquet or CSV table with path or uri, latitude, longitude and, where known, photographer and scene."""
+    """Parquet or CSV table with path or uri, latitude, longitude and, where known, photographer, scene and part."""
     output: str
-    """Folder or prefix for the checkpoint: a path or URI."""
+    """Folder or prefix for the checkpoint, snapshots and metrics: a path or URI."""
+    init: str = ""
+    """Start from this model (a checkpoint's folder or URI, or bundled) and keep its network: fine-tuning."""
     hierarchy: str = "auto"
-    """Folder or prefix that jobs.build_hierarchy wrote; auto builds one from the training photos."""
+    """Folder or prefix that jobs.build_hierarchy wrote; auto takes --init's, or builds one from the training photos;
+    new always builds one."""
     preset: Literal["paper7", "isn3", "small", "hundreds"] = "hundreds"
-    """Thresholds of the automatic hierarchy."""
+    """Thresholds of a hierarchy that is built."""
     root: str = ""
     """Where the table's relative paths lie, if not beside it."""
     only: str = ""
     """A column of 0 and 1: take only the rows of 1."""
     scenes: str = ""
     """A table with path and scene, if the manifest has no column scene."""
-    network: Literal["paper_swin_b", "small", "bundled", "tiny"] = "small"
+    network: Literal["paper_swin_b", "small", "bundled", "tiny", "globe"] = "small"
+    """The network to train, without --init."""
     teacher_onnx: Path | None = None
-    """An ONNX network from images to features, to learn from by distillation."""
+    """An ONNX network from images to features, to learn from by distillation; every node needs the file."""
     name: str = "geodecoder"
     """Readable part of the model's id: lower-case letters, digits, dots and dashes."""
-    max_failed_fraction: float = 0.02
-    """Stop if more of the photos than this can't be read."""
+    num_workers: int = 0
+    """Train on a Ray cluster with so many workers; 0: in this process."""
+    workers: Workers = field(default_factory=Workers)
+    """How the cluster's workers are (--num-workers takes the place of --workers.count)."""
     threads: int = 0
-    """Processor threads for the network; all if 0."""
+    """Processor threads for the network in this process; all if 0."""
+    log_steps: int = 20
+    """A line of metrics every so many steps."""
+    snapshot_steps: int = 500
+    """A snapshot every so many steps, beside those at each epoch's end."""
     split: SplitConfig = field(default_factory=SplitConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
+    recipe: Recipe = field(default_factory=Recipe)
 
 
 def run(settings: Settings) -> int:
     """Train and write the checkpoint; return the exit code."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    photos = labelled_photos(settings.manifest, settings.root, settings.only, settings.scenes)
+    output = storage.absolute(settings.output)
+    start = Checkpoint.load(model_folder(settings.init)) if settings.init else None
+    config = start.config if start else NETWORKS[settings.network]()
+    photos = labelled_photos(settings.manifest, settings.root, settings.only, settings.scenes, vocabulary=config.scenes)
+    _check_scenes(config, photos, start.model_id if start else f"the network {settings.network}")
+    if start is None:
+        config = _with_scenes_of(config, photos)
     split = split_photos(photos, settings.split)
     rows = split.rows("train")
-    storage.check_writable(settings.output)
+    if not len(rows):
+        raise ValueError(f"{settings.manifest} leaves no photo to train on")
+    storage.check_writable(output)
     print(describe_split(split))
-    hierarchy = _hierarchy(settings, photos, rows)
-    config = _network(settings, photos)
-    torch.manual_seed(settings.loop.seed)
-    model = GeoDecoder(config, hierarchy.class_counts)
-    labels = Labels(
-        hierarchy.label_NH(photos.lat_deg_N, photos.lon_deg_N),
-        np.array([config.scenes.index(scene) if scene else -1 for scene in photos.scene_N]),
-    )
-    teacher = Teacher(settings.teacher_onnx, settings.threads or None) if settings.teacher_onnx else None
-    # Larger than the model's size, so that crops of a part of the photo still have its resolution.
-    store = PhotoStore(photos.uri_N, _square(config.preprocessing.resize_px * 5 // 4), settings.max_failed_fraction)
-    progress = train(model, store, labels, rows, settings.loop, teacher)
-    served = DecodeTarget.of(config.preprocessing)
-    validation = PhotoStore(photos.uri_N, served, settings.max_failed_fraction)
-    temperature = evaluation.fit_temperature(model, validation, labels.level_NH, split.rows("validation").tolist())
-    model_id = _save(
-        settings.output,
-        model,
-        hierarchy,
-        temperatures=(temperature,) * len(hierarchy.levels),
-        training={
-            "photos": len(photos),
-            "split": dataclasses.asdict(settings.split),
-            "parts": {part: _part(photos, split, part) for part in PARTS},
-            "loop": dataclasses.asdict(settings.loop),
-            "progress": dataclasses.asdict(progress),
-            "teacher": settings.teacher_onnx.name if settings.teacher_onnx else None,
-            "unreadable": len(store.failures),
-        },
-        name=settings.name,
-    )
-    print(
-        f"{progress.draws} photos drawn ({progress.epochs} epochs) in {progress.minutes} min; losses {progress.losses}"
-    )
-    print(f"{settings.output}: {model_id}, classes {hierarchy.class_counts}, temperature {temperature}")
+    hierarchy = _hierarchy(settings, photos, rows, start)
+    network = Network(config, hierarchy.class_counts, settings.recipe.seed, _first_weights(start, hierarchy))
+    task = _task(settings, photos, split, hierarchy, config)
+    about = {
+        "recipe": dataclasses.asdict(settings.recipe),
+        "network": config.to_json(),
+        "init": start.model_id if start else None,
+        "hierarchy_sha256": hierarchy.content_hash,
+        "teacher": settings.teacher_onnx.name if settings.teacher_onnx else None,
+        "photos": len(photos),
+        "split": dataclasses.asdict(settings.split),
+        "parts": {part: _part(photos, split, part) for part in PARTS},
+    }
+    task = dataclasses.replace(task, identity=identity_of(task, network.weights, **about))
+    record = RunRecord(output, task.identity)
+    if record.finished:
+        print(f"Nothing to do: {output} holds the finished training of {record.values['model_id']}")
+        return 0
+    record.begin(settings.num_workers, **about)
+    progress = _train(settings, network, task, photos, Upkeep(output, settings.log_steps, settings.snapshot_steps))
+    snapshots = Snapshots(output)
+    model = _trained(network, snapshots)
+    served = PhotoStore(photos.uri_N, DecodeTarget.of(config.preprocessing), settings.recipe.max_failed_fraction)
+    validation = split.rows("validation").tolist()
+    temperatures = evaluation.fit_temperatures(model, served, task.labels.level_NH, validation, hierarchy)
+    training = about | {"identity": task.identity, "progress": dataclasses.asdict(progress)}
+    model_id = _save(output, model, hierarchy, temperatures=temperatures, training=training, name=settings.name)
+    record.finish(model_id=model_id)
+    snapshots.clear()
+    print(f"{progress.draws} photos drawn ({progress.epochs} epochs); last losses {progress.losses}")
+    print(f"{settings.output}: {model_id}, classes {hierarchy.class_counts}, temperatures {temperatures}")
     return 0
+
+
+def _train(settings: Settings, network: Network, task: Task, photos: LabelledPhotos, upkeep: Upkeep) -> Progress:
+    target, served = _training_target(settings, network.config), DecodeTarget.of(network.config.preprocessing)
+    uris = [storage.canonical(uri) for uri in photos.uri_N]
+    if settings.num_workers:
+        workers = dataclasses.replace(settings.workers, count=settings.num_workers)
+        size = start_ray(least_cpus=math.ceil(workers.count * workers.cpus_each), dashboard=True)
+        return fit(network, task, Photos(pa.array(uris, pa.large_string()), target, served), upkeep, workers, size.gpus)
+    loop = TrainingLoop(network.build(), task, Team(), upkeep)
+    # The loop has its own limit on photos that can't be had, by epoch.
+    return loop.run(PhotoStore(uris, target, 1.0), PhotoStore(uris, served, 1.0))
+
+
+def _training_target(settings: Settings, config: GeoDecoderConfig) -> DecodeTarget:
+    """Return the size to train from: where views are crops, larger than served, so that they keep its resolution."""
+    size_px = config.preprocessing.resize_px
+    if settings.recipe.augment.least_area < 1:
+        size_px = size_px * 5 // 4
+    return DecodeTarget(size_px, size_px)
+
+
+def _task(
+    settings: Settings, photos: LabelledPhotos, split: Split, hierarchy: Hierarchy, config: GeoDecoderConfig
+) -> Task:
+    scene_N = np.array([config.scenes.index(scene) if scene else -1 for scene in photos.scene_N])
+    labels = Labels.of(hierarchy, photos.lat_deg_N, photos.lon_deg_N, scene_N)
+    rows = split.rows("train")
+    if (labels.level_NH[rows] < 0).all():
+        raise ValueError("no training photo lies in a cell of the hierarchy: give --hierarchy new, or a finer --preset")
+    teacher = None
+    if settings.teacher_onnx is not None:
+        store = PhotoStore(photos.uri_N, _training_target(settings, config), settings.recipe.max_failed_fraction)
+        teacher = TeacherView.fitted(settings.teacher_onnx.resolve(), store, rows)
+    return Task(settings.recipe, labels, rows, split.rows("validation"), teacher)
+
+
+def _first_weights(start: Checkpoint | None, hierarchy: Hierarchy) -> dict[str, torch.Tensor] | None:
+    """Return the weights to begin with: all of the model's, less those whose shape another hierarchy changes."""
+    if start is None:
+        return None
+    weights = start.build_model().state_dict()
+    shapes = GeoDecoder(start.config, hierarchy.class_counts).state_dict()
+    kept = {name: x for name, x in weights.items() if name in shapes and shapes[name].shape == x.shape}
+    if start.hierarchy.content_hash != hierarchy.content_hash:
+        # Equal shapes by chance: a classifier's rows mean other cells now.
+        kept = {name: x for name, x in kept.items() if not name.startswith("classifiers.")}
+        log.info("another hierarchy: %d of %d tensors of %s are kept", len(kept), len(weights), start.model_id)
+    return kept
+
+
+def _trained(network: Network, snapshots: Snapshots) -> GeoDecoder:
+    """Return the network of the newest snapshot: the moving average where one was kept."""
+    state = snapshots.load(snapshots.steps()[-1])
+    prefix = "model."
+    weights = {name.removeprefix(prefix): x for name, x in state["weights"].items() if name.startswith(prefix)}
+    model = network.build()
+    model.load_state_dict(weights | state["average"])
+    return model.eval()
 
 
 def _save(output: str, *content: Any, **more: Any) -> str:
@@ -143,14 +229,12 @@ def _part(photos: LabelledPhotos, split: Split, part: str) -> dict[str, int | st
     return {"photos": len(names), "fingerprint": fingerprint(names)}
 
 
-def _square(size_px: int) -> DecodeTarget:
-    return DecodeTarget(size_px, size_px)
-
-
 def _hierarchy(
-    settings: Settings, photos: LabelledPhotos, rows: np.ndarray[tuple[int], np.dtype[np.int64]]
+    settings: Settings, photos: LabelledPhotos, rows: NDArray[np.int64], start: Checkpoint | None
 ) -> Hierarchy:
-    if settings.hierarchy == "auto":
+    if settings.hierarchy == "auto" and start is not None:
+        return start.hierarchy
+    if settings.hierarchy in ("auto", "new"):
         config = partition.PRESETS[settings.preset]
         return partition.build_hierarchy(photos.lat_deg_N[rows], photos.lon_deg_N[rows], config)
     try:
@@ -161,15 +245,17 @@ def _hierarchy(
     return Hierarchy.from_files(files, settings.hierarchy)
 
 
-def _network(settings: Settings, photos: LabelledPhotos) -> GeoDecoderConfig:
-    config = NETWORKS[settings.network]()
-    unknown = {scene for scene in photos.scene_N if scene} - set(config.scenes)
-    if unknown:
-        raise ValueError(f"the network {settings.network} has no scene {sorted(unknown)[0]!r}: it has {config.scenes}")
+def _with_scenes_of(config: GeoDecoderConfig, photos: LabelledPhotos) -> GeoDecoderConfig:
     if any(photos.scene_N):
         return config
     log.warning("no photo has a scene, so the network gets one scene for all: %s", ONE_SCENE[0])
     return dataclasses.replace(config, scenes=ONE_SCENE)
+
+
+def _check_scenes(config: GeoDecoderConfig, photos: LabelledPhotos, what: str) -> None:
+    unknown = {scene for scene in photos.scene_N if scene} - set(config.scenes)
+    if unknown:
+        raise ValueError(f"{what} has no scene {sorted(unknown)[0]!r}: it has {config.scenes}")
 
 
 if __name__ == "__main__":

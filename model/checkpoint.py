@@ -9,15 +9,19 @@ MODEL_CARD.md        optional, for people
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from model.geodecoder import GeoDecoder, GeoDecoderConfig
 from model.hierarchy import Hierarchy
@@ -36,6 +40,8 @@ _KEYS = {
     "weights_sha256",
     "training",
 }
+_MAX_CONFIG_BYTES = 16 << 20
+_MAX_SETTING = 8192  # widths, depths and sizes in pixels; the number of cells is not among them
 _RESTORE = "copy the whole checkpoint folder again from where it was published"
 
 
@@ -126,7 +132,8 @@ class Checkpoint:
             config = GeoDecoderConfig.from_json(values["model"])
             _require_same_counts(tuple(values["class_counts"]), hierarchy)
             temperatures = _temperatures(values["temperatures"], len(hierarchy.levels))
-        except (ValueError, TypeError) as error:
+            _require_plausible(config, len(hierarchy.levels))
+        except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"{config_file} is wrong: {error}; {_RESTORE}") from error
         if _sha256(weights) != values["weights_sha256"]:
             raise ValueError(
@@ -149,13 +156,17 @@ class Checkpoint:
         """The network with its weights, in eval mode, on the CPU, in fp32.
 
         Raises:
-            ValueError: weights that are not exactly this network's, by name or shape.
+            ValueError: weights that are not exactly this network's, by name or shape, or not finite.
         """
         weights = self.folder / WEIGHTS_FILE
         try:
+            _require_fitting_weights(self.config, self.hierarchy.class_counts, weights)
             tensors = load_file(weights)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{weights} cannot be read ({error}): {_RESTORE}") from error
+        broken = [key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+        if broken:
+            raise ValueError(f"{weights}: the weights of {broken[0]} are not finite: train again from an earlier state")
         model = GeoDecoder(self.config, self.hierarchy.class_counts)
         try:
             model.load_state_dict(tensors, strict=True)
@@ -170,8 +181,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}; give the folder that training wrote")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise ValueError(f"it has more than {_MAX_CONFIG_BYTES} bytes")
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): {_RESTORE}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} is damaged (not a JSON object): {_RESTORE}")
@@ -189,17 +202,85 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return values
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are all different: of two alike, other readers would take the other one."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key stands in it twice")
+    return values
+
+
 def _require_name(name: Any) -> None:
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
-        raise ValueError(f"a model's name must be lower-case letters, digits, dots and dashes, not {name!r}")
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,63}", name):
+        raise ValueError(
+            f"a model's name must be up to 64 lower-case letters, digits, dots and dashes, not {str(name)[:100]!r}"
+        )
+
+
+def _require_plausible(config: GeoDecoderConfig, levels: int) -> None:
+    """Refuse what no network of ours says, before anything is computed from it."""
+    if config.backbone.name or config.backbone.pretrained:
+        raise ValueError("model.backbone must be spelled inline, not name another model")
+    if not all(scene.isprintable() and 0 < len(scene) <= 100 for scene in config.scenes):
+        raise ValueError("model.scenes must be names of up to 100 printable characters")
+    largest = max(_whole_numbers([config.to_json(), levels]))
+    if largest > _MAX_SETTING:
+        raise ValueError(f"model has a setting of {largest:.3g}, more than {_MAX_SETTING} makes no sense in a network")
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, int):
+        yield abs(value)
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _whole_numbers(inner)
+
+
+def _require_fitting_weights(config: GeoDecoderConfig, class_counts: tuple[int, ...], weights: Path) -> None:
+    """Compare the network with its weights' names and shapes without memory for either: a lie may ask for terabytes.
+
+    Raises ValueError; what `weights` itself makes go wrong is safetensors' own error.
+    """
+    with safe_open(weights, "pt") as file:
+        stored = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
+    if config.independent_layers + config.dependent_layers > len(stored):
+        raise ValueError(f"{weights} does not fit the network in {CONFIG_FILE}: it has too few layers")
+    try:
+        with _at_most_parameters(2 * len(stored) + 100), torch.device("meta"):
+            network = GeoDecoder(config, class_counts)
+    except (ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        detail = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(f"the network in {CONFIG_FILE} cannot be built ({detail}): {_RESTORE}") from error
+    wanted = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    wrong = sorted(key for key in wanted.keys() | stored.keys() if wanted.get(key) != stored.get(key))
+    if wrong:
+        key = wrong[0]
+        detail = f"{key!r} should be {wanted.get(key, 'absent')} and is {stored.get(key, 'absent')}"
+        raise ValueError(f"{weights} does not fit the network in {CONFIG_FILE}: {detail[:300]}")
+
+
+@contextmanager
+def _at_most_parameters(limit: int) -> Iterator[None]:
+    """Stop a network that is being built here when it has far more parameters than are stored: it may be endless."""
+    count = itertools.count(1)
+
+    def stop(module: object, name: str, parameter: object) -> None:
+        if next(count) > limit:
+            raise ValueError(f"the network in {CONFIG_FILE} has far more layers than its weights; {_RESTORE}")
+
+    hook = register_module_parameter_registration_hook(stop)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _temperatures(values: Any, levels: int) -> tuple[float, ...]:
     if not isinstance(values, list) or len(values) != levels:
         raise ValueError(f"temperatures must be a list of {levels} numbers, one a level")
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ValueError(f"temperatures must be positive numbers, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-6 <= value <= 1e6:
+            raise ValueError(f"temperatures must be positive numbers from 1e-6 to 1e6, not {value!r:.100}")
     return tuple(float(value) for value in values)
 
 

@@ -28,6 +28,7 @@ PARQUET_NAME = "hierarchy.parquet"
 JSON_NAME = "hierarchy.json"
 FORMAT = "graticule-hierarchy"
 FORMAT_VERSION = 1
+_MAX_CELLS = 1 << 24
 NO_PARENT = -1
 NO_CELL = -1
 
@@ -176,12 +177,16 @@ class Hierarchy:
             description = json.loads(files[JSON_NAME])
             known = description["format"] == FORMAT and description["version"] == FORMAT_VERSION
             expected_hash, provenance = str(description["content_hash"]), dict(description["provenance"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{place}/{JSON_NAME} is damaged: {error!r}") from error
         if not known:
             raise ValueError(f"{place}/{JSON_NAME} is not a {FORMAT} of version {FORMAT_VERSION}")
         try:
-            table = pq.read_table(io.BytesIO(files[PARQUET_NAME]))
+            rows = pq.read_metadata(io.BytesIO(files[PARQUET_NAME])).num_rows
+            if rows > _MAX_CELLS:  # a kilobyte can unfold to any number of them
+                raise ValueError(f"it has {rows} cells, more than {_MAX_CELLS}")
+            names = [_LEVEL_COLUMN, *(name.removesuffix("_K") for name in _DTYPES)]
+            table = pq.read_table(io.BytesIO(files[PARQUET_NAME]), columns=names)
             level_of_row = table[_LEVEL_COLUMN].to_numpy()
             levels = []
             for number in range(int(level_of_row.max(initial=-1)) + 1):

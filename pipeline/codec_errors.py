@@ -11,7 +11,7 @@ from pipeline.exif import tiff_extent_bytes
 from pipeline.schema import ErrorCode, PhotoError
 
 _SAYS_TRUNCATED = re.compile(r"truncat|premature end|unexpected end|end of (file|data)|only got \d+|EOF", re.IGNORECASE)
-_SAYS_TOO_LARGE = re.compile(r"data too large|exceeds .*limit|security limit|allocat", re.IGNORECASE)
+_SAYS_TOO_LARGE = re.compile(r"data too large|too much memory|exceeds .*limit|security limit|allocat", re.IGNORECASE)
 _END_OF_DATA = (EOFError, IndexError, struct.error)
 _SAYS_UNSUPPORTED = re.compile(
     r"unsupported|not supported|cannot handle|unknown (pixel|compression|raw) mode", re.IGNORECASE

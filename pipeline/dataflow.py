@@ -1,4 +1,4 @@
-"""The Ray Data graph: plan → read → locate → stage. The one place in this package that knows Ray."""
+"""The Ray Data graphs: plan → read → locate → stage, and stage → sort → publish. The one place here that knows Ray."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import ray.data
@@ -20,8 +22,11 @@ from ray.data import ActorPoolStrategy, Datasink, Datasource
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
-from pipeline import schema, storage
-from pipeline.reader import Reader, ReaderSettings
+from pipeline import geoparquet, schema, storage
+from pipeline.content_index import ContentIndex, claims, without_copies
+from pipeline.fetch import shares
+from pipeline.publish import FileRange, Published, PublishedFile, Selection, file_index, publish, put_file, sort_keys
+from pipeline.reader import IsolatedReader, ReaderSettings
 from pipeline.staging import Stage
 
 if TYPE_CHECKING:  # imported only where it runs: a process that reads photos is spared four seconds and 200 MB
@@ -31,6 +36,9 @@ log = logging.getLogger(__name__)
 
 _ROWS_PER_BLOCK = 64
 """Photos that travel together: some 10 MB of pixels at 224 px."""
+_ROWS_PER_SORTED_BLOCK = 50_000
+"""Staged rows that one task sends to their files: some 60 MB."""
+_FILE_INDEX = "file_index"
 _LOG_INTERVAL_S = 30.0
 
 
@@ -41,10 +49,12 @@ class ClusterSettings:
     Attributes:
         locators: engine processes; None for one a GPU, or one a node where there is no GPU.
         rows_per_part: rows that are staged together; at most so many a writer are lost when a machine dies.
+        known_contents: photos' contents that are remembered, some 200 bytes each, to infer identical bytes once.
     """
 
     locators: int | None = None
     rows_per_part: int = 2000
+    known_contents: int = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -56,12 +66,16 @@ class ClusterSize:
     largest_node_cpus: int
 
 
-def start_ray() -> ClusterSize:
-    """Join the cluster that the environment names (`ray job submit` does), else start one on this machine."""
+def start_ray(least_cpus: int = 0, dashboard: bool = False) -> ClusterSize:
+    """Join the cluster that the environment names (`ray job submit` does), else start one on this machine.
+
+    One that is started here says that it has `least_cpus` even where there are fewer: processes then share them. Ray
+    Train asks the dashboard whether its controller is alive.
+    """
     if not ray.is_initialized():
         # With one CPU to spare for the engine's process: on two cores a reading task could else wait for it forever.
-        cpus = None if os.environ.get("RAY_ADDRESS") else (os.cpu_count() or 1) + 1
-        ray.init(num_cpus=cpus, include_dashboard=False if cpus else None, logging_level=logging.WARNING)
+        cpus = None if os.environ.get("RAY_ADDRESS") else max((os.cpu_count() or 1) + 1, least_cpus)
+        ray.init(num_cpus=cpus, include_dashboard=dashboard if cpus else None, logging_level=logging.WARNING)
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     return ClusterSize(
@@ -78,26 +92,31 @@ def run_dataflow(
     locator: LocatorSettings,
     cluster: ClusterSettings,
     size: ClusterSize,
-) -> None:
+    answered: Sequence[bytes] = (),
+) -> int:
     """Process every photo of the plan that isn't staged yet; returns once all rows are staged.
+
+    `answered` are contents that have their answer elsewhere: photos with these bytes wait for it, too. Returns how many
+    photos were inferred without looking for their like, as there were more contents than are remembered.
 
     An exception in a stage that is no photo's expected failure stops the flow and is raised here.
     """
-    context = ray.data.DataContext.get_current()
-    # A worker process that dies (out of memory, a node taken away) is retried by Ray; a bug in our code is not.
-    context.max_errored_blocks = 0
-    context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would write a dozen lines every ten seconds
-    context.issue_detectors_config.detectors = []  # advice for whoever tunes Ray, in the middle of the user's log
-
+    _configure_ray_data()
+    readers, fetches_each = shares(reader.fetch.concurrent, size.cpus)
+    reader = replace(reader, concurrent_fetches=fetches_each)
+    at_once: dict[str, Any] = {} if reader.fetch.concurrent is None else {"concurrency": readers}
     locators, cpus_each = _locator_pool(cluster, size)
     log.info("%d engine(s) over %d CPUs and %d GPUs", locators, size.cpus, size.gpus)
     # Ray fuses a task into the actor pool behind it when both ask for the same, and decoder and engine would then take
     # turns: an engine never asks for one CPU. Reading the plan is to be fused with reading its photos.
-    source = _PlanDatasource(plan_files)
-    photos = ray.data.read_datasource(source, override_num_blocks=len(plan_files), num_cpus=1)
+    source = _BlocksDatasource("Plan", [functools.partial(_plan_blocks, uri) for uri in plan_files])
+    photos = ray.data.read_datasource(source, override_num_blocks=len(plan_files), num_cpus=1, **at_once)
     batches: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
-    photos = photos.map_batches(functools.partial(_read_rows, settings=reader), num_cpus=1, **batches)
+    index: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ContentIndex).remote(
+        cluster.known_contents, answered
+    )
+    read_rows = functools.partial(_read_rows, settings=reader, index=index)
+    photos = photos.map_batches(read_rows, num_cpus=1, **at_once, **batches)
     photos = photos.map_batches(
         _LocatorActor,
         fn_constructor_args=(replace(locator, threads=locator.threads or max(2, int(cpus_each))),),
@@ -107,6 +126,41 @@ def run_dataflow(
     )
     with _progress_log(stage):
         photos.write_datasink(_StageDatasink(stage, cluster.rows_per_part), ray_remote_args={"num_cpus": 0.1})
+    overflow: int = ray.get(index.overflow.remote())
+    return overflow
+
+
+def publish_on_ray(stage: Stage, above_rows: int = 2_000_000) -> Published:
+    """Publish as `publish.publish` does; a run of more than `above_rows` rows is sorted and written by the cluster."""
+    return publish(stage, _sort_on_ray, above_rows)
+
+
+def _sort_on_ray(stage: Stage, selection: Selection) -> list[PublishedFile]:
+    """Write the selected rows as the files of their ranges: each row is sent to its file's task, which sorts them."""
+    start_ray()
+    _configure_ray_data()
+    files, ranges = selection.row_files, selection.ranges
+    tasks = min(len(files), -(-sum(part.row_count for part in ranges) // _ROWS_PER_SORTED_BLOCK))
+    read_fns = []
+    for index in range(tasks):
+        own = files[len(files) * index // tasks : len(files) * (index + 1) // tasks]
+        read_fns.append(functools.partial(_staged_blocks, {uri: selection.dropped.get(uri) for uri in own}, ranges))
+    rows = ray.data.read_datasource(_BlocksDatasource("Staged", read_fns), override_num_blocks=tasks, num_cpus=1)
+    # By groups, not Dataset.sort: Ray cuts what it has sorted into blocks of its own size, but never a group. They go
+    # to tasks by hash: among twice as many tasks few get several.
+    written = rows.groupby(_FILE_INDEX, num_partitions=2 * len(ranges)).map_groups(
+        _write_file, fn_kwargs={"stage": stage, "ranges": ranges}, batch_format="pyarrow"
+    )
+    return sorted((PublishedFile(**file) for file in written.take_all()), key=lambda file: file.path)
+
+
+def _configure_ray_data() -> None:
+    context = ray.data.DataContext.get_current()
+    # A worker process that dies (out of memory, a node taken away) is retried by Ray; a bug in our code is not.
+    context.max_errored_blocks = 0
+    context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would write a dozen lines every ten seconds
+    context.issue_detectors_config.detectors = []  # advice for whoever tunes Ray, in the middle of the user's log
 
 
 def _locator_pool(cluster: ClusterSettings, size: ClusterSize) -> tuple[int, float]:
@@ -136,15 +190,16 @@ def _progress_log(stage: Stage) -> Iterator[None]:
         watcher.join()
 
 
-class _PlanDatasource(Datasource):
-    """The plan's files, each a task that yields its rows in blocks."""
+class _BlocksDatasource(Datasource):
+    """Tasks that each yield rows in blocks."""
 
-    def __init__(self, files: Sequence[str]) -> None:
+    def __init__(self, name: str, read_fns: Sequence[Callable[[], Iterable[Block]]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._files = files
+        self._name = name
+        self._read_fns = read_fns
 
     def get_name(self) -> str:
-        return "Plan"
+        return self._name
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
@@ -152,12 +207,9 @@ class _PlanDatasource(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        del parallelism, data_context  # the plan decides: what is read doesn't depend on the cluster's size
+        del parallelism, data_context  # the files decide: what is read doesn't depend on the cluster's size
         metadata = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None)
-        return [
-            ReadTask(functools.partial(_plan_blocks, uri), metadata, per_task_row_limit=per_task_row_limit)
-            for uri in self._files
-        ]
+        return [ReadTask(read_fn, metadata, per_task_row_limit=per_task_row_limit) for read_fn in self._read_fns]
 
 
 def _plan_blocks(uri: str) -> Iterator[pa.Table]:
@@ -167,13 +219,15 @@ def _plan_blocks(uri: str) -> Iterator[pa.Table]:
 
 
 @functools.lru_cache(maxsize=1)
-def _process_reader(settings: ReaderSettings) -> Reader:
-    """One Reader for each worker process, whichever tasks it runs."""
-    return Reader(settings)
+def _process_reader(settings: ReaderSettings) -> IsolatedReader:
+    """One reader, and its decoder, for each worker process, whichever tasks it runs."""
+    return IsolatedReader(settings)
 
 
-def _read_rows(plan: pa.Table, settings: ReaderSettings) -> pa.Table:
-    return _process_reader(settings)(plan)
+def _read_rows(plan: pa.Table, settings: ReaderSettings, index: Any) -> pa.Table:
+    read = _process_reader(settings)(plan)
+    rows_N, contents, photo_ids = claims(read)
+    return without_copies(read, rows_N, ray.get(index.claim.remote(contents, photo_ids)))
 
 
 class _LocatorActor:
@@ -205,5 +259,39 @@ class _StageDatasink(Datasink[None]):
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
         rows = pa.concat_tables(tables).cast(schema.PHOTOS)
-        if rows.num_rows:
-            self._stage.put_rows(rows)
+        is_copy = pc.equal(rows.column(schema.STATUS), schema.COPIED)
+        for put, part in (
+            (self._stage.put_copies, rows.filter(is_copy)),
+            (self._stage.put_rows, rows.filter(pc.invert(is_copy))),
+        ):
+            if part.num_rows:
+                put(part)
+
+
+def _staged_blocks(files: dict[str, list[int] | None], ranges: Sequence[FileRange]) -> Iterator[pa.Table]:
+    """Yield the rows of staged files without those that are dropped, with the number of the file each belongs to."""
+    for uri, dropped in files.items():
+        rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=schema.PHOTOS)
+        if dropped:
+            kept = np.ones(rows.num_rows, bool)
+            kept[dropped] = False
+            rows = rows.filter(pa.array(kept))
+        yield rows.append_column(_FILE_INDEX, pa.array(file_index(rows, ranges)))
+
+
+def _write_file(rows: pa.Table, stage: Stage, ranges: Sequence[FileRange]) -> pa.Table:
+    """Write a range's rows as one file, and return what there is to say of it; a retried task writes the same again."""
+    (index,) = pc.unique(rows.column(_FILE_INDEX)).to_pylist()
+    assert rows.num_rows == ranges[index].row_count, (
+        f"file {index}: {rows.num_rows} rows, not {ranges[index].row_count}"
+    )
+    return pa.Table.from_pylist([asdict(put_file(stage, index, _sorted_groups(rows), ranges[index].bbox))])
+
+
+def _sorted_groups(rows: pa.Table) -> Iterator[pa.Table]:
+    """Yield a file's rows as its sorted row groups; only one at a time is copied."""
+    order = pa.array(np.argsort(sort_keys(rows)))
+    start = 0
+    for size in geoparquet.group_sizes(rows.num_rows):
+        yield rows.select(schema.PHOTOS.names).take(order.slice(start, size))
+        start += size

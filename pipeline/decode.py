@@ -87,6 +87,10 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _MAX_ICC_BYTES = 4 << 20
+PngImagePlugin.MAX_TEXT_CHUNK = _MAX_ICC_BYTES  # Pillow's 1 MiB refuses pictures with real profiles and metadata
+_MAX_PNG_PROFILES = 8  # one is allowed; each may unfold a thousandfold, and a few may appear in picture data by chance
+_MAX_RUN_LENGTH_PIXELS = 1 << 25  # Pillow unfolds these BMPs in Python: 12 million pixels a second
+_MAX_SIDE_PX = (1 << 31) - 1
 _SRGB = ImageCms.createProfile("sRGB")
 
 
@@ -168,7 +172,7 @@ def decode_photo(data: bytes, target: DecodeTarget, limits: DecodeLimits | None 
             raise PhotoError(ErrorCode.EMPTY, "the file has no bytes")
         if len(data) > limits.max_bytes:
             raise PhotoError(ErrorCode.TOO_LARGE, f"{len(data)} bytes, more than the {limits.max_bytes} allowed")
-        source = _open(sniff_format(data), data)
+        source = _open(sniff_format(data), data, limits)
         facts = source.facts
         _refuse_too_large(facts, source.memory_bytes, limits)
         image, scale = source.load(target)
@@ -215,6 +219,10 @@ class _Source:
         raise NotImplementedError
 
     def _set_facts(self, format_name: str, size_px: tuple[int, int], exif: ExifFacts) -> None:
+        if min(size_px) < 1:
+            raise PhotoError(ErrorCode.CORRUPT, f"{format_name}: has no width or no height")
+        if max(size_px) > _MAX_SIDE_PX:  # such a size does not even fit its column
+            raise PhotoError(ErrorCode.TOO_LARGE, f"{format_name}: says it is {size_px[0]} × {size_px[1]} pixels")
         self.turn = 1 if format_name in _TURNED_BY_CODEC else exif.orientation
         width_px, height_px = reversed(size_px) if self.turn >= 5 else size_px
         self.facts = PhotoFacts(format_name, width_px, height_px, exif)
@@ -236,11 +244,14 @@ class _JpegSource(_Source):
 class _PillowSource(_Source):
     def __init__(self, format_name: str, data: bytes) -> None:
         self._data, self._format = data, format_name
+        if format_name == "png" and data.count(b"iCCP") > _MAX_PNG_PROFILES:
+            raise PhotoError(ErrorCode.CORRUPT, "png: has many colour profiles")
         with codec_call(format_name, data):
             self._image = _READERS[format_name](io.BytesIO(data))
         width_px, height_px = self._image.size
         self.memory_bytes = width_px * height_px * _BYTES_PER_PIXEL.get(format_name, _BYTES_PER_PIXEL_ELSE)
-        self.icc = self._image.info.get("icc_profile")
+        icc = self._image.info.get("icc_profile")
+        self.icc = icc if isinstance(icc, bytes) else None  # a TIFF's may be of any type
         if format_name == "tiff":
             self.bits = tiff_number(data, _TIFF_BITS) or 16
         self._read_facts()
@@ -252,10 +263,18 @@ class _PillowSource(_Source):
     def load(self, target: DecodeTarget) -> tuple[Image.Image, float]:
         if self._format == "tiff" and self._is_camera_raw():
             raise PhotoError(ErrorCode.UNSUPPORTED_FORMAT, "tiff: its first picture is a thumbnail (camera raw?)")
+        is_run_length = self._format == "bmp" and self._data[30:34] in (b"\1\0\0\0", b"\2\0\0\0")
+        if is_run_length and self.facts.width_px * self.facts.height_px > _MAX_RUN_LENGTH_PIXELS:
+            raise PhotoError(ErrorCode.TOO_LARGE, "bmp: more pixels than are taken in run-length encoding")
         if self._format in ("heic", "avif", "webp") and is_cut(self._format, self._data):
             raise PhotoError(ErrorCode.TRUNCATED, f"{self._format}: shorter than its own structure says")
         with codec_call(self._format, self._data):
             self._image.load()
+            # Some damage shows only when the picture is used: a frame of another mode, more transparency than colours.
+            if self._image.im.mode != self._image.mode:
+                raise ValueError("its frame is not of the kind that its header says")
+            if self._image.has_transparency_data:
+                self._image.crop((0, 0, 1, 1)).convert("RGBA")
         self._read_facts()  # PNG's EXIF may stand after the picture; TIFF and HEIC may change size when they are turned
         return self._image, 1.0
 
@@ -264,8 +283,31 @@ class _PillowSource(_Source):
         return bool(is_thumbnail) or tiff_number(self._data, _TIFF_DNG_VERSION) is not None
 
 
-def _open(format_name: str, data: bytes) -> _Source:
+def _open(format_name: str, data: bytes, limits: DecodeLimits) -> _Source:
+    if format_name == "gif":  # Pillow makes a picture of that size when it opens the file
+        width_px, height_px = _gif_extent_px(data)
+        facts = PhotoFacts(format_name, width_px, height_px, ExifFacts())
+        _refuse_too_large(facts, width_px * height_px * _BYTES_PER_PIXEL_ELSE, limits)
     return _JpegSource(data) if format_name == "jpeg" else _PillowSource(format_name, data)
+
+
+def _gif_extent_px(data: bytes) -> tuple[int, int]:
+    """Return how far a GIF's screen or its first frame reaches; a file that ends before is left to the decoder."""
+    width_px, height_px = int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
+    flags = data[10] if len(data) > 10 else 0
+    at = 13 + (3 << ((flags & 7) + 1)) * (flags >> 7)
+    while at < len(data) and data[at] != ord(b","):
+        if data[at] != ord(b"!"):  # stray bytes, which decoders skip one by one
+            at = min((place for mark in b",!" if (place := data.find(mark, at)) >= 0), default=len(data))
+            continue
+        at += 2
+        while at < len(data) and data[at]:
+            at += 1 + data[at]
+        at += 1
+    left, top, frame_width_px, frame_height_px = (
+        int.from_bytes(data[at + i : at + i + 2], "little") for i in (1, 3, 5, 7)
+    )
+    return max(width_px, left + frame_width_px), max(height_px, top + frame_height_px)
 
 
 def _refuse_too_large(facts: PhotoFacts, memory_bytes: int, limits: DecodeLimits) -> None:
@@ -354,7 +396,7 @@ def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     return converted
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)  # of up to 4 MiB each
 def _srgb_transform(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """Return the transform from a profile to sRGB; None when it is sRGB already, broken, or not for this `mode`."""
     try:

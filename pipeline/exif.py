@@ -7,6 +7,7 @@ claims, and can not fail: what is broken is None. Source: Exif 2.32, CIPA DC-008
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ def tiff_extent_bytes(tiff_file: bytes) -> int:
     extent_bytes = 0
     for offsets_tag, counts_tag in ((273, 279), (324, 325)):
         offsets, counts = tiff.numbers(main.get(offsets_tag), 1 << 20), tiff.numbers(main.get(counts_tag), 1 << 20)
-        extent_bytes = max([extent_bytes, *(int(o) + int(c) for o, c in zip(offsets, counts, strict=False))])
+        ends = (o + c for o, c in zip(offsets, counts, strict=False))
+        extent_bytes = max([extent_bytes, *(int(end) for end in ends if math.isfinite(end))])
     return extent_bytes
 
 
@@ -93,9 +95,8 @@ class _TiffTags:
         self._order = ">" if magic[:2] == b"MM" else "<"
         self._big = magic in (b"II\x2b\0", b"MM\0\x2b")
         known = self._big or magic in (b"II\x2a\0", b"MM\0\x2a")
-        self.first_directory: int = (
-            (self._unpack("Q", 8) if self._big else self._unpack("L", 4) or (0,))[0] if known else 0
-        )
+        place = (self._unpack("Q", 8) if self._big else self._unpack("L", 4)) if known else ()
+        self.first_directory: int = place[0] if place else 0
 
     def _unpack(self, layout: str, offset: int) -> tuple[int, ...]:
         size = struct.calcsize(self._order + layout)
@@ -125,7 +126,8 @@ class _TiffTags:
         """Return up to `limit` numbers, rationals divided (x/0 is NaN, but 0/0 is 0: unused); empty when broken."""
         if entry is None or entry.type not in _TYPES or entry.type == _ASCII or entry.count < 1:
             return []
-        values = self._unpack(_TYPES[entry.type] * min(entry.count, limit), entry.offset)
+        layout = _TYPES[entry.type]
+        values = self._unpack(f"{len(layout) * min(entry.count, limit)}{layout[0]}", entry.offset)
         if entry.type not in _RATIONALS:
             return list(values)
         pairs = zip(values[::2], values[1::2], strict=True)

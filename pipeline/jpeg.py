@@ -8,6 +8,7 @@ warnings are read. Source: ITU-T T.81; libjpeg-turbo's jerror.h for the list of 
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -20,6 +21,11 @@ from pipeline.schema import ErrorCode, PhotoError
 _EOI = b"\xff\xd9"
 _SOI_TO_SOS_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 _SOF_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_NOT_FILL = re.compile(rb"[^\xff]")
+_MARKER_AMONG_PICTURE_DATA = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
+# Bombs: a scan of a few bytes can make the decoder visit every block, and a segment may have no more than four. Real
+# files have ten scans or so, and a few hundred segments at most (profiles and maker notes in parts of 64 KiB).
+_MAX_SCANS, _MAX_SEGMENTS = 100, 10_000
 _HUFFMAN_SEQUENTIAL, _PROGRESSIVE, _SUPPORTED = {0xC0, 0xC1}, {0xC2, 0xCA}, {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
 # The first warning is all that libjpeg reports. These mean lost or garbled picture; its others (unknown Adobe
 # transform, JFIF version, bad ICC chunk, wrong SOS parameters, stray bytes between headers) leave the picture whole.
@@ -55,11 +61,12 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
     frame: bytes | None = None
     frame_marker = 0
     at = 2
-    while True:
-        at = data.find(b"\xff", at)
-        while 0 <= at < len(data) and data[at] == 0xFF:
-            at += 1
-        if at < 0 or at + 3 > len(data):
+    for number in itertools.count():
+        after_fill = _NOT_FILL.search(data, at) if (at := data.find(b"\xff", at)) >= 0 else None
+        at = after_fill.start() if after_fill else len(data)
+        if number == _MAX_SEGMENTS:
+            raise PhotoError(ErrorCode.CORRUPT, f"jpeg: more than {_MAX_SEGMENTS} segments before its picture data")
+        if at + 3 > len(data):
             raise PhotoError(ErrorCode.TRUNCATED, "jpeg: ends before its picture data")
         marker = data[at]
         if marker == 0xD9:
@@ -91,6 +98,8 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
     if not height_px or not width_px:
         raise PhotoError(ErrorCode.CORRUPT, "jpeg: has no width or no height")
     has_one_scan = segment[0] == components and frame_marker not in _PROGRESSIVE
+    if not has_one_scan:
+        _refuse_many_scans(data, at)
     sampling = [(s >> 4) * (s & 15) for s in frame[7 : 6 + 3 * components : 3]]
     samples = width_px * height_px * sum(sampling) // max(1, *sampling)
     return JpegHeader(
@@ -102,6 +111,26 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
         exif=exif,
         icc=b"".join(icc_chunks[i] for i in sorted(icc_chunks)) or None,
     )
+
+
+def _refuse_many_scans(data: bytes, at: int) -> None:
+    """Walk the markers from the first scan's header (at `at`) to the end of the picture."""
+    scans = 0
+    for _ in range(_MAX_SEGMENTS):
+        if data[at] == 0xDA:
+            scans += 1
+        if data[at] == 0xD9 or scans > _MAX_SCANS:
+            break
+        if data[at] not in _SOI_TO_SOS_WITHOUT_LENGTH:
+            at += max(2, int.from_bytes(data[at + 1 : at + 3], "big"))
+        found = _MARKER_AMONG_PICTURE_DATA.search(data, at)
+        if found is None:
+            return
+        at = found.start(1)
+    else:
+        raise PhotoError(ErrorCode.CORRUPT, f"jpeg: more than {_MAX_SEGMENTS} segments in its picture data")
+    if scans > _MAX_SCANS:
+        raise PhotoError(ErrorCode.TOO_LARGE, f"jpeg: more than {_MAX_SCANS} scans")
 
 
 def shrink_eighths(header: JpegHeader, min_side_px: int) -> int:

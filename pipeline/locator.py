@@ -67,7 +67,7 @@ class Locator:
         )
 
     def __call__(self, read: pa.Table) -> pa.Table:
-        """Locate every photo of `read` that has pixels; the others keep their error code."""
+        """Locate every photo of `read` that has pixels; the others keep their error code, or are copies of others."""
         pixels = read.column(schema.PIXELS_HWC).combine_chunks()
         rows_N = np.flatnonzero(pixels.is_valid().to_numpy(zero_copy_only=False))
         answers = self._answer(pixels, rows_N)
@@ -86,7 +86,8 @@ class Locator:
         columns[schema.ERROR_MESSAGE] = pc.if_else(
             broken, "the network's outputs are not finite numbers", columns[schema.ERROR_MESSAGE]
         )
-        columns[schema.STATUS] = pc.if_else(pa.array(spread >= 0), str(Status.LOCATED), str(Status.FAILED))
+        without_place = pc.if_else(pc.is_valid(columns[schema.ERROR_CODE]), str(Status.FAILED), schema.COPIED)
+        columns[schema.STATUS] = pc.if_else(pa.array(spread >= 0), str(Status.LOCATED), without_place)
         columns |= {name: values.take(spread_array) for name, values in self._answer_columns(answers).items()}
         constants = {
             schema.MODEL_ID: self._settings.model_id,

@@ -1,10 +1,16 @@
-"""manifest − what is already published or staged = a run's work, computed in DuckDB with bounded memory."""
+"""manifest − what is already published or staged = a run's work, computed in DuckDB with bounded memory.
+
+However many photos there are, none of their rows is held in Python, and DuckDB spills what passes its memory limit: the
+listing goes as a stream into a database file in the temporary folder (TMPDIR), which is removed at the end.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,23 +24,31 @@ log = logging.getLogger(__name__)
 _TASKS = 1024
 _ROWS_PER_TASK = (64, 65_536)
 """A file of the plan is a task: small ones spread a small archive, large ones keep a billion photos' plan short."""
-_MEMORY_LIMIT = "3GB"
+_MEMORY_LIMIT = "12.5%"
+"""Of the machine's memory, or of its container's where that has less: the rest is for Ray, decoders and the model.
+
+DuckDB takes as many threads as there are cores.
+"""
 
 
 @dataclass(frozen=True)
 class Plan:
     """A run's work: what its sources list, what of it is done, and the files that hold the rest.
 
-    `listed` counts manifest rows, `duplicates` those that repeat a photo, `already_done` the photos that have their row
-    from an earlier run, `staged` those this run staged before it was interrupted, `todo` those to process
-    now, which `files` hold.
+    `listed` counts manifest rows, `excluded` those that the sources' patterns left out before, `duplicates` those that
+    repeat a photo; `already_done` the photos that have their row from an earlier run, `of_another_model` those of them
+    whose row another model made. Of those this run takes on, `staged` have their row from before it was interrupted,
+    `todo` are to process now, which `files` hold, and `changed` were published in another version.
     """
 
     listed: int
+    excluded: int
     duplicates: int
     already_done: int
+    of_another_model: int
     staged: int
     todo: int
+    changed: int
     files: tuple[str, ...]
 
 
@@ -58,87 +72,187 @@ def make_plan(
     model_id: str,
     retry_failed: bool,
     limit: int | None,
+    *,
+    retag: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    allow_http: bool = False,
 ) -> Plan:
     """List `sources`, leave out what is done, write the rest as the stage's plan, and say what was counted.
 
-    A photo is done when this version of it (same URI, same ETag) has a row under this model that isn't a transient
-    failure, or, with `retry_failed`, any failure. `limit` bounds how many photos this run takes on.
+    A photo is done when its newest published row is of this version (same URI, same ETag; any, where the listing has no
+    ETag), no transient failure and, with `retry_failed`, no failure at all; with `retag`, only when it is of this model
+    too. `limit` bounds how many photos this run takes on; `include`, `exclude` and `allow_http` are
+    `manifest.read_manifest`'s.
     Raises ValueError for a source that can't be read.
     """
-    with connect(stage.folder) as connection:
-        connection.execute("CREATE TABLE listed (photo_id BLOB, uri VARCHAR, etag VARCHAR, size_bytes BIGINT)")
-        for source in sources:
-            for batch in manifest.read_manifest(source):
-                connection.register("batch", batch)
-                connection.execute("INSERT INTO listed SELECT * FROM batch")
-        own = "DELETE FROM listed WHERE starts_with(uri, $output || '/') RETURNING uri"
-        if ours := len(connection.execute(own, {"output": stage.output}).fetchall()):
-            log.info("%d files of the output lie below a source and are no photos of the archive", ours)
-        _load_rows(connection, "published", published_files)
-        _load_rows(connection, "staged", stage.row_files())
-        connection.execute(
-            f"CREATE TABLE transient AS SELECT unnest({[str(code) for code in schema.TRANSIENT_ERRORS]}) AS code"
-        )
-        # Only the newest row counts: a photo that was changed and changed back is a changed photo. (Plain arg_max
-        # passes over rows without an error code, so that a photo once failed would stay failed.)
-        # Rows staged for a photo that was changed since are made again: the newer wins when the run is published.
-        connection.execute(
-            """
-            CREATE TABLE plan AS
-            WITH photos AS (
-                SELECT photo_id, any_value(uri) AS uri, max(etag) AS etag, max(size_bytes) AS size_bytes
-                FROM listed GROUP BY photo_id),
-            done AS (
-                SELECT photo_id, arg_max_null(etag, processed_at) AS etag,
-                    arg_max_null(error_code, processed_at) AS error_code
-                FROM published WHERE model_id = $model_id GROUP BY photo_id),
-            staged_done AS (
-                SELECT photo_id, arg_max_null(etag, processed_at) AS etag,
-                    arg_max_null(error_code, processed_at) AS error_code
-                FROM staged GROUP BY photo_id)
-            SELECT photos.*,
-                EXISTS (FROM staged_done s WHERE s.photo_id = photos.photo_id
-                    AND (photos.etag IS NULL OR s.etag = photos.etag)
-                    AND (s.error_code IS NULL OR s.error_code NOT IN (FROM transient))) AS is_staged,
-                EXISTS (FROM done d WHERE d.photo_id = photos.photo_id
-                    AND (photos.etag IS NULL OR d.etag = photos.etag)
-                    AND (d.error_code IS NULL OR NOT ($retry_failed OR d.error_code IN (FROM transient)))) AS is_done
-            FROM photos
-            """,
-            {"model_id": model_id, "retry_failed": retry_failed},
-        )
+    with _database(stage) as connection:
+        read = functools.partial(manifest.read_manifest, include=include, exclude=exclude, allow_http=allow_http)
+        listing = _Listing(sources, read)
+        listing.load(connection, stage.output)
         (listed,) = _one_row(connection, "SELECT count(*) FROM listed")
-        distinct, done = _one_row(connection, "SELECT count(*), count(*) FILTER (is_done) FROM plan")
-        if listed > distinct:
-            log.info("%d rows of the manifest repeat a photo: each photo gets one row", listed - distinct)
-        limit_sql = f"LIMIT {limit}" if limit is not None else ""
-        connection.execute(
-            f"CREATE TABLE taken AS FROM plan WHERE NOT is_done ORDER BY is_staged DESC, uri {limit_sql}"
+        if ours := listing.row_count - listed:
+            log.info("%d files of the output lie below a source and are no photos of the archive", ours)
+        if repeats := _find_repeats(connection):
+            log.info("%d rows of the manifest repeat a photo: each photo gets one row", repeats)
+        _judge(connection, published_files, stage.row_files(), model_id, retry_failed, retag)
+        done, of_another_model = _one_row(
+            connection, "SELECT count(*) FILTER (is_done), count(*) FILTER (is_of_another_model) FROM judged"
         )
-        planned, staged = _one_row(connection, "SELECT count(*), count(*) FILTER (is_staged) FROM taken")
+        taken = "FROM listed JOIN judged ON listed.rowid = judged.listed_row WHERE NOT is_done"
+        if limit is not None:
+            connection.execute(
+                f"CREATE TABLE limited AS SELECT judged.* {taken} ORDER BY is_staged DESC, uri LIMIT {limit}"
+            )
+            taken = "FROM listed JOIN limited ON listed.rowid = limited.listed_row WHERE true"
+        staged, todo, changed = _one_row(
+            connection,
+            "SELECT count(*) FILTER (is_staged), count(*) FILTER (NOT is_staged), count(*) FILTER (is_changed)"
+            f" FROM {'judged' if limit is None else 'limited'} WHERE NOT is_done",
+        )
         return Plan(
             listed=listed,
-            duplicates=listed - distinct,
+            excluded=listing.excluded,
+            duplicates=repeats,
             already_done=done,
+            of_another_model=of_another_model,
             staged=staged,
-            todo=planned - staged,
-            files=_write_plan(connection, stage, planned - staged),
+            todo=todo,
+            changed=changed,
+            files=_write_plan(connection, stage, taken, todo),
         )
 
 
-def _load_rows(connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[str]) -> None:
-    wanted = "photo_id, etag, error_code, model_id, processed_at"
+@contextlib.contextmanager
+def _database(stage: staging.Stage) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open an empty database on local disk, for as long as it takes."""
+    with tempfile.TemporaryDirectory(prefix="graticule-plan-") as folder, connect(stage.folder) as connection:
+        file = str(Path(folder) / "plan.duckdb").replace("'", "''")
+        connection.execute(f"ATTACH '{file}' AS plan")
+        connection.execute("USE plan")
+        yield connection
+
+
+class _Listing:
+    """What `read` lists of the sources, as one stream; `row_count` and `excluded` are what has passed so far."""
+
+    def __init__(self, sources: Sequence[str], read: Callable[[str], manifest.Listing]) -> None:
+        self._sources, self._read = sources, read
+        self._error: Exception | None = None
+        self.row_count = 0
+        self.excluded = 0
+
+    def load(self, connection: duckdb.DuckDBPyConnection, output: str) -> None:
+        """Make the table `listed` of all rows but files of the output."""
+        connection.register("listing", pa.RecordBatchReader.from_batches(schema.MANIFEST, self._batches()))
+        try:
+            connection.execute(
+                "CREATE TABLE listed AS FROM listing WHERE NOT starts_with(uri, $output || '/')", {"output": output}
+            )
+        except duckdb.Error:
+            if self._error is not None:
+                raise self._error from None
+            raise
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        try:
+            for source in self._sources:
+                rows = self._read(source)
+                for batch in rows:
+                    self.row_count += batch.num_rows
+                    yield batch
+                self.excluded += rows.excluded
+        except Exception as error:  # DuckDB would tell its text only
+            self._error = error
+            raise
+
+
+def _find_repeats(connection: duckdb.DuckDBPyConnection) -> int:
+    """Make the table `repeats` of the rows of `listed` that are not the one row to take of their photo; their number.
+
+    Of several versions the one with the greatest ETag is taken: any would do that is the same each time. Of members of
+    one archive that have the same name it is the last, as tar itself takes.
+    """
+    connection.execute(
+        """
+        CREATE TABLE repeats AS
+        WITH repeated AS (SELECT photo_id FROM listed GROUP BY photo_id HAVING count(*) > 1)
+        SELECT listed_row FROM (
+            SELECT rowid AS listed_row, row_number() OVER (
+                PARTITION BY photo_id
+                ORDER BY etag DESC NULLS LAST, size_bytes DESC NULLS LAST, container_etag DESC NULLS LAST,
+                    offset_bytes DESC NULLS LAST
+            ) AS place
+            FROM listed SEMI JOIN repeated USING (photo_id)
+        ) WHERE place > 1
+        """
+    )
+    (repeats,) = _one_row(connection, "SELECT count(*) FROM repeats")
+    return repeats
+
+
+def _judge(
+    connection: duckdb.DuckDBPyConnection,
+    published_files: Sequence[str],
+    staged_files: Sequence[str],
+    model_id: str,
+    retry_failed: bool,
+    retag: bool,
+) -> None:
+    """Make the table `judged`: what is to be done about each photo of `listed`, which is named by its row there."""
+    transient = f"error_code IN ({', '.join(repr(str(code)) for code in schema.TRANSIENT_ERRORS)})"
+    of_another_model = _AGAIN if retag else _OTHER
+    published = f"""
+        CASE WHEN {"error_code IS NOT NULL" if retry_failed else transient} THEN {_AGAIN}
+            WHEN model_id = $model_id THEN {_OWN} ELSE {of_another_model} END"""
+    # What this run has tried itself is not tried again, whatever is to be retried.
+    # Rows staged for a photo that was changed since are made again: the newer wins when the run is published.
+    # The others are published, also where a restart without `retag` or `retry_failed` would not ask for them.
+    staged = f"CASE WHEN {transient} THEN {_AGAIN} ELSE {_OWN} END"
+    _view_rows(connection, "published", published_files)
+    _view_rows(connection, "staged", staged_files)
+    connection.execute(
+        f"""
+        CREATE TABLE judged AS
+        WITH photos AS (
+            SELECT rowid AS listed_row, photo_id, etag IS NULL AS is_any, hash(etag) >> 2 AS version
+            FROM listed ANTI JOIN repeats ON listed.rowid = repeats.listed_row),
+        done AS ({_newest("published", published)}),
+        own AS ({_newest("staged", staged)})
+        SELECT listed_row,
+            own.row IS NOT NULL AND (is_any OR own.row >> 2 = version) AND own.row & 3 <> {_AGAIN} AS is_staged,
+            done.row IS NOT NULL AND (is_any OR done.row >> 2 = version) AS is_published,
+            is_published AND done.row & 3 <> {_AGAIN} AND NOT is_staged AS is_done,
+            is_done AND done.row & 3 = {_OTHER} AS is_of_another_model,
+            done.row IS NOT NULL AND NOT is_published AS is_changed
+        FROM photos LEFT JOIN done USING (photo_id) LEFT JOIN own USING (photo_id)
+        """,
+        {"model_id": model_id},
+    )
+
+
+_AGAIN, _OWN, _OTHER = 0, 1, 2
+"""What a row says of its photo: to be made again, done, done by another model."""
+
+
+def _newest(rows: str, verdict: str) -> str:
+    """Return the SQL for each photo's newest row in the view `rows`: its ETag's hash with the verdict as last two bits.
+
+    Only the newest counts: a photo that was changed and changed back is a changed photo. One number of fixed size a
+    photo, since DuckDB can't spill the texts of an aggregate; 62 bits of a hash tell two versions of one photo apart.
+    """
+    return f"SELECT photo_id, arg_max(hash(etag) >> 2 << 2 | {verdict}, processed_at) AS row FROM {rows} GROUP BY ALL"
+
+
+def _view_rows(connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[str]) -> None:
+    """Make a view of the rows in `files`: they are read as a stream and not copied."""
     if files:
-        connection.execute(
-            f"CREATE TABLE {name} AS SELECT {wanted} FROM read_parquet($files)",
-            {"files": list(files)},
-        )
+        connection.read_parquet(list(files), hive_partitioning=False).create_view(name)
     else:
-        connection.register("no_rows", schema.PHOTOS.empty_table())
-        connection.execute(f"CREATE TABLE {name} AS SELECT {wanted} FROM no_rows")
+        connection.register(name, schema.PHOTOS.empty_table())
 
 
-def _write_plan(connection: duckdb.DuckDBPyConnection, stage: staging.Stage, todo: int) -> tuple[str, ...]:
+def _write_plan(connection: duckdb.DuckDBPyConnection, stage: staging.Stage, taken: str, todo: int) -> tuple[str, ...]:
     """Write what this run takes on, the staged rows too (publishing checks against all), and return the files to do."""
     stage.delete_plan()
     files: list[str] = []
@@ -147,7 +261,7 @@ def _write_plan(connection: duckdb.DuckDBPyConnection, stage: staging.Stage, tod
         ("staged", "is_staged", _ROWS_PER_TASK[1]),
         ("todo", "NOT is_staged", rows_per_task),
     ):
-        rows = connection.sql(f"SELECT photo_id, uri, etag, size_bytes FROM taken WHERE {condition} ORDER BY uri")
+        rows = connection.sql(f"SELECT {', '.join(schema.MANIFEST.names)} {taken} AND {condition} ORDER BY uri")
         for index, batch in enumerate(_rebatch(rows.to_arrow_reader(_ROWS_PER_TASK[1]), rows_per_file)):
             uri = stage.plan_uri(name, index)
             storage.write_bytes(uri, staging.parquet_bytes(batch.cast(schema.MANIFEST)))

@@ -1,41 +1,59 @@
-"""A finished run becomes few large GeoParquet files, checked against its plan; its record is written last.
+"""A finished run becomes few large GeoParquet files, sorted by cell and checked against its plan; its record is last.
 
-Layout: `photos/run=<run_id>/part-00000.parquet …`, then `runs/<run_id>.json`. A run counts once its record exists, so
-whatever interrupts publishing leaves nothing that a reader takes for an answer.
-Source of the file format: GeoParquet 1.1.
+Layout: `photos/run=<run_id>/part-<attempt>-00000.parquet …`, then `runs/<run_id>.json`, which is committed through the
+lease. A run counts once its record exists, so whatever interrupts publishing leaves nothing that a reader takes for an
+answer. The attempt is in the names so that a driver that slept through its lease never writes over its successor's.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import contextlib
+import hashlib
+import itertools
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
-from pipeline import schema, staging, storage
+from pipeline import geoparquet, lease, schema, staging, storage
+from pipeline.geoparquet import Bbox
 from pipeline.plan import connect
 
-RUNS_FOLDER = "runs"
-_ROWS_PER_FILE = 1_000_000
+PHOTOS_FOLDER = "photos"
+UNACCOUNTED_FILE = "unaccounted.parquet"
+LEAST_ROWS_PER_FILE = 500_000
+"""A file has so many rows to twice as many, if the run has: some 180 to 370 MB, which a writer holds in memory."""
+_NAMED_PHOTOS = 20
+_FILE_NAME = re.compile(r"part-e(\d+)-\d+\.parquet")
+_ORDER = "ORDER BY cell_id NULLS LAST, photo_id"
+_STAGED = schema.PHOTOS.append(pa.field("filename", pa.string())).append(pa.field("file_row_number", pa.int64()))
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One published file; `path` is relative to the output."""
+    """One published file; `path` is relative to the output, `digest` the hex BLAKE2b-128 of its bytes."""
 
     path: str
     row_count: int
     size_bytes: int
+    digest: str
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a run published: its files, and how many photos ended in which way."""
+    """What a run published: its files, how many photos ended in which way, and the fingerprint of all of them.
+
+    `fingerprint` is of the planned photos, which those in the files were checked to be: see `fingerprint`.
+    """
 
     files: tuple[PublishedFile, ...]
     located: int
     failed_by_code: dict[str, int]
+    fingerprint: str
 
     @property
     def failed(self) -> int:
@@ -43,90 +61,258 @@ class Published:
         return sum(self.failed_by_code.values())
 
 
+@dataclass(frozen=True)
+class FileRange:
+    """What one file is to hold: `row_count` rows from the one with `first_key` on, in a box."""
+
+    first_key: bytes
+    row_count: int
+    bbox: Bbox | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The staged rows to publish: all of `row_files` but those `dropped`, by their numbers in each file; and where."""
+
+    row_files: tuple[str, ...]
+    dropped: dict[str, list[int]]
+    ranges: tuple[FileRange, ...]
+
+
 class UnaccountedError(Exception):
-    """Planned and staged photos differ: a bug or a damaged staging folder; nothing was published."""
+    """Photos that were planned and rows there are for them differ: a bug or a damaged stage; nothing was published."""
 
 
-def publish(stage: staging.Stage) -> Published:
+def publish(
+    stage: staging.Stage,
+    write_elsewhere: Callable[[staging.Stage, Selection], Sequence[PublishedFile]] | None = None,
+    elsewhere_above_rows: int = 0,
+) -> Published:
     """Write the stage's rows as the run's published files, sorted by cell, each planned photo exactly once.
 
-    Where a photo was staged twice (a retried task, a photo changed between two starts) the newer row stands.
-    Raises UnaccountedError before anything is written where planned and staged photos differ.
+    Where a photo was staged twice (a retried task, a photo changed between two starts) the newer row stands. More than
+    `elsewhere_above_rows` rows are sorted and written by `write_elsewhere`, if given, else by DuckDB in this process.
+    Raises UnaccountedError where planned photos and staged or written rows differ. Writes no record.
     """
-    storage.delete_folder(_folder(stage))  # what an interrupted publishing of this same run left
-    with connect(stage.folder) as connection:
-        plan_files, row_files = stage.plan_files(), stage.row_files()
-        if not plan_files:
-            return Published((), 0, {})
-        connection.execute(
-            "CREATE TABLE planned AS SELECT photo_id, uri FROM read_parquet($files)",
-            {"files": plan_files},
-        )
-        if not row_files:
-            raise UnaccountedError("photos are planned but no row is staged")
-        connection.execute(
-            """
-            CREATE TABLE newest AS SELECT photo_id, max(processed_at) AS processed_at
-            FROM read_parquet($files) GROUP BY photo_id
-            """,
-            {"files": row_files},
-        )
-        missing = connection.sql("SELECT uri FROM planned ANTI JOIN newest USING (photo_id) ORDER BY uri").fetchall()
-        if missing:
-            examples = ", ".join(schema.printable(uri) for (uri,) in missing[:5])
-            raise UnaccountedError(f"{len(missing)} planned photos have no row, for example {examples}")
-        rows = connection.sql(
-            """
-            SELECT * FROM read_parquet($files) SEMI JOIN planned USING (photo_id)
-            SEMI JOIN newest USING (photo_id, processed_at)
-            QUALIFY row_number() OVER (PARTITION BY photo_id) = 1
-            ORDER BY cell_id NULLS LAST, photo_id
-            """,
-            params={"files": row_files},
-        )
-        files = tuple(_put_files(stage, rows.to_arrow_reader(_ROWS_PER_FILE)))
-        planned = connection.sql("SELECT count(DISTINCT photo_id) FROM planned").fetchall()[0][0]
-        uris = [storage.join(stage.output, file.path) for file in files]
-        rows_written, distinct = connection.sql(
-            "SELECT count(*), count(DISTINCT photo_id) FROM read_parquet($files)", params={"files": uris}
-        ).fetchall()[0]
-        if not planned == rows_written == distinct:
-            raise UnaccountedError(f"{planned} photos planned, {rows_written} rows of {distinct} photos written")
-        outcomes = connection.sql(
-            "SELECT error_code, count(*) FROM read_parquet($files) GROUP BY error_code", params={"files": uris}
-        ).fetchall()
-    located = sum(count for code, count in outcomes if code is None)
-    return Published(files, located, {code: count for code, count in sorted(outcomes, key=str) if code is not None})
+    _delete_files(stage, is_own=False)  # what interrupted publishings of this same run left
+    storage.delete(storage.join(stage.folder, UNACCOUNTED_FILE))
+    with contextlib.closing(_Accounts(stage)) as accounts:
+        accounts.check("staged", "no row")
+        photos = accounts.fingerprint()
+        ranges = accounts.ranges()
+        if not ranges:
+            return Published((), 0, {}, photos)
+        try:
+            if write_elsewhere is not None and sum(part.row_count for part in ranges) > elsewhere_above_rows:
+                files = tuple(write_elsewhere(stage, accounts.selection(ranges)))
+            else:
+                files = tuple(_write_here(stage, ranges, accounts.sorted_rows()))
+            accounts.take_written(files)  # what readers will read, not what was to be written
+            accounts.check("written", "no row", "several rows", "not planned")
+        except BaseException:
+            with contextlib.suppress(OSError):  # where the store is the reason, the next start removes them
+                _delete_files(stage, is_own=True)
+            raise
+        outcomes = accounts.outcomes()
+    located = outcomes.pop(None, 0)
+    return Published(files, located, {str(code): count for code, count in outcomes.items()}, photos)
+
+
+def put_file(stage: staging.Stage, index: int, groups: Iterable[pa.Table], bbox: Bbox | None) -> PublishedFile:
+    """Write sorted row groups as the run's file number `index` in one atomic put.
+
+    Row groups go through a local temporary file; then the whole compressed file is held in memory. The same rows make
+    the same bytes under the same name: doing it again does no harm.
+    """
+    with tempfile.TemporaryDirectory(prefix="graticule-publish-") as folder:
+        path = Path(folder) / "part.parquet"
+        row_count = 0
+
+        def counted() -> Iterable[pa.Table]:
+            nonlocal row_count
+            for group in groups:
+                row_count += group.num_rows
+                yield group
+
+        geoparquet.write(path, counted(), bbox)
+        data = path.read_bytes()
+    uri = storage.join(_folder(stage), f"part-{stage.attempt}-{index:05d}.parquet")
+    storage.write_bytes(uri, data)
+    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    return PublishedFile(uri.removeprefix(stage.output + "/"), row_count, len(data), digest)
 
 
 def put_record(stage: staging.Stage, record: dict[str, object]) -> str:
-    """Write the run's record, which makes the run count, then remove its staging; return the record's URI."""
-    uri = storage.join(stage.output, RUNS_FOLDER, f"{stage.run_id}.json")
-    storage.write_bytes(uri, json.dumps(record, indent=2).encode())
+    """Let a run count where nobody else can write to the output (else the lease's holder commits it); the record's URI.
+
+    Removes the run's staging.
+    """
+    uri = lease.put_record(stage.output, record)
     stage.delete()
     return uri
 
 
-def geoparquet_metadata(table: pa.Table) -> dict[str, str]:
-    """Return the `geo` file metadata of `table` (GeoParquet 1.1): one column of points in longitude and latitude."""
-    column: dict[str, object] = {"encoding": "WKB", "geometry_types": ["Point"]}
-    longitudes, latitudes = table.column(schema.LON_DEG), table.column(schema.LAT_DEG)
-    if longitudes.null_count < len(longitudes):
-        bounds = [pa.compute.min_max(values).as_py() for values in (longitudes, latitudes)]
-        column["bbox"] = [bounds[0]["min"], bounds[1]["min"], bounds[0]["max"], bounds[1]["max"]]
-    geo = {"version": "1.1.0", "primary_column": schema.GEOMETRY, "columns": {schema.GEOMETRY: column}}
-    return {"geo": json.dumps(geo)}
+def discard(stage: staging.Stage) -> None:
+    """Remove what this attempt has published, since it is not to count."""
+    _delete_files(stage, is_own=True)
+
+
+def fingerprint(batches: Iterable[pa.RecordBatch | pa.Table]) -> str:
+    """Return the hex XOR of the 16-byte photo ids in the batches' first columns, whatever their order.
+
+    The ids are hashes: two sets of distinct ids, equal in number, that have the same one are the same set.
+    """
+    folded = np.zeros(16, np.uint8)
+    for batch in batches:
+        folded ^= np.bitwise_xor.reduce(_id_bytes(batch.column(0)), axis=0, initial=0)
+    return folded.tobytes().hex()
+
+
+def sort_keys(rows: pa.Table) -> np.ndarray:
+    """Return a key of 24 bytes for each row: cell, none last, then photo; keys sort as the rows are published."""
+    cells = rows.column(schema.CELL_ID).cast(pa.uint64())
+    last = pa.scalar(2**64 - 1, pa.uint64())  # which names no cell
+    cells_N = np.ascontiguousarray(cells.fill_null(last).to_numpy().astype(">u8"))
+    keys_N24 = np.hstack([cells_N.view(np.uint8).reshape(-1, 8), _id_bytes(rows.column(schema.PHOTO_ID))])
+    return np.ascontiguousarray(keys_N24).view("S24").reshape(-1)
+
+
+def file_index(rows: pa.Table, ranges: Sequence[FileRange]) -> np.ndarray:
+    """Return for each row the number of the file that it belongs to."""
+    starts = np.array([file.first_key for file in ranges], "S24")
+    return np.searchsorted(starts, sort_keys(rows), side="right") - 1
+
+
+def _id_bytes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    ids = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    ids = pa.concat_arrays([ids.cast(pa.binary(16))])  # a slice's buffer would begin before it
+    return np.frombuffer(ids.buffers()[1] or b"", np.uint8)[ids.offset * 16 :][: len(ids) * 16].reshape(-1, 16)
 
 
 def _folder(stage: staging.Stage) -> str:
-    return storage.join(stage.output, "photos", f"run={stage.run_id}")
+    return storage.join(stage.output, PHOTOS_FOLDER, f"run={stage.run_id}")
 
 
-def _put_files(stage: staging.Stage, reader: pa.RecordBatchReader) -> Iterator[PublishedFile]:
-    for index, batch in enumerate(reader):
-        table = pa.Table.from_batches([batch]).cast(schema.PHOTOS)
-        table = table.replace_schema_metadata(geoparquet_metadata(table))
-        data = staging.parquet_bytes(table)
-        uri = storage.join(_folder(stage), f"part-{index:05d}.parquet")
-        storage.write_bytes(uri, data)
-        yield PublishedFile(uri.removeprefix(stage.output + "/"), table.num_rows, len(data))
+def _delete_files(stage: staging.Stage, is_own: bool) -> None:
+    """Remove the files of this attempt and, unless only its own, of all before it; never a later one's."""
+    attempt = int(stage.attempt.removeprefix("e"))
+    for entry in storage.list_files(_folder(stage)):
+        found = _FILE_NAME.fullmatch(entry.uri.rsplit("/", 1)[1])
+        epoch = int(found[1]) if found else -1  # of an older version, or a put's temporary file
+        if epoch == attempt or (epoch < attempt and not is_own):
+            storage.delete(entry.uri)
+
+
+def _write_here(
+    stage: staging.Stage, ranges: Sequence[FileRange], rows: Iterable[pa.RecordBatch]
+) -> Iterator[PublishedFile]:
+    groups = geoparquet.cut(rows, (size for part in ranges for size in geoparquet.group_sizes(part.row_count)))
+    for index, part in enumerate(ranges):
+        own = itertools.islice(groups, len(geoparquet.group_sizes(part.row_count)))
+        yield put_file(stage, index, own, part.bbox)
+
+
+class _Accounts:
+    """A stage's plan against its rows, in DuckDB: which are to be published, and whether any photo is amiss."""
+
+    def __init__(self, stage: staging.Stage) -> None:
+        self._stage = stage
+        self._connection = connect(stage.folder)
+        self._row_files = stage.row_files()
+        self._view("plan", stage.plan_files(), schema.MANIFEST)
+        self._view("staged", self._row_files, _STAGED)
+        self._connection.execute(
+            """
+            CREATE TABLE planned AS SELECT DISTINCT photo_id FROM plan;
+            -- Nearly always few: rows are told by file and number, so that no wide table is grouped.
+            CREATE TABLE repeated AS SELECT photo_id FROM staged GROUP BY photo_id HAVING count(*) > 1;
+            CREATE TABLE dropped AS
+            SELECT filename, file_row_number FROM (
+                SELECT filename, file_row_number, row_number() OVER (
+                    PARTITION BY photo_id ORDER BY processed_at DESC, filename, file_row_number) AS place
+                FROM staged SEMI JOIN repeated USING (photo_id)) WHERE place > 1
+            UNION
+            SELECT filename, file_row_number FROM staged ANTI JOIN planned USING (photo_id);
+            CREATE VIEW kept AS SELECT * FROM staged ANTI JOIN dropped USING (filename, file_row_number);
+            """
+        )
+
+    def close(self) -> None:
+        """Give back DuckDB's memory and its files."""
+        self._connection.close()
+
+    def check(self, rows: str, *problems: str) -> None:
+        """Raise UnaccountedError, after writing the whole list below the stage, where `rows` have these problems."""
+        queries = {
+            "no row": f"""FROM plan SEMI JOIN (FROM planned ANTI JOIN {rows} USING (photo_id)) USING (photo_id)""",
+            "several rows": f"""FROM {rows} SEMI JOIN (
+                SELECT photo_id FROM {rows} GROUP BY photo_id HAVING count(*) > 1) USING (photo_id)""",
+            "not planned": f"FROM {rows} ANTI JOIN planned USING (photo_id)",
+        }
+        listed = " UNION ALL ".join(
+            f"(SELECT DISTINCT photo_id, uri, '{problem}' AS problem {queries[problem]})" for problem in problems
+        )
+        found = self._connection.sql(f"{listed} ORDER BY problem, uri").to_arrow_table()
+        if not found.num_rows:
+            return
+        list_uri = storage.join(self._stage.folder, UNACCOUNTED_FILE)
+        storage.write_bytes(list_uri, staging.parquet_bytes(found))
+        named = "\n".join(
+            f"  {row['problem']}: {schema.printable(row[schema.URI])}"
+            for row in found.slice(0, _NAMED_PHOTOS).to_pylist()
+        )
+        raise UnaccountedError(
+            f"{found.num_rows} photos are not accounted for among the {rows} rows; nothing is published. The first of"
+            f" them, all of which {list_uri} names:\n{named}"
+        )
+
+    def fingerprint(self) -> str:
+        """Return the fingerprint of the planned photos."""
+        return fingerprint(self._connection.sql("SELECT photo_id FROM planned").to_arrow_reader(1_000_000))
+
+    def ranges(self) -> tuple[FileRange, ...]:
+        """Return what each file is to hold: told by the rows' order, position and number alone, which are small."""
+        ((row_count,),) = self._connection.sql("SELECT count(*) FROM kept").fetchall()
+        if not row_count:
+            return ()
+        columns = ", ".join((schema.CELL_ID, schema.PHOTO_ID, schema.LAT_DEG, schema.LON_DEG))
+        order = self._connection.sql(f"SELECT {columns} FROM kept {_ORDER}").to_arrow_reader(geoparquet.ROWS_PER_GROUP)
+        sizes = geoparquet.even_parts(row_count, max(1, row_count // LEAST_ROWS_PER_FILE))
+        return tuple(
+            FileRange(bytes(sort_keys(rows.slice(0, 1))[0]), rows.num_rows, geoparquet.bbox_of(rows))
+            for rows in geoparquet.cut(order, sizes)
+        )
+
+    def selection(self, ranges: tuple[FileRange, ...]) -> Selection:
+        """Return which staged rows are to be published."""
+        dropped = self._connection.sql(
+            "SELECT filename, list(file_row_number ORDER BY file_row_number) FROM dropped GROUP BY filename"
+        ).fetchall()
+        assert {file for file, _ in dropped} <= set(self._row_files), "DuckDB names a file as we do"
+        return Selection(tuple(self._row_files), dict(dropped), ranges)
+
+    def sorted_rows(self) -> Iterable[pa.RecordBatch]:
+        """Return the rows to publish, in order, as a stream; DuckDB sorts on disk what passes its memory limit."""
+        columns = ", ".join(schema.PHOTOS.names)
+        reader: Iterable[pa.RecordBatch] = self._connection.sql(f"SELECT {columns} FROM kept {_ORDER}").to_arrow_reader(
+            geoparquet.ROWS_PER_GROUP
+        )
+        return reader
+
+    def take_written(self, files: Sequence[PublishedFile]) -> None:
+        """Make what was written the rows `written`."""
+        self._view("written", [storage.join(self._stage.output, file.path) for file in files], schema.PHOTOS)
+
+    def outcomes(self) -> dict[str | None, int]:
+        """Return how many written rows have which error code."""
+        counted = self._connection.sql("SELECT error_code, count(*) FROM written GROUP BY ALL ORDER BY ALL").fetchall()
+        return dict(counted)
+
+    def _view(self, name: str, files: Sequence[str], columns: pa.Schema) -> None:
+        if files:
+            is_staged = columns is _STAGED
+            self._connection.read_parquet(
+                list(files), hive_partitioning=False, filename=is_staged, file_row_number=is_staged
+            ).create_view(name)
+        else:
+            self._connection.register(name, columns.empty_table())

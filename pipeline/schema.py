@@ -18,6 +18,10 @@ class Status(enum.StrEnum):
     FAILED = "failed"
 
 
+COPIED = "copied"
+"""Status of a row that waits in the staging: its bytes are another photo's, whose answer it will get."""
+
+
 class ErrorCode(enum.StrEnum):
     """Why a photo has no place: a closed set, exactly one for each failed row."""
 
@@ -69,6 +73,10 @@ PHOTO_ID = "photo_id"
 URI = "uri"
 ETAG = "etag"
 SIZE_BYTES = "size_bytes"
+CONTAINER_URI = "container_uri"
+CONTAINER_ETAG = "container_etag"
+OFFSET_BYTES = "offset_bytes"
+STORED_BYTES = "stored_bytes"
 
 MANIFEST = pa.schema(
     [
@@ -76,9 +84,17 @@ MANIFEST = pa.schema(
         pa.field(URI, pa.string(), nullable=False),
         pa.field(ETAG, pa.string()),
         pa.field(SIZE_BYTES, pa.int64()),
+        pa.field(CONTAINER_URI, pa.string()),
+        pa.field(CONTAINER_ETAG, pa.string()),
+        pa.field(OFFSET_BYTES, pa.int64()),
+        pa.field(STORED_BYTES, pa.int64()),
     ]
 )
-"""One row a photo as its source lists it; also a run's plan."""
+"""One row a photo as its source lists it; also a run's plan.
+
+The last four are null unless the photo lies inside a tar or zip (then `uri` is `container#member`): which one, in which
+version, where its part begins (tar: its bytes; zip: its local header) and how many bytes the part takes there.
+"""
 
 # Columns that the Reader adds.
 CONTENT_HASH = "content_hash"
@@ -183,3 +199,21 @@ READ = pa.schema(
     ]
 )
 """What the Reader hands to the Locator: pixels at model size, or an error code."""
+
+# Columns of a table of photos to train on.
+PHOTOGRAPHER = "photographer"
+PART = "part"
+GROUP = "group"
+
+TRAINING = pa.schema(
+    [
+        _column(URI, pa.string(), "where the photo is", nullable=False),
+        _column(LAT_DEG, pa.float64(), "latitude where it was taken", nullable=False),
+        _column(LON_DEG, pa.float64(), "longitude where it was taken", nullable=False),
+        _column(PHOTOGRAPHER, pa.string(), "who took it; null where unknown"),
+        _column(SCENE, pa.string(), "the kind of scene; null where unknown"),
+        _column(PART, pa.string(), "`train`, `validation` or `test`", nullable=False),
+        _column(GROUP, pa.int64(), "photos linked by place and photographer have the same number", nullable=False),
+    ]
+)
+"""One row a photo whose position is known: what jobs.build_training_manifest writes and training.labelled reads."""

@@ -14,10 +14,14 @@ from pipeline import schema, storage
 
 @dataclass(frozen=True)
 class Stage:
-    """The staging folder of one run below an output."""
+    """The staging folder of one run below an output; `attempt` names who works on it now (see `lease`).
+
+    A driver that slept while another took its run up must not meddle: each has a plan of its own. Rows are shared.
+    """
 
     output: str
     run_id: str
+    attempt: str = "e1"
 
     @property
     def folder(self) -> str:
@@ -26,30 +30,44 @@ class Stage:
 
     def plan_uri(self, name: str, index: int) -> str:
         """URI of file number `index` of the plan's part `name`."""
-        return storage.join(self.folder, "plan", f"{name}-{index:05d}.parquet")
+        return storage.join(self.folder, "plan", self.attempt, f"{name}-{index:05d}.parquet")
 
     def plan_files(self) -> list[str]:
-        """URIs of the plan."""
-        return [entry.uri for entry in storage.list_files(storage.join(self.folder, "plan"))]
+        """URIs of this attempt's plan."""
+        return [entry.uri for entry in storage.list_files(storage.join(self.folder, "plan", self.attempt))]
 
     def delete_plan(self) -> None:
-        """Remove the plan of an earlier start of this run."""
-        for uri in self.plan_files():
-            storage.delete(uri)
+        """Remove the plans of earlier starts of this run."""
+        for entry in storage.list_files(storage.join(self.folder, "plan")):
+            storage.delete(entry.uri)
 
     def put_rows(self, rows: pa.Table) -> str:
         """Stage `rows` of `schema.PHOTOS` in one atomic put, under a name that a retried task makes again; its URI."""
-        assert rows.schema.equals(schema.PHOTOS), rows.schema
-        photo_ids = sorted(rows.column(schema.PHOTO_ID).to_pylist())
-        name = hashlib.blake2b(b"".join(photo_ids), digest_size=16).hexdigest()
-        uri = storage.join(self.folder, "rows", f"{name}-{rows.num_rows}.parquet")
-        storage.write_bytes(uri, parquet_bytes(rows))
-        return uri
+        return self._put(rows, "rows")
+
+    def put_copies(self, rows: pa.Table) -> str:
+        """Keep rows that wait for another photo's answer, as `put_rows` does."""
+        return self._put(rows, "copies")
 
     def row_files(self) -> list[str]:
         """URIs of the rows staged so far."""
-        folder = storage.join(self.folder, "rows")
-        return [entry.uri for entry in storage.list_files(folder) if entry.uri.endswith(".parquet")]
+        return self._files("rows")
+
+    def copy_files(self) -> list[str]:
+        """URIs of the rows that wait for another photo's answer."""
+        return self._files("copies")
+
+    def _put(self, rows: pa.Table, kind: str) -> str:
+        assert rows.schema.equals(schema.PHOTOS), rows.schema
+        photo_ids = sorted(rows.column(schema.PHOTO_ID).to_pylist())
+        name = hashlib.blake2b(b"".join(photo_ids), digest_size=16).hexdigest()
+        uri = storage.join(self.folder, kind, f"{name}-{rows.num_rows}.parquet")
+        storage.write_bytes(uri, parquet_bytes(rows))
+        return uri
+
+    def _files(self, kind: str) -> list[str]:
+        entries = storage.list_files(storage.join(self.folder, kind))
+        return [entry.uri for entry in entries if entry.uri.endswith(".parquet")]
 
     def staged_count(self) -> int:
         """Rows staged so far, told by the names of their files."""

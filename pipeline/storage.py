@@ -8,40 +8,38 @@ endpoint come from the environment, as boto3 and every AWS tool read them.
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
-import errno
 import functools
 import hashlib
-import logging
+import itertools
 import os
 import re
-import stat
 import tempfile
-import uuid
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-import boto3
-import botocore.exceptions
 import obstore
-from botocore.config import Config as BotoConfig
-from obstore.auth.boto3 import Boto3CredentialProvider
+import tenacity
 from obstore.fsspec import FsspecStore
-from obstore.store import S3Store, from_url
+
+from pipeline import local_files
+from pipeline.parallel_listing import Page, list_in_order
+from pipeline.shared_file import SharedFile
+from pipeline.store_clients import builtin_errors
+from pipeline.store_clients import s3_client as _s3_client
+from pipeline.store_clients import s3_options as _s3_options
+from pipeline.store_clients import store as _store
 
 if TYPE_CHECKING:
     import duckdb
 
-log = logging.getLogger(__name__)
-
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
+_PUT_TIMEOUT_S = 15.0
 _REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
-FETCH_TIMEOUT = dt.timedelta(seconds=30)
-RETRY_BUDGET = dt.timedelta(seconds=60)
-_MAX_RETRIES = 5
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,49 @@ class Blob:
 
     data: bytes
     etag: str
+
+
+class ChangedError(OSError):
+    """The object is not the version that was asked for."""
+
+
+class TooLargeError(OSError):
+    """The object has more bytes than were allowed."""
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    timeout_s: float
+    deadline_s: float
+
+
+_MAKING_CLIENTS = threading.Lock()
+"""Without it, each of sixteen threads that begin together would make its own: boto3's takes 0.3 s of CPU."""
+_ATTEMPT: ContextVar[_Attempt | None] = ContextVar("attempt", default=None)
+
+
+@contextlib.contextmanager
+def one_attempt(timeout_s: float, deadline_s: float) -> Iterator[None]:
+    """Within it, this thread's reads are tried once, whatever their size: for callers that try again themselves.
+
+    Such a read raises TimeoutError when no byte comes for `timeout_s`, or at `deadline_s` by `time.monotonic`. All else
+    that is read or put is tried again here, for up to a minute, each time for half a minute.
+    """
+    token = _ATTEMPT.set(_Attempt(timeout_s, deadline_s))
+    try:
+        yield
+    finally:
+        _ATTEMPT.reset(token)
+
+
+# Whether a put or removal was done can't be known when its answer is lost, so the clients give up at once. Ours may all
+# be done twice.
+_done_again = tenacity.retry(
+    retry=tenacity.retry_if_exception(lambda error: type(error) in (OSError, TimeoutError)),
+    wait=tenacity.wait_random_exponential(multiplier=0.25, max=5),
+    stop=tenacity.stop_before_delay(60),
+    reraise=True,
+)
 
 
 def is_remote(uri: str) -> bool:
@@ -87,7 +128,7 @@ def canonical(uri: str) -> str:
         if not bucket:
             raise ValueError(f"{uri!r} names no bucket: write s3://BUCKET/PREFIX")
         return f"{'s3' if scheme.lower() == 's3a' else scheme.lower()}://{rest}"
-    return _local_uri(os.path.abspath(os.fsencode(_local_path(uri))))
+    return local_files.uri_of(os.path.abspath(os.fsencode(local_files.path_of(uri))))
 
 
 def join(uri: str, *parts: str) -> str:
@@ -95,17 +136,22 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
-def read(uri: str) -> Blob:
-    """Return the whole object at `uri` and the version read."""
+def read(uri: str, max_bytes: int | None = None) -> Blob:
+    """Return the whole object at `uri` and the version read; TooLargeError, unread, where it is more than `max_bytes`.
+
+    Raises FileNotFoundError, PermissionError, TimeoutError, RefusedError; any other OSError may be of the moment.
+    """
     if not is_remote(uri):
-        return _read_local(uri)
-    bucket, key = _split(uri)
-    with _builtin_errors(uri):
-        if _obstore_takes(key):
-            response = obstore.get(_store(bucket), key)
-            return Blob(bytes(response.bytes()), _clean_etag(response.meta["e_tag"]))
-        answer = _s3_client().get_object(Bucket=_s3_bucket(uri), Key=key)
-        return Blob(answer["Body"].read(), _clean_etag(answer["ETag"]))
+        with local_files.open_file(uri) as file:
+            _check_size(uri, os.fstat(file.fileno()).st_size, max_bytes)
+            data = file.read()
+            status = os.fstat(file.fileno())
+        if len(data) < status.st_size:
+            raise OSError(f"is being written just now: {uri}")
+        return Blob(data, local_files.etag_of(status))
+    with _opened(uri) as answer:
+        _check_size(uri, answer.size_bytes, max_bytes)
+        return Blob(_received(uri, answer), answer.etag)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -116,34 +162,85 @@ def read_bytes(uri: str) -> bytes:
 def write_bytes(uri: str, data: bytes) -> None:
     """Put `data` at `uri` atomically, over whatever is there."""
     if is_remote(uri):
-        bucket, key = _split(uri)
-        with _builtin_errors(uri):
-            obstore.put(_store(bucket), key, data)
-        return
-    path = Path(os.fsdecode(_local_path(uri)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+        _put(uri, data)
+    else:
+        local_files.put(uri, data)
+
+
+def read_range(uri: str, offset_bytes: int, length_bytes: int, etag: str | None = None) -> bytes:
+    """Return a part of the object at `uri`, shorter where the object ends; ChangedError where it isn't version `etag`.
+
+    Raises as `read` otherwise.
+    """
+    if not is_remote(uri):
+        with local_files.open_file(uri) as file:
+            _check_version(uri, local_files.etag_of(os.fstat(file.fileno())), etag)
+            file.seek(offset_bytes)
+            return file.read(length_bytes)
+    with _opened(uri, (offset_bytes, offset_bytes + length_bytes)) as answer:
+        _check_version(uri, answer.etag, etag)
+        return _received(uri, answer)
+
+
+def head(uri: str) -> Entry:
+    """Return the object at `uri` as a listing would show it; FileNotFoundError where none is."""
+    if not is_remote(uri):
+        with local_files.open_file(uri) as file:
+            status = os.fstat(file.fileno())
+        return Entry(uri, status.st_size, local_files.etag_of(status))
+    bucket, key = _split(uri)
+    with builtin_errors(uri):
+        if _obstore_takes(key):
+            found = obstore.head(_store(bucket), key)
+            return Entry(uri, found["size"], _clean_etag(found["e_tag"]))
+        answer = _s3_client().head_object(Bucket=_s3_bucket(uri), Key=key)
+        return Entry(uri, answer["ContentLength"], _clean_etag(answer["ETag"]))
+
+
+def create_bytes(uri: str, data: bytes) -> str:
+    """Put `data` at `uri` if nothing is there; return its version, for `replace_bytes`. FileExistsError otherwise.
+
+    `data` must be unlike anybody else's: finding it there counts as having put it.
+    """
+    if is_remote(uri):
+        return _put_if(uri, data, ["create"], FileExistsError(f"already there: {uri}"))
+    with local_files.locked(uri):
+        if exists(uri):
+            raise FileExistsError(f"already there: {uri}")
+        write_bytes(uri, data)
+    return _digest(data)
+
+
+def read_version(uri: str) -> Blob:
+    """Return the object at `uri` with the version that `replace_bytes` takes."""
+    blob = read(uri)
+    return blob if is_remote(uri) else Blob(blob.data, _digest(blob.data))
+
+
+def replace_bytes(uri: str, data: bytes, version: str) -> str:
+    """Put `data` at `uri` if `version` is there, in one step nobody can come between; return the new version.
+
+    Raises ChangedError where something else is there by now, or nothing. `data` must be unlike anybody else's.
+    """
+    if is_remote(uri):
+        # Ceph knows an ETag only without the quotes that HTTP puts around it.
+        modes = [{"e_tag": f'"{version}"'}, {"e_tag": version}]
+        return _put_if(uri, data, modes, ChangedError(f"changed meanwhile: {uri}"))
+    with local_files.locked(uri):
+        if not exists(uri):
+            raise ChangedError(f"removed meanwhile: {uri}")
+        _check_version(uri, read_version(uri).etag, version)
+        write_bytes(uri, data)
+    return _digest(data)
 
 
 def delete(uri: str) -> None:
     """Remove the object at `uri`; one that is already gone is no error."""
     if is_remote(uri):
-        bucket, key = _split(uri)
-        with _builtin_errors(uri), contextlib.suppress(FileNotFoundError):
-            obstore.delete(_store(bucket), key)
+        _delete(uri)
         return
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(_local_path(uri))
+        os.unlink(local_files.path_of(uri))
 
 
 def delete_folder(uri: str) -> None:
@@ -151,18 +248,18 @@ def delete_folder(uri: str) -> None:
     for entry in list_files(uri):
         delete(entry.uri)
     if not is_remote(uri):
-        for folder, _, _ in os.walk(os.fsencode(_local_path(uri)), topdown=False):
+        for folder, _, _ in os.walk(os.fsencode(local_files.path_of(uri)), topdown=False):
             os.rmdir(folder)
 
 
 def exists(uri: str) -> bool:
     """Whether an object (not a folder) is at `uri`."""
     if not is_remote(uri):
-        return os.path.isfile(_local_path(uri))
+        return os.path.isfile(local_files.path_of(uri))
     bucket, key = _split(uri)
     if not key:
         return False
-    with _builtin_errors(uri):
+    with builtin_errors(uri):
         try:
             obstore.head(_store(bucket), key)
         except FileNotFoundError:
@@ -176,22 +273,28 @@ def list_files(uri: str) -> Iterator[Entry]:
     Raises FileNotFoundError for a missing bucket and OSError for any folder that can't be listed: none is passed over.
     """
     if not is_remote(uri):
-        yield from _list_local(os.fsencode(_local_path(uri)))
+        yield from itertools.starmap(Entry, local_files.walk(os.fsencode(local_files.path_of(uri))))
         return
     bucket, prefix = _split(uri)
     prefix = prefix and prefix.rstrip("/") + "/"
-    with _builtin_errors(uri):
+    with builtin_errors(uri):
         if bucket.startswith("s3://"):
-            # boto3, not obstore: obstore's listing stops at the first key with `//`, `..` or a control character in it.
-            pages = _s3_client().get_paginator("list_objects_v2").paginate(Bucket=_s3_bucket(uri), Prefix=prefix)
-            for page in pages:
-                for item in page.get("Contents", ()):
-                    if not (item["Key"].endswith("/") and item["Size"] == 0):  # a console's folder marker
-                        yield Entry(f"{bucket}/{item['Key']}", item["Size"], _clean_etag(item["ETag"]))
+            for entry in list_in_order(functools.partial(_s3_page, _s3_client(), _s3_bucket(uri), prefix), prefix):
+                if not (entry.uri.endswith("/") and entry.size_bytes == 0):  # a console's folder marker
+                    yield entry
         else:
             for chunk in obstore.list(_store(bucket), prefix):
                 for item in chunk:
                     yield Entry(f"{bucket}/{item['path']}", item["size"], _clean_etag(item["e_tag"]))
+
+
+def _s3_page(client: Any, bucket: str, prefix: str, token: str | None, after: str | None) -> Page[Entry]:
+    # boto3, not obstore: obstore's listing stops at the first key with `//`, `..` or a control character in it.
+    where = {"ContinuationToken": token} if token else {"StartAfter": after} if after else {}
+    answer = client.list_objects_v2(Bucket=bucket, Prefix=prefix, **where)
+    items = answer.get("Contents", ())
+    entries = [Entry(f"s3://{bucket}/{item['Key']}", item["Size"], _clean_etag(item["ETag"])) for item in items]
+    return Page([item["Key"] for item in items], entries, answer.get("NextContinuationToken"))
 
 
 def check_writable(uri: str) -> None:
@@ -214,7 +317,7 @@ def cache_folder() -> Path:
 def local_folder(uri: str) -> Path:
     """Return a local folder with the files below `uri`: itself, or a copy of a remote one, made once per version."""
     if not is_remote(uri):
-        return Path(os.fsdecode(_local_path(uri)))
+        return Path(os.fsdecode(local_files.path_of(uri)))
     entries = list(list_files(uri))
     if not entries:
         raise ValueError(f"nothing is at {uri}: check the name")
@@ -246,59 +349,111 @@ def let_duckdb_read(connection: duckdb.DuckDBPyConnection, uri: str) -> None:
             raise ValueError(f"{uri}: DuckDB can't read a remote name with *, ?, [ or # in it: choose one without")
         scheme = uri.split("://", 1)[0]
         options: Any = _s3_options() if scheme == "s3" else {}
-        connection.register_filesystem(FsspecStore(scheme, **options))  # type: ignore[call-overload]
+        connection.register_filesystem(_DuckdbStore(scheme, **options))  # type: ignore[call-overload]
 
 
-def _local_path(uri: str) -> bytes | str:
-    return unquote_to_bytes(uri[7:]) if uri.lower().startswith("file://") else uri
+class _DuckdbStore(FsspecStore):
+    """obstore's file system, but with files that DuckDB's threads can share."""
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:  # type: ignore[override]
+        if mode != "rb":
+            return super()._open(path, mode, **options)
+        return SharedFile(functools.partial(read_range, path))  # the whole URI, as DuckDB gives it
 
 
-def _local_uri(path: bytes) -> str:
-    """Return a path as text: itself, or a percent-encoded `file://` URI where its bytes are no UTF-8."""
-    try:
-        return path.decode()
-    except UnicodeDecodeError:
-        return "file://" + quote_from_bytes(path)
+@_done_again
+def _put(uri: str, data: bytes) -> None:
+    bucket, key = _split(uri)
+    with builtin_errors(uri):
+        try:
+            obstore.put(_store(bucket), key, data)
+        except FileNotFoundError as error:
+            # A large object's last answer was lost, and obstore tried to clear away the parts that are in it by now.
+            if "NoSuchUpload" not in str(error):
+                raise
+            raise OSError(f"put, or not: {uri}") from error
 
 
-def _local_etag(status: os.stat_result) -> str:
-    return f"{status.st_mtime_ns:x}-{status.st_size:x}"
+@_done_again
+def _delete(uri: str) -> None:
+    bucket, key = _split(uri)
+    with builtin_errors(uri), contextlib.suppress(FileNotFoundError):
+        obstore.delete(_store(bucket), key)
 
 
-def _read_local(uri: str) -> Blob:
-    path = _local_path(uri)
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise IsADirectoryError(f"not a regular file: {uri}")
-        # Not blocking: a named pipe that takes the file's place must not hang the run.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            return Blob(file.read(), _local_etag(os.fstat(file.fileno())))
-    except OSError as error:
-        if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
-            raise FileNotFoundError(error.errno, error.strerror, error.filename) from error
-        raise
-    except ValueError as error:  # a zero byte in the name
-        raise FileNotFoundError(f"no file can have this name: {uri}") from error
-
-
-def _list_local(folder: bytes) -> Iterator[Entry]:
-    try:
-        children = sorted(os.scandir(folder), key=lambda child: child.name)
-    except FileNotFoundError:
-        return
-    for child in children:
-        if child.is_dir(follow_symlinks=False):
-            yield from _list_local(child.path)
-        elif os.path.isdir(child.path):
-            log.warning(
-                "not followed, a link to a folder: %s (name the folder itself as a source)", _local_uri(child.path)
-            )
-        else:
+@_done_again
+def _put_if(uri: str, data: bytes, modes: Iterable[Any], refusal: OSError) -> str:
+    bucket, key = _split(uri)
+    # Not tried again by obstore, which can't know that a refusal after a lost answer is no refusal.
+    store = _store(bucket, _PUT_TIMEOUT_S)
+    with builtin_errors(uri):
+        for mode in modes:
             try:
-                status = child.stat()
-            except OSError:  # a link to nowhere or to itself: listed, so that it gets its row
-                status = child.stat(follow_symlinks=False)
-            yield Entry(_local_uri(child.path), status.st_size, _local_etag(status))
+                return _clean_etag(obstore.put(store, key, data, mode=mode, use_multipart=False)["e_tag"])
+            except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError, FileNotFoundError):
+                continue
+    # What we put ourselves, in an attempt whose answer was lost, must not count as another's.
+    with contextlib.suppress(FileNotFoundError):
+        found = read(uri)
+        if found.data == data:
+            return found.etag
+    raise refusal
+
+
+@dataclass(frozen=True)
+class _Answer:
+    size_bytes: int
+    etag: str
+    chunks: Iterable[Any]
+
+
+@contextlib.contextmanager
+def _opened(uri: str, part: tuple[int, int] | None = None) -> Iterator[_Answer]:
+    """Ask for a remote object, or the part from one byte to before another, with its bytes still to come."""
+    bucket, key = _split(uri)
+    attempt = _ATTEMPT.get()
+    silence_s = attempt.timeout_s if attempt else None
+    with builtin_errors(uri):
+        if _obstore_takes(key):
+            with _MAKING_CLIENTS:
+                store = _store(bucket, silence_s)
+            response = obstore.get(store, key, options={"range": part} if part else {})
+            start, end = response.range
+            yield _Answer(end - start, _clean_etag(response.meta["e_tag"]), response.stream(min_chunk_size=1))
+            return
+        options = {"Range": f"bytes={part[0]}-{part[1] - 1}"} if part else {}
+        with _MAKING_CLIENTS:
+            client = _s3_client(silence_s)
+        answer = client.get_object(Bucket=_s3_bucket(uri), Key=key, **options)
+        with contextlib.closing(answer["Body"]) as body:
+            yield _Answer(answer["ContentLength"], _clean_etag(answer["ETag"]), body.iter_chunks(1 << 20))
+
+
+def _received(uri: str, answer: _Answer) -> bytes:
+    attempt = _ATTEMPT.get()
+    received = []
+    for chunk in answer.chunks:
+        if attempt and time.monotonic() > attempt.deadline_s:
+            raise TimeoutError(f"still coming at the deadline: {uri}")
+        received.append(chunk)
+    data = b"".join(received)
+    if len(data) != answer.size_bytes:
+        raise OSError(f"{len(data)} bytes came instead of {answer.size_bytes}: {uri}")
+    return data
+
+
+def _check_size(uri: str, size_bytes: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and size_bytes > max_bytes:
+        raise TooLargeError(f"{size_bytes} bytes, more than the limit of {max_bytes}: {uri}")
+
+
+def _check_version(uri: str, found: str, wanted: str | None) -> None:
+    if wanted is not None and found != wanted:
+        raise ChangedError(f"changed meanwhile: {uri}")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -323,77 +478,3 @@ def _obstore_takes(key: str) -> bool:
     """
     segments = key.split("/")
     return not any(part in ("", ".", "..") for part in segments) and key.isprintable() and len(key.encode()) <= 1024
-
-
-def _s3_session() -> tuple[boto3.Session, str]:
-    """Return a session with the environment's credentials, and the region; ValueError where there are none."""
-    session = boto3.Session()
-    if session.get_credentials() is None:
-        raise ValueError(
-            "no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or use an instance role"
-        )
-    return session, os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
-
-
-def _s3_options() -> dict[str, Any]:
-    session, region = _s3_session()
-    options: dict[str, Any] = {
-        "region": region,
-        "client_options": {"timeout": FETCH_TIMEOUT, "connect_timeout": dt.timedelta(seconds=5), "allow_http": True},
-        "retry_config": {"max_retries": _MAX_RETRIES, "retry_timeout": RETRY_BUDGET},
-    }
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        options["endpoint"] = endpoint
-    options["credential_provider"] = Boto3CredentialProvider(session)
-    return options
-
-
-@functools.lru_cache(maxsize=64)
-def _store(bucket: str) -> Any:
-    if bucket.startswith("s3://"):
-        return S3Store(_s3_bucket(bucket), **_s3_options())
-    return from_url(bucket, client_options={"timeout": FETCH_TIMEOUT})
-
-
-@functools.lru_cache(maxsize=1)
-def _s3_client() -> Any:
-    session, region = _s3_session()
-    config = BotoConfig(
-        connect_timeout=5,
-        read_timeout=FETCH_TIMEOUT.total_seconds(),
-        retries={"mode": "standard", "max_attempts": _MAX_RETRIES},
-        max_pool_connections=64,
-    )
-    return session.client("s3", region_name=region, config=config)
-
-
-@contextlib.contextmanager
-def _builtin_errors(uri: str) -> Iterator[None]:
-    """Turn both S3 clients' errors into Python's own, with one clear sentence."""
-    try:
-        yield
-    except FileNotFoundError as error:  # obstore's, with the server's whole answer in it
-        raise FileNotFoundError(f"not found: {uri}") from error
-    except botocore.exceptions.ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        http_status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        no_such_name = http_status == 400 and code in ("400", "InvalidURI", "KeyTooLongError", "InvalidObjectName")
-        if http_status == 404 or code == "InvalidBucketName" or no_such_name:
-            raise FileNotFoundError(f"not found ({code}): {uri}") from error
-        if http_status in (401, 403):
-            raise PermissionError(f"{code}: {uri}") from error
-        raise OSError(f"{code} ({http_status}): {uri}") from error
-    except (botocore.exceptions.ConnectTimeoutError, botocore.exceptions.ReadTimeoutError) as error:
-        raise TimeoutError(f"no answer in time: {uri}") from error
-    except botocore.exceptions.ParamValidationError as error:  # an empty key, characters that no bucket has
-        raise FileNotFoundError(f"no object can have this name: {uri}") from error
-    except botocore.exceptions.BotoCoreError as error:
-        raise OSError(f"{error}: {uri}") from error
-    except (obstore.exceptions.PermissionDeniedError, obstore.exceptions.UnauthenticatedError) as error:
-        raise PermissionError(f"permission denied: {uri}") from error
-    except obstore.exceptions.BaseError as error:
-        reason = str(error).split("\n", 1)[0]
-        if "timed out" in str(error):
-            raise TimeoutError(f"no answer in time: {uri}: {reason}") from error
-        raise OSError(f"{reason}: {uri}") from error

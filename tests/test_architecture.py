@@ -18,9 +18,9 @@ LAYERS = ("model", "pipeline", "training", "jobs")
 HOMES = {
     "ray": ("pipeline/dataflow.py", "training/trainer.py", "jobs/"),
     "fsspec": ("pipeline/storage.py",),
-    "obstore": ("pipeline/storage.py",),
-    "boto3": ("pipeline/storage.py",),
-    "botocore": ("pipeline/storage.py",),
+    "obstore": ("pipeline/storage.py", "pipeline/store_clients.py"),
+    "boto3": ("pipeline/store_clients.py",),
+    "botocore": ("pipeline/store_clients.py",),
     # storage teaches DuckDB to read remote files, which takes the type's name only
     "duckdb": ("pipeline/plan.py", "pipeline/catalog.py", "pipeline/storage.py"),
     "tensorrt": ("model/engines/",),

@@ -1,16 +1,22 @@
 """Random views of photos for training: a crop resized to the model's size, perhaps mirrored, its colours changed.
 
-Shapes: B batch, C 3 colours, H, W size of what comes in, S size of what goes out.
+A view hangs on its draw's number alone, not on the batch or the worker that it falls to. All views of a batch are made
+by two matrix products, on whatever device the photos are.
+
+Shapes: B batch, C 3 colours, H, W size of what comes in, S size of what goes out, U random numbers a view.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+RANDOM_NUMBERS = 8
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,31 @@ class AugmentConfig:
             raise ValueError(f"need 0 < least_area <= 1 <= most_stretch and 0 <= colour < 1, not {self}")
 
 
-def augment(pixels_BHWC: Tensor, size_px: int, config: AugmentConfig, random: torch.Generator) -> Tensor:
-    """Return random views of uint8 photos, RGB from 0 to 1, BCSS float32; one generator state, one set of views."""
-    photos_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float() / 255
-    views = [_random_view(photo_CHW, size_px, config, random) for photo_CHW in photos_BCHW]
-    return _change_colours(torch.stack(views), config.colour, random)
+def random_numbers(seed: int, draw_B: NDArray[np.int64]) -> Tensor:
+    """Return random_BU from 0 to 1, float32: a function of the seed and each draw's number (SplitMix64)."""
+    with np.errstate(over="ignore"):
+        stream = _mix(np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15))
+        each_U = np.arange(1, RANDOM_NUMBERS + 1, dtype=np.uint64)
+        counter_BU = draw_B.astype(np.uint64)[:, None] * np.uint64(RANDOM_NUMBERS) + each_U
+        bits_BU = _mix(stream + counter_BU * np.uint64(0x9E3779B97F4A7C15))
+    return torch.from_numpy((bits_BU >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24))
+
+
+def augment(pixels_BHWC: Tensor, size_px: int, config: AugmentConfig, random_BU: Tensor) -> Tensor:
+    """Return views of uint8 photos, RGB from 0 to 1, BCSS float32; the same random numbers make the same views."""
+    rgb_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float() / 255
+    height, width = rgb_BCHW.shape[2:]
+    area_B, stretch_B, down_B, right_B, mirror_B = random_BU[:, :5].unbind(1)
+    side_B = (config.least_area + area_B * (1 - config.least_area)).sqrt()
+    aspect_B = config.most_stretch ** (stretch_B - 0.5)
+    crop_height_B = (height * side_B / aspect_B).clamp(1, height)
+    crop_width_B = (width * side_B * aspect_B).clamp(1, width)
+    rows_BSH = _resampling(down_B * (height - crop_height_B), crop_height_B, height, size_px)
+    columns_BSW = _resampling(right_B * (width - crop_width_B), crop_width_B, width, size_px)
+    if config.mirror:
+        columns_BSW = torch.where((mirror_B < 0.5)[:, None, None], columns_BSW.flip(1), columns_BSW)
+    views_BCSS = rows_BSH[:, None] @ rgb_BCHW @ columns_BSW[:, None].transpose(2, 3)
+    return _change_colours(views_BCSS, 1 + config.colour * (2 * random_BU[:, 5:8] - 1)).clamp(0, 1)
 
 
 def resize(rgb_BCHW: Tensor, size_px: int) -> Tensor:
@@ -42,26 +68,29 @@ def resize(rgb_BCHW: Tensor, size_px: int) -> Tensor:
     return interpolate(rgb_BCHW, (size_px, size_px), mode="bilinear", antialias=True).clamp(0, 1)
 
 
-def _random_view(photo_CHW: Tensor, size_px: int, config: AugmentConfig, random: torch.Generator) -> Tensor:
-    height, width = photo_CHW.shape[1:]
-    area, stretch, down, right, mirror = torch.rand(5, generator=random).tolist()
-    side = math.sqrt(config.least_area + area * (1 - config.least_area))
-    aspect = config.most_stretch ** (stretch - 0.5)
-    crop_height = max(1, min(height, round(height * side / aspect)))
-    crop_width = max(1, min(width, round(width * side * aspect)))
-    top, left = int(down * (height - crop_height + 1)), int(right * (width - crop_width + 1))
-    view_CHW = photo_CHW[:, top : top + crop_height, left : left + crop_width]
-    if config.mirror and mirror < 0.5:
-        view_CHW = view_CHW.flip(2)
-    return resize(view_CHW[None], size_px)[0]
+def _resampling(start_B: Tensor, length_B: Tensor, pixels: int, size_px: int) -> Tensor:
+    """Return BSP, what each of S new pixels takes of the P old ones: a triangle as wide as a new pixel, or one old."""
+    scale_B11 = (length_B / size_px)[:, None, None]
+    new_S = torch.arange(size_px, device=start_B.device) + 0.5
+    old_P = torch.arange(pixels, device=start_B.device) + 0.5
+    centre_BS1 = start_B[:, None, None] + new_S[:, None] * scale_B11
+    weight_BSP = (1 - (old_P - centre_BS1).abs() / scale_B11.clamp(min=1)).clamp(min=0)
+    inside_B1P = (old_P > start_B[:, None, None]) & (old_P < (start_B + length_B)[:, None, None])
+    weight_BSP = torch.where(inside_B1P, weight_BSP, 0)
+    return weight_BSP / weight_BSP.sum(dim=2, keepdim=True).clamp(min=1e-6)
 
 
-def _change_colours(rgb_BCSS: Tensor, strength: float, random: torch.Generator) -> Tensor:
-    factor = 1 + strength * (2 * torch.rand(3, len(rgb_BCSS), 1, 1, 1, generator=random) - 1)
-    brightness, contrast, saturation = factor
+def _change_colours(rgb_BCSS: Tensor, factor_B3: Tensor) -> Tensor:
+    brightness, contrast, saturation = factor_B3.t()[:, :, None, None, None]
     rgb_BCSS = rgb_BCSS * brightness
     mean = rgb_BCSS.mean(dim=(1, 2, 3), keepdim=True)
     rgb_BCSS = mean + (rgb_BCSS - mean) * contrast
     grey = rgb_BCSS.mean(dim=1, keepdim=True)
-    changed: Tensor = (grey + (rgb_BCSS - grey) * saturation).clamp(0, 1)
+    changed: Tensor = grey + (rgb_BCSS - grey) * saturation
     return changed
+
+
+def _mix(bits: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
+    mixed = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)))

@@ -1,6 +1,6 @@
-"""Photos for training and evaluation: read and decoded exactly as when serving, kept in memory as far as they fit.
+"""Photos for training and evaluation: read and decoded exactly as when serving, in an order that a seed decides.
 
-Shapes: N photos of the store, B batch, H and W height and width in pixels, C 3 colours.
+Shapes: N photos of the store, M photos of one part, D draws, B batch, H and W height and width in pixels, C 3 colours.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,22 @@ log = logging.getLogger(__name__)
 Pixels = NDArray[np.uint8]
 
 
-class PhotoStore:
-    """Decoded photos by row. A photo that can't be read or decoded is skipped and counted, never made up.
+class PhotoSource(Protocol):
+    """Photos by row, whether read here, drawn by a renderer, or streamed from a cluster's decoders."""
 
-    `failures` says why, by row. Raises ValueError (from its methods) once more than `max_failed_fraction` of all photos
-    have failed: a run on what is left would not be the run that was asked for.
+    def batches(self, rows: Sequence[int], batch_size: int) -> Iterator[tuple[NDArray[np.int64], Pixels]]:
+        """Yield (row_B, pixels_BHWC) for each `batch_size` rows, in order.
+
+        Photos that can't be had are left out and logged, so a batch may be smaller, or empty; never is one made up.
+        """
+        ...
+
+
+class PhotoStore:
+    """Decoded photos by row, kept in memory as far as they fit.
+
+    `failures` says, by row, why a photo could not be read or decoded. Raises ValueError (from `batches`) once more than
+    `max_failed_fraction` of all photos have failed: a run on what is left would not be the run that was asked for.
     """
 
     def __init__(
@@ -45,16 +57,14 @@ class PhotoStore:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def batches(self, rows: Sequence[int], batch_size: int) -> Iterator[tuple[NDArray[np.int64], Pixels]]:
-        """Yield (row_B, pixels_BHWC), in order, the next batch being decoded meanwhile; failed photos are left out."""
+        """Yield as `PhotoSource` says, the next batch being decoded meanwhile."""
         chunks = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-        ahead = [self._threads.submit(self._read, row) for row in next(chunks, ())]
+        ahead = [self._threads.submit(self._read, int(row)) for row in next(chunks, ())]
         while ahead:
-            current, ahead = ahead, [self._threads.submit(self._read, row) for row in next(chunks, ())]
+            current, ahead = ahead, [self._threads.submit(self._read, int(row)) for row in next(chunks, ())]
             decoded = [future.result() for future in current]
             self._check_failures()
-            good = [(row, pixels) for row, pixels in decoded if pixels is not None]
-            if good:
-                yield np.array([row for row, _ in good]), np.stack([pixels for _, pixels in good])
+            yield stack_batch([(row, pixels) for row, pixels in decoded if pixels is not None], self.target)
 
     def _read(self, row: int) -> tuple[int, Pixels | None]:
         if row in self._kept or row in self.failures:
@@ -76,6 +86,59 @@ class PhotoStore:
                 f"{len(self.failures)} of {len(self.uri_N)} photos could not be read, more than the "
                 f"{self._max_failed} allowed; the first was {self.uri_N[row]}: {self.failures[row]}"
             )
+
+
+class ArraySource:
+    """Photos that are in memory already: row i is `pixels_NHWC[i]`."""
+
+    def __init__(self, pixels_NHWC: Pixels) -> None:
+        self.pixels_NHWC = pixels_NHWC
+
+    def batches(self, rows: Sequence[int], batch_size: int) -> Iterator[tuple[NDArray[np.int64], Pixels]]:
+        """Yield as `PhotoSource` says; nothing is ever left out."""
+        for start in range(0, len(rows), batch_size):
+            row_B = np.asarray(rows[start : start + batch_size], np.int64)
+            yield row_B, self.pixels_NHWC[row_B]
+
+
+def stack_batch(photos: Sequence[tuple[int, Pixels]], target: DecodeTarget) -> tuple[NDArray[np.int64], Pixels]:
+    """Return (row_B, pixels_BHWC) of (row, pixels) pairs; of shape (0, …) for none."""
+    pixels_BHWC = np.empty((len(photos), target.image_size_px, target.image_size_px, 3), np.uint8)
+    for index, (_, pixels_HWC) in enumerate(photos):
+        pixels_BHWC[index] = pixels_HWC
+    return np.array([row for row, _ in photos], np.int64), pixels_BHWC
+
+
+class DrawOrder:
+    """Which photo each draw takes: a function of the seed and the draw's number, however many workers share the draws.
+
+    Draws are counted from 0 through all epochs; an epoch has as many as there are photos. With weights an epoch draws
+    with replacement, without them each photo once, in a new order each epoch.
+    """
+
+    def __init__(self, rows_M: NDArray[np.int64], seed: int, weight_M: NDArray[np.float64] | None = None) -> None:
+        self.rows_M = rows_M
+        self._seed = seed
+        self._weight_M = weight_M
+        self._epoch = -1
+        self._order_M = rows_M
+
+    def rows(self, first: int, end: int) -> NDArray[np.int64]:
+        """Return the rows that draws `first` to `end` (not included) take."""
+        count = len(self.rows_M)
+        parts = [
+            self._epoch_order(epoch)[max(first - epoch * count, 0) : end - epoch * count]
+            for epoch in range(first // count, -(-end // count))
+        ]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
+        if epoch != self._epoch:
+            random = np.random.default_rng([self._seed, epoch])
+            with_replacement = self._weight_M is not None
+            self._order_M = random.choice(self.rows_M, len(self.rows_M), with_replacement, self._weight_M)
+            self._epoch = epoch
+        return self._order_M
 
 
 def balanced_weights(cell_N: NDArray[np.int64], balance: float) -> NDArray[np.float64]:

@@ -1,31 +1,43 @@
 """How well a model places photos it has not seen, beside what costs nothing to say: by the serving engine and decode.
 
-Shapes: N photos, H levels, M photos that were trained on, D width of features.
+Shapes: N photos, B batch, H levels, K cells of one level, M photos that were trained on, D width of features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.engines import Engine
-from model.geodecoder import GeoDecoder
+from model.checkpoint import Checkpoint
+from model.engines import Engine, NumpyAnswers
+from model.geodecoder import GeoDecoder, GeoDecoderOutput
 from model.hierarchy import Hierarchy
+from model.readout import Answers, ReadOut
 from training.augment import resize
-from training.dataset import PhotoStore
-from training.loss import masked_cross_entropy
+from training.calibration import Judge, Judged, LabelledLogits, fitted_temperatures
+from training.dataset import PhotoSource
 from training.teacher import Teacher
 
 BATCH_SIZE = 32
-_FEWEST_TO_CALIBRATE = 10
+TEN_CROPS = 10
+MOST_TO_CALIBRATE = 4096
 
 
 @dataclass(frozen=True, eq=False)
-class Predictions:
+class Truth:
+    """Where photos were taken, by their rows in the store, and in which cells: `label_NH`, -1 for none."""
+
+    lat_deg_N: NDArray[np.float64]
+    lon_deg_N: NDArray[np.float64]
+    label_NH: NDArray[np.int64]
+
+
+class Predictions(NamedTuple):
     """What an engine says of the photos that could be read: `row_N` are their rows in the store."""
 
     row_N: NDArray[np.int64]
@@ -33,21 +45,71 @@ class Predictions:
     lat_deg_N: NDArray[np.float64]
     lon_deg_N: NDArray[np.float64]
     radius_km_N: NDArray[np.float64]
+    mass_within_N4: NDArray[np.float64]
+    scene_N: NDArray[np.int64]
 
 
-def predict(engine: Engine, hierarchy: Hierarchy, store: PhotoStore, rows: Sequence[int]) -> Predictions:
-    """Place the photos of some rows. Raises ValueError as the store does, and if none could be read."""
-    parts = [(row_B, engine(pixels_BHWC)) for row_B, pixels_BHWC in store.batches(rows, BATCH_SIZE)]
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What the model says of photos, how sure it is with its temperatures (`after`) and with 1 (`before`)."""
+
+    said: Predictions
+    before: Judged
+    after: Judged
+
+
+def measure(
+    checkpoint: Checkpoint, store: PhotoSource, rows: Sequence[int], truth: Truth, engine: Engine | None, crops: int = 1
+) -> Measured:
+    """Place the photos of some rows, and judge how sure the model was of them.
+
+    Predictions are the engine's; without one they come from the torch model's logits through the same read-out, as
+    they must with ten crops, since an engine ends in answers. How sure it was always comes from those logits (fp32),
+    because no engine tells what it would have said at other temperatures. A batch's logits are dropped once judged.
+
+    Raises ValueError as the store does, if no photo could be read, and for answers that are no finite numbers.
+    """
+    assert engine is None or crops == 1
+    hierarchy = checkpoint.hierarchy
+    read_out = ReadOut(hierarchy, checkpoint.temperatures)
+    judges = [Judge(hierarchy, temperatures) for temperatures in (_ones(hierarchy), checkpoint.temperatures)]
+    parts: list[tuple[Predictions, list[Judged]]] = []
+    model = checkpoint.build_model().to("cuda" if torch.cuda.is_available() else "cpu")
+    for row_B, pixels_BHWC, output in network_outputs(model, store, rows, crops):
+        answers = engine(pixels_BHWC) if engine else Answers(*(field.numpy() for field in read_out(output)))
+        said = _predictions(row_B, answers, hierarchy)
+        true_B = truth.label_NH[row_B], truth.lat_deg_N[row_B], truth.lon_deg_N[row_B]
+        parts.append((said, [judge(output.logits, *true_B) for judge in judges]))
     if not parts:
         raise ValueError("none of the photos could be read")
-    finest_N = np.concatenate([answers.top_index_BT[:, 0] for _, answers in parts])
-    return Predictions(
-        row_N=np.concatenate([row_B for row_B, _ in parts]),
-        best_NH=np.concatenate([answers.level_index_BH for _, answers in parts]).astype(np.int64),
-        lat_deg_N=hierarchy.levels[-1].lat_deg_K[finest_N],
-        lon_deg_N=hierarchy.levels[-1].lon_deg_K[finest_N],
-        radius_km_N=np.concatenate([answers.radius_km_B for _, answers in parts]).astype(np.float64),
+    before, after = zip(*(judged for _, judged in parts), strict=True)
+    return Measured(
+        Predictions(*map(np.concatenate, zip(*(said for said, _ in parts), strict=True))),
+        Judged(*map(np.concatenate, zip(*before, strict=True))),
+        Judged(*map(np.concatenate, zip(*after, strict=True))),
     )
+
+
+def _predictions(row_B: NDArray[np.int64], answers: NumpyAnswers, hierarchy: Hierarchy) -> Predictions:
+    if not answers.finite_B.all():
+        raise ValueError(
+            f"the network's answers for {(~answers.finite_B).sum()} of {len(row_B)} photos are no finite numbers: "
+            "its training diverged, or the engine's precision is too low (try --engine torch)"
+        )
+    finest, point_B = hierarchy.levels[-1], answers.top_index_BT[:, 0]
+    return Predictions(
+        row_N=row_B,
+        best_NH=answers.level_index_BH.astype(np.int64),
+        lat_deg_N=finest.lat_deg_K[point_B],
+        lon_deg_N=finest.lon_deg_K[point_B],
+        radius_km_N=answers.radius_km_B.astype(np.float64),
+        mass_within_N4=answers.mass_within_B4.astype(np.float64),
+        scene_N=answers.scene_index_B.astype(np.int64),
+    )
+
+
+def _ones(hierarchy: Hierarchy) -> tuple[float, ...]:
+    return (1.0,) * len(hierarchy.levels)
 
 
 def commonest_cell(hierarchy: Hierarchy) -> tuple[float, float]:
@@ -60,11 +122,13 @@ def commonest_cell(hierarchy: Hierarchy) -> tuple[float, float]:
 
 
 def teacher_features(
-    teacher: Teacher, store: PhotoStore, rows: Sequence[int]
+    teacher: Teacher, store: PhotoSource, rows: Sequence[int]
 ) -> tuple[NDArray[np.int64], torch.Tensor]:
     """Return (row_N, features_ND), features of length 1, of the photos that could be read."""
     found, features = [], []
     for row_B, pixels_BHWC in store.batches(rows, BATCH_SIZE):
+        if not len(row_B):
+            continue
         rgb_BCHW = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).float() / 255
         found.append(row_B)
         features.append(torch.nn.functional.normalize(teacher(resize(rgb_BCHW, teacher.size_px)), dim=1))
@@ -78,33 +142,75 @@ def nearest_neighbour(features_ND: torch.Tensor, known_MD: torch.Tensor) -> NDAr
     return (features_ND @ known_MD.T).argmax(dim=1).numpy()
 
 
-def fit_temperature(model: GeoDecoder, store: PhotoStore, label_NH: NDArray[np.int64], rows: Sequence[int]) -> float:
-    """Return the number that makes all levels' logits, divided by it, fit some photos' labels best (1 for few labels).
+def network_outputs(
+    model: GeoDecoder, store: PhotoSource, rows: Sequence[int], crops: int = 1
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8], GeoDecoderOutput]]:
+    """Yield (row_B, pixels_BHWC, logits) of the photos of some rows, by the torch model in fp32, wherever it is.
 
-    One for all levels, not one each: held-out places have labels at few of the finer levels. Source: Guo et al. 2017.
+    The logits are on the CPU. With ten crops, `store` must decode to `resize_px` squared; each crop chooses its own
+    scene's queries, and the logits, of cells and of scenes, are the means of the crops'. Batches are never empty.
     """
-    preprocessing = model.config.preprocessing
-    logits: list[list[torch.Tensor]] = [[] for _ in model.class_counts]
-    kept = []
-    with torch.no_grad():
+    was_training = model.training
+    model.eval()
+    try:
         for row_B, pixels_BHWC in store.batches(rows, BATCH_SIZE):
-            rgb_BHWC = torch.from_numpy(pixels_BHWC).float() / 255
-            normalised_BHWC = (rgb_BHWC - torch.tensor(preprocessing.mean_rgb)) / torch.tensor(preprocessing.std_rgb)
-            kept.append(row_B)
-            for level, logits_BK in zip(logits, model(normalised_BHWC.permute(0, 3, 1, 2)).logits, strict=True):
-                level.append(logits_BK)
-    if not kept:
-        return 1.0
-    label = torch.from_numpy(label_NH[np.concatenate(kept)])
-    known_H = (label >= 0).sum(dim=0)
-    if int(known_H.sum()) < _FEWEST_TO_CALIBRATE:
-        return 1.0
-    temperatures = np.geomspace(0.5, 20, 75)
-    losses = [
-        sum(
-            float(masked_cross_entropy(torch.cat(level) / temperature, label[:, h]) * known_H[h])
-            for h, level in enumerate(logits)
-        )
-        for temperature in temperatures.tolist()
+            if len(row_B):
+                yield row_B, pixels_BHWC, _output(model, pixels_BHWC, crops)
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def _output(model: GeoDecoder, pixels_BHWC: NDArray[np.uint8], crops: int) -> GeoDecoderOutput:
+    size_px = model.config.preprocessing.image_size_px
+    views = ten_crops(pixels_BHWC, size_px) if crops == TEN_CROPS else [pixels_BHWC]
+    assert len(views) == crops
+    outputs = [model(normalised(model, view_BHWC)) for view_BHWC in views]
+    return GeoDecoderOutput(
+        tuple(torch.stack(crops_CBK).mean(dim=0).cpu() for crops_CBK in zip(*(o.logits for o in outputs), strict=True)),
+        torch.stack([output.scene_logits_BS for output in outputs]).mean(dim=0).cpu(),
+    )
+
+
+def normalised(model: GeoDecoder, pixels_BHWC: NDArray[np.uint8]) -> torch.Tensor:
+    """Return uint8 photos of the model's size as it takes them, pixels_BCYX, on its device."""
+    preprocessing = model.config.preprocessing
+    device = model.queries_HSD.device
+    rgb_BHWC = torch.tensor(pixels_BHWC, device=device).float() / 255
+    mean_C = torch.tensor(preprocessing.mean_rgb, device=device)
+    std_C = torch.tensor(preprocessing.std_rgb, device=device)
+    return ((rgb_BHWC - mean_C) / std_C).permute(0, 3, 1, 2)
+
+
+def ten_crops(pixels_BHWC: NDArray[np.uint8], size_px: int) -> list[NDArray[np.uint8]]:
+    """Return the four corners and the centre of square photos, `size_px` squared each, then the same five mirrored."""
+    room = pixels_BHWC.shape[1] - size_px
+    assert pixels_BHWC.shape[1] == pixels_BHWC.shape[2]
+    assert room >= 0
+    corners = [(0, 0), (0, room), (room, 0), (room, room), (room // 2, room // 2)]
+    plain = [pixels_BHWC[:, top : top + size_px, left : left + size_px] for top, left in corners]
+    return plain + [np.ascontiguousarray(view_BHWC[:, :, ::-1]) for view_BHWC in plain]
+
+
+def fit_temperatures(
+    model: GeoDecoder,
+    store: PhotoSource,
+    label_NH: NDArray[np.int64],
+    rows: Sequence[int],
+    hierarchy: Hierarchy,
+) -> tuple[float, ...]:
+    """Return one temperature a level, coarse → fine, fitted on the photos of some rows: `calibration` says how.
+
+    Levels with few labels stay near the temperature of all levels together, those without take it; all are 1 for fewer
+    than ten labels in all, as when no photo could be read.
+
+    At most `MOST_TO_CALIBRATE` photos are used, evenly taken from `rows`, since all logits are kept: 4 bytes for each
+    photo and class, so 1 GB for those photos and the paper's 63 thousand classes.
+    """
+    if len(rows) > MOST_TO_CALIBRATE:
+        rows = [rows[index] for index in np.linspace(0, len(rows) - 1, MOST_TO_CALIBRATE).round().astype(int)]
+    batches = [
+        LabelledLogits(output.logits, torch.from_numpy(label_NH[row_B]))
+        for row_B, _, output in network_outputs(model, store, rows)
     ]
-    return round(float(temperatures[int(np.argmin(losses))]), 3)
+    return fitted_temperatures(batches, hierarchy)

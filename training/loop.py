@@ -1,6 +1,10 @@
-"""The training loop, in one process: photos, labels and a network in, the trained network out.
+"""The training loop, the same for one process and for each of many: photos, labels and a network in, weights out.
 
-Shapes: N photos of the store, B batch, H levels, S image size in pixels, C 3 colours, D width of a teacher's features.
+Draw number d of the whole training takes the same photo in the same random view whoever makes it, so a step's gradient
+does not depend on how many workers share it, and a training that goes on from a snapshot repeats nothing and skips
+nothing.
+
+Shapes: N photos of the source, M photos of one part, B batch, W width and height, C 3 colours, P counts of a step.
 """
 
 from __future__ import annotations
@@ -9,68 +13,83 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from model.geodecoder import GeoDecoder
-from training.augment import AugmentConfig, augment, resize
-from training.dataset import PhotoStore, Pixels, balanced_weights
-from training.loss import distillation_loss, levels_loss, masked_cross_entropy
-from training.teacher import Teacher
+from training.augment import random_numbers
+from training.dataset import DrawOrder, PhotoSource, Pixels, balanced_weights
+from training.journal import Journal
+from training.objective import Labels, Objective, TeacherView
+from training.recipe import Recipe
+from training.snapshot import Snapshots, WeightAverage, restore_state, take_state
+from training.team import Sharding, Team, gradients_stay_here
 
 log = logging.getLogger(__name__)
 
-_LOG_EVERY_S = 60.0
-_PHOTOS_TO_STANDARDISE = 2000
+_ROWS_A_STREAM = 200_000
+"""A source is asked for so many photos at a time; between two requests its pipeline starts anew."""
 
 
 @dataclass(frozen=True)
-class LoopConfig:
-    """How to train.
+class Upkeep:
+    """What is written on the way; none of it changes the network.
 
-    `epochs` (each of as many draws as there are photos) or `minutes` end training, whichever is first; the learning
-    rate warms up and falls along a cosine to zero at that end. `early_size_px`, if given, is the image size for the
-    first `early_share` of the way: faster, but only for networks that take any size.
+    Attributes:
+        output: folder or prefix for snapshots and metrics; nothing is written if empty.
+        log_steps: a record of the mean losses every so many steps.
+        snapshot_steps: a snapshot every so many steps, beside those at each epoch's end; what a crash costs at most.
+        keep_snapshots: older ones are removed.
+        quiet: say nothing on stdout.
     """
 
-    epochs: int = 30
-    minutes: float | None = None
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warm_up_share: float = 0.05
-    early_size_px: int | None = None
-    early_share: float = 0.6
-    label_smoothing: float = 0.1
-    scene_weight: float = 0.5
-    distillation_weight: float = 2.0
-    balance: float = 0.5
-    most_gradient: float = 5.0
-    seed: int = 0
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    output: str = ""
+    log_steps: int = 20
+    snapshot_steps: int = 500
+    keep_snapshots: int = 2
+    quiet: bool = False
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 2 or not self.learning_rate > 0:
-            raise ValueError("training needs at least 1 epoch, 2 photos a batch and a positive learning rate")
-        if self.minutes is not None and not self.minutes > 0:
-            raise ValueError(f"minutes must be positive, not {self.minutes}")
+        if min(self.log_steps, self.snapshot_steps, self.keep_snapshots) < 1:
+            raise ValueError("log_steps, snapshot_steps and keep_snapshots must be at least 1")
 
 
 @dataclass(frozen=True, eq=False)
-class Labels:
-    """What is known of the store's photos: `level_NH` and `scene_N`, int64, -1 where unknown."""
+class Task:
+    """All that decides a training's outcome, beside the network it starts from.
 
-    level_NH: NDArray[np.int64]
-    scene_N: NDArray[np.int64]
+    Attributes:
+        row_M: rows of the source to train on.
+        validation_rows: rows to validate on after each epoch; may be none.
+        identity: names the training: a snapshot of another one is refused.
+    """
+
+    recipe: Recipe
+    labels: Labels
+    row_M: NDArray[np.int64]
+    validation_rows: NDArray[np.int64]
+    teacher: TeacherView | None = None
+    identity: str = ""
+
+    @property
+    def draws(self) -> int:
+        """How many photos are drawn in all."""
+        return self.recipe.epochs * len(self.row_M)
+
+    @property
+    def steps(self) -> int:
+        """How many steps that makes; the last one may be smaller."""
+        return -(-self.draws // self.recipe.batch_size)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training came, and its mean losses over the last minute."""
+    """How far a training came, in how much time since it was started or resumed, and its mean losses at the end."""
 
     draws: int
     epochs: float
@@ -80,132 +99,290 @@ class Progress:
 
 def train(
     model: GeoDecoder,
-    store: PhotoStore,
+    source: PhotoSource,
     labels: Labels,
     rows: NDArray[np.int64],
-    config: LoopConfig,
-    teacher: Teacher | None = None,
+    recipe: Recipe,
+    teacher: TeacherView | None = None,
 ) -> Progress:
-    """Train `model` in place on the given rows of the store, and leave it in eval mode.
+    """Train `model` in place on the given rows of the source, in this process, and leave it in eval mode.
 
-    With a teacher, the mean of the backbone's tokens also learns to say, through a linear layer that is thrown away,
-    what the teacher says of the same view; photos without any label take part in that alone. The same seed gives the
-    same network, unless `minutes` ended the run. Raises ValueError if training diverges, and as the store does.
+    The same seed gives the same network. Raises ValueError if training diverges, and as the source does.
     """
-    torch.manual_seed(config.seed)
-    random = torch.Generator().manual_seed(config.seed)
-    objective = _Objective(model, config, _TeacherView(teacher, store, rows) if teacher else None)
-    optimizer = _optimizer(objective, config)
-    start, logged, draws = time.monotonic(), time.monotonic(), 0
-    recent: dict[str, list[float]] = {}
-    losses: dict[str, float] = {}
-    objective.train()
-    for row_B, pixels_BHWC in _endless_batches(store, rows, labels, config, random):
-        done = max(draws / (config.epochs * len(rows)), _minutes_since(start) / (config.minutes or math.inf))
-        if done >= 1:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _rate_factor(done, config.warm_up_share)
-        terms = objective(torch.from_numpy(pixels_BHWC), labels, row_B, done, random)
-        total = torch.stack(list(terms.values())).sum()
-        if not bool(total.isfinite()):
-            raise ValueError(f"training diverged after {draws} photos: lower the learning rate {config.learning_rate}")
-        optimizer.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(objective.parameters(), config.most_gradient)
-        optimizer.step()
-        draws += len(row_B)
-        for name, term in terms.items():
-            recent.setdefault(name, []).append(float(term.detach()))
-        if time.monotonic() - logged > _LOG_EVERY_S:
-            losses, recent, logged = _means(recent), {}, time.monotonic()
-            log.info("%3.0f %% after %d photos, %.0f min: %s", 100 * done, draws, _minutes_since(start), losses)
-    model.eval()
-    return Progress(draws, round(draws / len(rows), 1), round(_minutes_since(start), 1), _means(recent) or losses)
+    task = Task(recipe, labels, rows, np.empty(0, np.int64), teacher)
+    return TrainingLoop(model, task, Team(), Upkeep(quiet=True)).run(source, source)
 
 
-class _TeacherView(nn.Module):
-    """The teacher with its features standardised over the training photos, so that each counts alike."""
+class TrainingLoop:
+    """One process's part in a training. It goes on from the newest snapshot below the output, if there is one."""
 
-    def __init__(self, teacher: Teacher, store: PhotoStore, rows: NDArray[np.int64]) -> None:
-        super().__init__()
-        self.teacher = teacher
-        batches = store.batches(rows[:_PHOTOS_TO_STANDARDISE].tolist(), 32)
-        features_ND = torch.cat([teacher(resize(_rgb(pixels), teacher.size_px)) for _, pixels in batches])
-        self.mean_D, self.std_D = features_ND.mean(dim=0), features_ND.std(dim=0) + 1e-3
+    def __init__(self, model: GeoDecoder, task: Task, team: Team, upkeep: Upkeep, sharding: Sharding = "ddp") -> None:
+        recipe = task.recipe
+        self._task, self._team, self._upkeep = task, team, upkeep
+        self._model = model.to(team.device)
+        torch.manual_seed(recipe.seed)
+        self._objective = Objective(self._model, recipe, task.labels, task.teacher).to(team.device).train()
+        blocks = (*model.independent_layers, *model.dependent_layers)
+        self._joined = team.join(self._objective, blocks, sharding)
+        if isinstance(self._objective, FSDPModule):
+            register_fsdp_forward_method(self._objective, "validate")
+        self._optimizer = recipe.make_optimizer(self._objective, model.backbone)
+        self._average = WeightAverage(self._model, recipe.average) if recipe.average else None
+        weight_M = balanced_weights(task.labels.level_NH[task.row_M, 0], recipe.balance) if recipe.balance else None
+        self._order = DrawOrder(task.row_M, recipe.seed, weight_M)
+        self._snapshots = Snapshots(upkeep.output, upkeep.keep_snapshots) if upkeep.output else None
+        self._sums = _Sums()
+        self.first_step = self._resume()
 
-    def forward(self, rgb_BCSS: Tensor) -> Tensor:
-        return (self.teacher(resize(rgb_BCSS, self.teacher.size_px)) - self.mean_D) / self.std_D
+    def run(self, source: PhotoSource, validation_source: PhotoSource) -> Progress:
+        """Train to the end and return; the network is left in eval mode, as the moving average if there is one.
 
+        Raises:
+            ValueError: training diverged, or too many photos of an epoch could not be had. Every process raises it.
+        """
+        task, batch_size, start = self._task, self._task.recipe.batch_size, time.monotonic()
+        journal = None
+        if self._team.rank == 0:
+            journal = Journal(self._upkeep.output, self.first_step, self._upkeep.quiet)
+        step, means, last_log, logged_step = self.first_step, dict[str, float](), start, self.first_step
+        for pixels_BWWC, row_B, draw_B, drawn in self._steps(source):
+            rate = task.recipe.set_rate(self._optimizer, step / task.steps)
+            self._step(step, pixels_BWWC, row_B, draw_B, drawn)
+            step += 1
+            end = min(step * batch_size, task.draws)
+            epoch_ends = end // len(task.row_M) > (step - 1) * batch_size // len(task.row_M)
+            snapshot_due = self._snapshots is not None and (epoch_ends or step % self._upkeep.snapshot_steps == 0)
+            log_due = step % self._upkeep.log_steps == 0 or epoch_ends
+            if not (snapshot_due or log_due):
+                continue
+            self._sums.gather(self._team)
+            self._check(end)
+            epochs = round(end / len(task.row_M), 3)
+            if log_due:
+                seconds, last_log = time.monotonic() - last_log, time.monotonic()
+                speed = (step - logged_step) * batch_size / max(seconds, 1e-9)
+                logged_step, means = step, self._sums.window_means()
+                record = {"kind": "step", "step": step, "epochs": epochs, "learning_rate": rate, "loss": means}
+                if journal is not None:
+                    journal.add(record | {"samples_per_s": round(speed, 2), "workers": self._team.size})
+            if epoch_ends:
+                validated = self._validate(validation_source)
+                record = {"kind": "epoch", "step": step, "epochs": epochs, **self._sums.epoch_record()}
+                if journal is not None:
+                    journal.add(record | ({"validation": validated} if validated else {}))
+            if snapshot_due:
+                self._save(step)
+            if journal is not None:
+                journal.flush()
+        if self._average is not None:
+            self._average.swap()
+        if self._snapshots is not None:
+            self._snapshots.wait()
+        if journal is not None:
+            journal.close()
+        self._model.eval()
+        minutes = round((time.monotonic() - start) / 60, 1)
+        return Progress(task.draws, round(task.draws / len(task.row_M), 1), minutes, means)
 
-class _Objective(nn.Module):
-    """Photos and their labels → the terms to minimise, weighted."""
+    def _steps(self, source: PhotoSource) -> Iterator[tuple[Pixels, NDArray[np.int64], NDArray[np.int64], int]]:
+        """Yield (pixels_BWWC, row_B, draw_B, draws asked for) of this process's share of each step to come."""
+        batch_size = self._task.recipe.batch_size
+        most = max(1, _ROWS_A_STREAM // -(-batch_size // self._team.size))
+        for first in range(self.first_step, self._task.steps, most):
+            starts = range(first * batch_size, min((first + most) * batch_size, self._task.draws), batch_size)
+            shares = [self._team.share(start, min(start + batch_size, self._task.draws)) for start in starts]
+            row_D = self._order.rows(starts.start, starts.stop)
+            asked = [row_D[share.start - starts.start : share.stop - starts.start : share.step] for share in shares]
+            # A worker may have no share of a small last step: then the source has one batch less.
+            batches = source.batches(np.concatenate(asked).tolist(), max(len(shares[0]), 1))
+            for share, share_rows in zip(shares, asked, strict=True):
+                row_B, pixels_BWWC = next(batches) if len(share) else _nothing()
+                yield pixels_BWWC, row_B, np.array(share)[_slots(share_rows, row_B)], len(share)
 
-    def __init__(self, model: GeoDecoder, config: LoopConfig, teacher: _TeacherView | None) -> None:
-        super().__init__()
-        self.model, self.config, self.teacher = model, config, teacher
-        self.imitate = nn.Linear(model.backbone.width, teacher.teacher.width) if teacher else None
-        preprocessing = model.config.preprocessing
-        self.mean_C11 = torch.tensor(preprocessing.mean_rgb)[:, None, None]
-        self.std_C11 = torch.tensor(preprocessing.std_rgb)[:, None, None]
+    def _step(
+        self, step: int, pixels_BWWC: Pixels, row_B: NDArray[np.int64], draw_B: NDArray[np.int64], drawn: int
+    ) -> None:
+        recipe, team = self._task.recipe, self._team
+        count_P = team.sum(torch.from_numpy(self._task.labels.known_P(row_B)).to(team.device))
+        torch.manual_seed(((recipe.seed * 1_000_003 + step) * 4099 + team.rank) % (1 << 63))  # dropout's
+        self._optimizer.zero_grad()
+        parts = np.array_split(np.arange(len(row_B)), recipe.accumulate)
+        early = step < recipe.early_share * self._task.steps
+        for number, part in enumerate(parts):
+            with gradients_stay_here(self._joined, number + 1 < len(parts)):
+                terms = self._terms(pixels_BWWC[part], row_B[part], draw_B[part], count_P, early)
+                # Workers' gradients are averaged, but their terms, over the whole step's counts, are to be added.
+                (torch.stack(list(terms.values())).sum() * team.size).backward()  # type: ignore[no-untyped-call]
+            self._sums.add(terms)
+        nn.utils.clip_grad_norm_(self._objective.parameters(), recipe.most_gradient)
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update(step)
+        self._sums.count(1, drawn, drawn - len(row_B))
 
-    def forward(
-        self, pixels_BHWC: Tensor, labels: Labels, row_B: NDArray[np.int64], done: float, random: torch.Generator
+    def _terms(
+        self,
+        pixels_BWWC: Pixels,
+        row_B: NDArray[np.int64],
+        draw_B: NDArray[np.int64],
+        count_P: Tensor,
+        early: bool,
     ) -> dict[str, Tensor]:
-        config, size_px = self.config, self.model.config.preprocessing.image_size_px
-        if config.early_size_px is not None and done < config.early_share:
-            size_px = config.early_size_px
-        view_px = max(size_px, self.teacher.teacher.size_px) if self.teacher else size_px
-        rgb_BCSS = augment(pixels_BHWC, view_px, config.augment, random)
-        normalised_BCSS = (resize(rgb_BCSS, size_px) - self.mean_C11) / self.std_C11
-        tokens_BND = self.model.backbone(normalised_BCSS.contiguous(memory_format=torch.channels_last))
-        output = self.model.forward_tokens(tokens_BND)
-        label_BH, scene_B = torch.from_numpy(labels.level_NH[row_B]), torch.from_numpy(labels.scene_N[row_B])
-        terms = {
-            "levels": levels_loss(output.logits, label_BH, config.label_smoothing),
-            "scene": config.scene_weight * masked_cross_entropy(output.scene_logits_BS, scene_B),
-        }
-        if self.teacher is not None and self.imitate is not None:
-            distance = distillation_loss(self.imitate(tokens_BND.mean(dim=1)), self.teacher(rgb_BCSS))
-            terms["teacher"] = config.distillation_weight * distance
+        if not len(row_B):  # others wait for this process's gradients: it has none to add, but has to take part
+            pixels_BWWC, row_B, draw_B = _grey(self._model), np.array([-1]), np.array([0])
+        device = self._team.device
+        pixels = torch.from_numpy(pixels_BWWC).to(device, non_blocking=True)
+        random_BU = random_numbers(self._task.recipe.seed, draw_B).to(device)
+        terms: dict[str, Tensor] = self._joined(pixels, row_B, random_BU, count_P, early)
+        if row_B[0] == -1:
+            terms = {name: term * 0 for name, term in terms.items()}
         return terms
 
+    def _check(self, end: int) -> None:
+        """Raise ValueError where going on makes no sense; every process sees the same numbers."""
+        if not self._sums.finite():
+            rate = self._task.recipe.learning_rate
+            raise ValueError(f"training diverged after {end} photos: lower the learning rate {rate}")
+        most = self._task.recipe.max_failed_fraction * len(self._task.row_M)
+        if self._sums.failed > most:
+            raise ValueError(
+                f"{self._sums.failed:.0f} photos of this epoch's {len(self._task.row_M)} draws could not be read or "
+                f"decoded, more than the {most:.0f} allowed (max_failed_fraction): the log names them"
+            )
 
-def _endless_batches(
-    store: PhotoStore, rows: NDArray[np.int64], labels: Labels, config: LoopConfig, random: torch.Generator
-) -> Iterator[tuple[NDArray[np.int64], Pixels]]:
-    """Yield batches of two photos or more (batch normalisation needs two), drawn with replacement, for ever."""
-    weight_N = torch.from_numpy(balanced_weights(labels.level_NH[rows, 0], config.balance))
-    while True:
-        drawn = rows[torch.multinomial(weight_N, max(len(rows), 2), replacement=True, generator=random).numpy()]
-        for row_B, pixels_BHWC in store.batches(drawn.tolist(), config.batch_size):
-            if len(row_B) >= 2:
-                yield row_B, pixels_BHWC
+    def _validate(self, source: PhotoSource) -> dict[str, float]:
+        """Return the validation photos' loss and accuracy at each level, of the moving average if there is one."""
+        rows, team = self._task.validation_rows, self._team
+        if not len(rows):
+            return {}
+        batch_size = max(1, self._task.recipe.batch_size // team.size)
+        batches = source.batches(rows[team.rank :: team.size].tolist(), batch_size)
+        if self._average is not None:
+            self._average.swap()
+        self._objective.eval()
+        sums = torch.zeros(len(self._model.class_counts) + 1, 3, dtype=torch.float64)
+        # Sharded weights are gathered in every forward pass, so each process has to make as many.
+        for _ in range(0, len(rows), team.size * batch_size):
+            row_B, pixels_BSSC = next(batches, _nothing())
+            if not len(row_B):
+                row_B, pixels_BSSC = np.array([-1]), _grey(self._model)
+            sums += self._objective.validate(torch.from_numpy(pixels_BSSC).to(team.device), row_B).cpu()
+        self._objective.train()
+        if self._average is not None:
+            self._average.swap()
+        sums = team.sum(sums.to(team.device, torch.float32)).cpu()
+        names = [*(f"level_{h}" for h in range(len(sums) - 1)), "scene"]
+        result: dict[str, float] = {}
+        for name, (loss, hits, known) in zip(names, sums.tolist(), strict=True):
+            if known:
+                result |= {f"{name}_loss": loss / known, f"{name}_accuracy": hits / known, f"{name}_photos": known}
+        return result
+
+    def _save(self, step: int) -> None:
+        assert self._snapshots is not None
+        state = take_state(self._joined, self._optimizer)
+        average = self._average.take() if self._average is not None else {}
+        if self._team.rank == 0:
+            more = {"identity": self._task.identity, "average": average, "sums": self._sums.state()}
+            self._snapshots.put(step, state | more)
+
+    def _resume(self) -> int:
+        """Put the newest snapshot back, if there is one; return the step to go on with."""
+        if self._snapshots is None:
+            return 0
+        steps = self._team.from_first(self._snapshots.steps())
+        if not steps:
+            return 0
+        state = self._snapshots.load(steps[-1])
+        if state["identity"] != self._task.identity:
+            raise ValueError(
+                f"{self._upkeep.output} has snapshots of another training (other photos, settings or network): "
+                "give another output, or remove that one to begin anew"
+            )
+        restore_state(self._joined, self._optimizer, state)
+        if self._average is not None:
+            self._average.restore(state["average"])
+        self._sums = _Sums.of(state["sums"])
+        log.info("going on after step %d of %d", steps[-1], self._task.steps)
+        return int(steps[-1])
 
 
-def _optimizer(objective: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
-    """AdamW; biases, norms and scales do not decay."""
-    parameters = [p for p in objective.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+class _Sums:
+    """Sums over steps: on the device as they come, then over all processes, for a window of steps and for an epoch."""
+
+    def __init__(self) -> None:
+        self._here: dict[str, Tensor] = {}
+        self._counts = [0, 0, 0]  # steps, draws, failed draws
+        self._window: dict[str, float] = {}
+        self._epoch: dict[str, float] = {}
+
+    @staticmethod
+    def of(state: dict[str, dict[str, float]]) -> _Sums:
+        sums = _Sums()
+        sums._window, sums._epoch = dict(state["window"]), dict(state["epoch"])
+        return sums
+
+    def state(self) -> dict[str, dict[str, float]]:
+        return {"window": dict(self._window), "epoch": dict(self._epoch)}
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        for name, term in terms.items():
+            self._here[name] = self._here.get(name, 0) + term.detach().double()
+
+    def count(self, steps: int, draws: int, failed: int) -> None:
+        self._counts = [self._counts[0] + steps, self._counts[1] + draws, self._counts[2] + failed]
+
+    def gather(self, team: Team) -> None:
+        """Take what was added here since the last time together with what the others added."""
+        if not self._counts[0]:
+            return
+        steps, draws, failed = self._counts
+        values = [*self._here.values(), *torch.tensor([draws, failed], dtype=torch.float64)]
+        total = team.sum(torch.stack([x.to(team.device) for x in values])).tolist()
+        for name, value in zip([*self._here, "draws", "failed"], total, strict=True):
+            self._window[name] = self._window.get(name, 0.0) + value
+            self._epoch[name] = self._epoch.get(name, 0.0) + value
+        for sums in (self._window, self._epoch):
+            sums["steps"] = sums.get("steps", 0.0) + steps
+        self._here, self._counts = {}, [0, 0, 0]
+
+    @property
+    def failed(self) -> float:
+        return self._epoch.get("failed", 0.0)
+
+    def finite(self) -> bool:
+        return all(math.isfinite(value) for value in self._window.values())
+
+    def window_means(self) -> dict[str, float]:
+        """Return the mean terms since the last call."""
+        means, self._window = _means(self._window), {}
+        return means
+
+    def epoch_record(self) -> dict[str, object]:
+        """Return the mean terms and the counts since the last call."""
+        epoch, self._epoch = self._epoch, {}
+        return {"loss": _means(epoch), "draws": int(epoch["draws"]), "failed": int(epoch["failed"])}
 
 
-def _rate_factor(done: float, warm_up_share: float) -> float:
-    if done < warm_up_share:
-        return 0.02 + 0.98 * done / warm_up_share
-    return 0.5 + 0.5 * math.cos(math.pi * (done - warm_up_share) / (1 - warm_up_share))
+def _means(sums: dict[str, float]) -> dict[str, float]:
+    steps = sums["steps"]
+    return {name: value / steps for name, value in sums.items() if name not in ("steps", "draws", "failed")}
 
 
-def _rgb(pixels_BHWC: Pixels) -> Tensor:
-    return torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).float() / 255
+def _slots(asked: NDArray[np.int64], got: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where in `asked` each of `got` stands: the same rows in the same order, some left out."""
+    slots, slot = np.empty(len(got), np.int64), 0
+    for index, row in enumerate(got.tolist()):
+        while asked[slot] != row:
+            slot += 1
+        slots[index], slot = slot, slot + 1
+    return slots
 
 
-def _means(values: dict[str, list[float]]) -> dict[str, float]:
-    return {name: round(float(np.mean(numbers)), 3) for name, numbers in values.items()}
+def _nothing() -> tuple[NDArray[np.int64], Pixels]:
+    return np.empty(0, np.int64), np.empty((0, 0, 0, 3), np.uint8)
 
 
-def _minutes_since(start: float) -> float:
-    return (time.monotonic() - start) / 60
+def _grey(model: GeoDecoder) -> Pixels:
+    size_px = model.config.preprocessing.image_size_px
+    return np.full((1, size_px, size_px, 3), 128, np.uint8)

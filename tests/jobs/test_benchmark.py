@@ -1,6 +1,7 @@
 import pytest
 
 from jobs.benchmark import PartitionBenchmark, S2Benchmark
+from jobs.benchmark_plan import PlanBenchmark
 
 
 def test_s2_prints_a_ratio_of_ten_or_more(capsys: pytest.CaptureFixture[str]) -> None:
@@ -13,3 +14,10 @@ def test_s2_prints_a_ratio_of_ten_or_more(capsys: pytest.CaptureFixture[str]) ->
 def test_partition_prints_seconds_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
     assert PartitionBenchmark(photos=200_000).measure() == 0
     assert " s, process peak " in capsys.readouterr().out
+
+
+def test_plan_prints_a_line_for_each_size_and_the_growth(capsys: pytest.CaptureFixture[str]) -> None:
+    assert PlanBenchmark(rows=(1_000, 20_000)).measure() == 0  # it checks the counts itself
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert (first.split()[0], second.split()[0]) == ("1,000", "20,000")
+    assert "photos × 20.0, CPU × " in second

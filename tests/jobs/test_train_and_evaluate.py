@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from jobs import evaluate, train
-from jobs.evaluate import SHARED
 from model.checkpoint import Checkpoint
-from pipeline.locator import BUNDLED_MODEL
-from training.loop import LoopConfig
+from training.recipe import Recipe
 from training.split import SplitConfig
 
 # Sixteen towns on a line to the east, each its own shade from black to white; four photographers in each.
@@ -43,7 +43,7 @@ def settings(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> train.S
         network="tiny",
         name="shades",
         split=SplitConfig(seed=1, test_share=0.25, validation_share=0.1),
-        loop=LoopConfig(epochs=40, batch_size=12, learning_rate=3e-3),
+        recipe=Recipe(epochs=40, batch_size=12, learning_rate=3e-3),
     )
 
 
@@ -63,7 +63,65 @@ def test_the_checkpoint_remembers_split_and_training(checkpoint: Checkpoint) -> 
     assert [parts[part]["photos"] for part in ("train", "validation", "test")] == [44, 4, 16]
     assert checkpoint.training["progress"]["draws"] == 40 * 44
     assert checkpoint.config.scenes == ("any",)  # the table has no scenes
-    assert len(set(checkpoint.temperatures)) == 1
+    assert len(checkpoint.temperatures) == len(checkpoint.hierarchy.levels)
+    record = json.loads((checkpoint.folder / "run.json").read_text())
+    assert record["state"] == "finished"
+    assert record["model_id"] == checkpoint.model_id
+    assert record["hierarchy_sha256"] == checkpoint.hierarchy.content_hash
+    assert record["parts"] == parts
+    assert len(record["epochs"]) == 40
+    assert not (checkpoint.folder / "snapshots").exists()  # nobody who reads the model needs them
+
+
+def test_the_same_command_again_has_nothing_to_do(
+    settings: train.Settings, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.run(settings) == 0
+    assert f"Nothing to do: {checkpoint.folder} holds the finished training of {checkpoint.model_id}" in (
+        capsys.readouterr().out
+    )
+    with pytest.raises(ValueError, match="holds another training"):
+        train.run(replace(settings, recipe=replace(settings.recipe, seed=5)))
+
+
+def test_fine_tuning_starts_from_a_model_and_keeps_its_world(
+    settings: train.Settings, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """With a learning rate of next to nothing the fine-tuned network is the one that it started from."""
+    still = Recipe(epochs=1, batch_size=12, learning_rate=1e-9, weight_decay=0.0)
+    tuning = replace(settings, init=str(checkpoint.folder), output=str(tmp_path / "tuned"), recipe=still)
+    assert train.run(tuning) == 0
+    tuned = Checkpoint.load(tmp_path / "tuned")
+    assert tuned.hierarchy.content_hash == checkpoint.hierarchy.content_hash
+    assert tuned.training["init"] == checkpoint.model_id
+    weights, first = tuned.build_model().state_dict(), checkpoint.build_model().state_dict()
+    assert all(torch.allclose(weights[name], first[name], atol=1e-6) for name in first)
+
+
+def test_fine_tuning_on_another_hierarchy_keeps_all_but_the_classifiers(
+    settings: train.Settings, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    still = Recipe(epochs=1, batch_size=12, learning_rate=1e-9, weight_decay=0.0)
+    lines = Path(settings.manifest).read_text().splitlines()
+    fewer = Path(settings.manifest).parent / "half.csv"
+    fewer.write_text("\n".join(lines[:33]) + "\n")
+    tuning = replace(
+        settings,
+        manifest=str(fewer),
+        init=str(checkpoint.folder),
+        hierarchy="new",
+        output=str(tmp_path / "tuned"),
+        recipe=still,
+    )
+    assert train.run(tuning) == 0
+    tuned = Checkpoint.load(tmp_path / "tuned")
+    assert tuned.hierarchy.content_hash != checkpoint.hierarchy.content_hash
+    weights, first = tuned.build_model().state_dict(), checkpoint.build_model().state_dict()
+    same = {name for name in first if first[name].shape == weights[name].shape}
+    assert {name.split(".")[0] for name in first if name not in same} <= {"classifiers"}
+    assert all(
+        torch.allclose(weights[name], first[name], atol=1e-6) for name in same if not name.startswith("classifiers")
+    )
 
 
 def test_evaluate_prints_the_model_beside_the_commonest_cell(
@@ -84,31 +142,12 @@ def test_evaluate_prints_the_model_beside_the_commonest_cell(
     assert re.search(r"inside the radius meant to hold 90 %: [\d.]+%", out)
 
 
-def test_evaluate_refuses_another_table_unless_told_that_it_is_one(
-    settings: train.Settings, checkpoint: Checkpoint, archive: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fewer = archive / "fewer.csv"
-    fewer.write_text("\n".join(Path(settings.manifest).read_text().splitlines()[:30]) + "\n")
-    other = evaluate.Settings(manifest=str(fewer), model=str(checkpoint.folder), engine="torch")
-    with pytest.raises(ValueError, match=r"not the table that .* was trained with"):
-        evaluate.run(other)
-    assert evaluate.run(replace(other, part="all")) == 0
-    assert "29 photos (all)" in capsys.readouterr().out
-
-
-def test_evaluate_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="give --manifest"):
-        evaluate.run(evaluate.Settings(model=str(tmp_path)))
-    with pytest.raises(ValueError, match=r"not a checkpoint"):
-        evaluate.run(evaluate.Settings(model=str(tmp_path), manifest="x.csv"))
-
-
 def test_train_reads_a_hierarchy_that_was_built_before(settings: train.Settings, checkpoint: Checkpoint) -> None:
     again = replace(
         settings,
         hierarchy=str(checkpoint.folder),
         output=f"{settings.output} again",
-        loop=LoopConfig(epochs=1, batch_size=12),
+        recipe=Recipe(epochs=1, batch_size=12),
     )
     assert train.run(again) == 0
     assert Checkpoint.load(Path(again.output)).hierarchy.content_hash == checkpoint.hierarchy.content_hash
@@ -124,7 +163,7 @@ def test_a_checkpoint_may_live_on_s3(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     output = f"s3://{s3_bucket}/models/shades"
-    assert train.run(replace(settings, output=output, loop=LoopConfig(epochs=1, batch_size=12))) == 0
+    assert train.run(replace(settings, output=output, recipe=Recipe(epochs=1, batch_size=12))) == 0
     assert evaluate.run(evaluate.Settings(manifest=settings.manifest, model=output, engine="torch")) == 0
     assert "16 photos (test)" in capsys.readouterr().out
 
@@ -141,15 +180,3 @@ def test_train_refuses_what_it_cannot_train_on(settings: train.Settings, archive
     with pytest.raises(ValueError, match="could not be read"):
         train.run(replace(settings, manifest=str(broken), output=str(tmp_path / "out")))
     assert not (tmp_path / "out" / "config.json").exists()
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the photos of the bundled model are not at {SHARED}")
-def test_the_bundled_model_is_measured_on_photos_it_never_saw(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without the nearest neighbours, for which all training photos would have to be decoded."""
-    photos = {"manifest": str(SHARED / "photos.csv"), "root": str(SHARED / "photos"), "only": "scene_ok"}
-    assert evaluate.run(evaluate.Settings(**photos)) == 0  # type: ignore[arg-type]
-    out = capsys.readouterr().out
-    held_out = Checkpoint.load(BUNDLED_MODEL).training["parts"]["test"]["photos"]
-    assert f"{held_out} photos (test)" in out
-    for name in ("graticule", "always the commonest cell"):
-        assert len(shares(next(line for line in out.splitlines() if line.startswith(name)))) == 5

@@ -40,7 +40,7 @@ def assert_same(one: NumpyAnswers, other: NumpyAnswers) -> None:
 
 @pytest.fixture(scope="module")
 def torch_engine(checkpoint: Checkpoint) -> Engine:
-    return load_engine("torch", checkpoint)
+    return load_engine("torch", checkpoint, precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_convolutional_backbone_exports(hierarchy: Hierarchy, tmp_path: Path) ->
     backbone = BackboneConfig("mobilenet_v2", {"depth_multiplier": 0.25, "tf_padding": False})
     model = GeoDecoder(dataclasses.replace(tiny(), backbone=backbone), hierarchy.class_counts)
     checkpoint = Checkpoint.save(tmp_path, model, hierarchy)
-    reference, compiled = load_engine("torch", checkpoint), load_engine("openvino", checkpoint)
+    reference, compiled = (load_engine(name, checkpoint, precision="fp32") for name in ("torch", "openvino"))
     for batch in (1, 5):
         assert_same(reference(photos(batch)), compiled(photos(batch)))
 
@@ -155,14 +155,14 @@ def test_cache_skips_conversion_and_heals(
 
     monkeypatch.setattr("model.engines.openvino_engine._converted_graph", convert)
     expected = openvino_engine(photos(2))
-    assert_same(load_engine("openvino", checkpoint, cache_dir=mine)(photos(2)), expected)
+    assert_same(load_engine("openvino", checkpoint, cache_dir=mine, precision="fp32")(photos(2)), expected)
     assert conversions == []
 
     (entry / "graph.xml").write_text("<net>")
     with caplog.at_level(logging.WARNING):
-        assert_same(load_engine("openvino", checkpoint, cache_dir=mine)(photos(2)), expected)
+        assert_same(load_engine("openvino", checkpoint, cache_dir=mine, precision="fp32")(photos(2)), expected)
     assert "cannot be read" in caplog.text
-    assert_same(load_engine("openvino", checkpoint, cache_dir=mine)(photos(2)), expected)
+    assert_same(load_engine("openvino", checkpoint, cache_dir=mine, precision="fp32")(photos(2)), expected)
     assert conversions == [checkpoint.model_id]
     assert [path.name for path in mine.iterdir()] == [entry.name]
 

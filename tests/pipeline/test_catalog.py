@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import datetime as dt
-import io
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,22 +11,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from model import geodesy
 from pipeline import schema, storage
 from pipeline.catalog import Catalog, published_files, run_records
 from pipeline.publish import publish, put_record
 from pipeline.schema import ErrorCode
 from pipeline.staging import Stage, parquet_bytes
-from tests.conftest import REPOSITORY
 from tests.photo_rows import NOON, failed_row, located_row, photos
 
 Row = dict[str, Any]
 
 
-def publish_run(output: str, run_id: str, rows: Sequence[Row], commit: bool = True) -> None:
+def publish_run(output: str, run_id: str, rows: Sequence[Row], commit: bool = True, precision: str = "street") -> None:
     """Publish `rows` as the run `run_id`, an hour after run r0 for each of its number, as the job does."""
     hour = dt.timedelta(hours=int(run_id[1:]))
     stage = Stage(output, run_id)
-    planned = [{name: row[name] for name in schema.MANIFEST.names} for row in rows]
+    planned = [{name: row.get(name) for name in schema.MANIFEST.names} for row in rows]
     table = pa.Table.from_pylist(planned, schema=schema.MANIFEST)
     storage.write_bytes(stage.plan_uri("todo", 0), parquet_bytes(table))
     stage.put_rows(photos([row | {schema.RUN_ID: run_id, schema.PROCESSED_AT: NOON + hour} for row in rows]))
@@ -41,7 +36,14 @@ def publish_run(output: str, run_id: str, rows: Sequence[Row], commit: bool = Tr
             "run_id": run_id,
             "finished_at": (NOON + hour).isoformat(),
             "model_id": "m-1",
-            "photos": {"located": published.located, "failed": published.failed},
+            "started_at": NOON.isoformat(),
+            "wall_s": 3600.0,
+            "settings": {"precision": precision},
+            "photos": {
+                "located": published.located,
+                "failed": published.failed,
+                "failed_by_code": published.failed_by_code,
+            },
             "files": [{"path": file.path} for file in published.files],
         }
         put_record(stage, record)
@@ -139,16 +141,72 @@ def test_nothing_published_says_what_to_do(tmp_path: Path) -> None:
         "SELECT * FROM read_text('OUTPUT/../secret.txt')",
         "SELECT * FROM read_parquet('http://127.0.0.1:9/x.parquet')",
         "FROM query('COPY photos TO ''FOLDER/stolen.csv''')",
+        "WITH t AS (COPY (SELECT 1) TO 'OUTPUT/photos/x.csv') FROM t",
+        "WITH u AS (SELECT 1), t AS (COPY runs TO 'OUTPUT/x.csv' (RETURN_FILES)) SELECT 1",
+        "SELECT 1 UNION ALL (WITH t AS (COPY runs TO 'OUTPUT/x.csv') SELECT 2)",
+        "WITH t AS (DELETE FROM runs RETURNING *) FROM t",
+        "WITH t AS (INSERT INTO runs BY NAME SELECT 'r9' AS run_id RETURNING *) FROM t",
+        "WITH t AS (UPDATE runs SET failed = 0 RETURNING *) FROM t",
+        "WITH t AS (TRUNCATE runs) SELECT 1",
+        "EXPLAIN ANALYZE COPY runs TO 'OUTPUT/x.csv'",
+        "EXPORT DATABASE 'OUTPUT/x'",
+        "IMPORT DATABASE 'OUTPUT/x'",
+        "CALL pragma_version()",
+        "PREPARE p AS SELECT 1",
+        "USE memory",
+        "SET VARIABLE x = 1",
+        "RESET lock_configuration",
+        "FROM enable_logging(storage = 'file', storage_path = 'FOLDER/log')",
+        "FROM enable_profiling(save_location = 'FOLDER/profile.json')",
+        "SELECT getenv('HOME')",
+        "FROM read_text('/proc/self/environ')",
+        "FROM read_csv('/dev/stdin')",
+        "FROM read_blob('FOLDER/secret.txt')",
+        "FROM read_json('FOLDER/secret.txt')",
+        "FROM read_duckdb('FOLDER/secret.txt')",
+        "FROM sniff_csv('FOLDER/secret.csv')",
+        "FROM parquet_metadata('FOLDER/secret.txt')",
+        "FROM duckdb_secrets()",
+        "FROM a_python_variable",
+        "SELECT ST_Buffer(geometry, 1) FROM photos",
     ],
 )
 def test_nothing_but_reading_what_is_published(tmp_path: Path, query: str) -> None:
     (tmp_path / "secret.txt").write_text("secret\n")
     (tmp_path / "secret.csv").write_text("secret\n")
+    a_python_variable = pa.table({"secret": [1]})
     publish_run(f"{tmp_path}/out", "r1", [located_row("/a", 1, 1)])
+    catalog = Catalog(f"{tmp_path}/out")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=r"give one SELECT|can't run this query"):
-        Catalog(f"{tmp_path}/out").rows(query.replace("FOLDER", str(tmp_path)).replace("OUTPUT", f"{tmp_path}/out"))
+        catalog.rows(query.replace("FOLDER", str(tmp_path)).replace("OUTPUT", f"{tmp_path}/out"))
     assert sorted(tmp_path.rglob("*")) == before
+    assert catalog.sql("SELECT run_id, located, failed FROM runs").fetchall() == [("r1", 1, 0)]
+    assert a_python_variable.num_rows
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "WITH a AS (SELECT 1 AS x), b AS (FROM a) SELECT * FROM b;",
+        "WITH RECURSIVE t(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM t WHERE x < 3) FROM t -- a comment",
+        "FROM photos SELECT unnest(levels, recursive := true), 'it''s', $$a$$",
+        "SUMMARIZE runs",
+        "DESCRIBE photos",
+        "SHOW TABLES",
+        "UNPIVOT (SELECT run_id, located, failed FROM runs) ON located, failed",
+        "PIVOT runs ON model_id IN ('m-1') USING sum(located)",
+        "VALUES (1)",
+    ],
+)
+def test_what_only_reads_is_run(catalog: Catalog, query: str) -> None:
+    assert catalog.rows(query).num_rows
+
+
+def test_the_order_asked_for_is_kept(catalog: Catalog) -> None:
+    hashes = catalog.rows("SELECT hash(x) AS h FROM range(300000) t(x) ORDER BY h").column(0).to_numpy()
+    assert len(hashes) == 300_000
+    assert (hashes[1:] >= hashes[:-1]).all()
 
 
 @pytest.mark.parametrize("query", ["SELEC 1", "SELECT missing FROM photos", "SELECT uri::INTEGER FROM photos"])
@@ -167,8 +225,52 @@ def test_every_row_is_drawn(tmp_path: Path) -> None:
 def test_records_and_files(output: str) -> None:
     records = run_records(output)
     assert [record["run_id"] for record in records] == ["r1", "r2"]
-    assert published_files(output, records) == [f"{output}/photos/run={run}/part-00000.parquet" for run in ("r1", "r2")]
+    assert published_files(output, records) == [
+        f"{output}/photos/run={run}/part-e1-00000.parquet" for run in ("r1", "r2")
+    ]
     assert run_records(f"{output}/missing") == []
+
+
+def test_a_run_that_has_not_finished_does_not_count(tmp_path: Path) -> None:
+    publish_run(str(tmp_path), "r1", [located_row("/a", 1, 1)])
+    (tmp_path / "runs" / "r2.json").write_text('{"run_id": "r2", "started_at": "2026-01-01T12:00:00+00:00"}')
+    assert [record["run_id"] for record in run_records(str(tmp_path))] == ["r1"]
+
+
+def test_history_levels_accuracy_and_runs(tmp_path: Path) -> None:
+    publish_run(str(tmp_path), "r1", [located_row("/a", 10, 20), failed_row("/b", ErrorCode.EMPTY)], precision="city")
+    without_exif = {schema.EXIF_LAT_DEG: None, schema.EXIF_LON_DEG: None}
+    far = {schema.EXIF_LAT_DEG: 10.0, schema.EXIF_LON_DEG: -178.0, schema.RADIUS_KM: 400.0}
+    publish_run(str(tmp_path), "r2", [located_row("/a", 10, 179, **far), located_row("/c", 1, 1, **without_exif)])
+    catalog = Catalog(str(tmp_path))
+    assert catalog.sql("SELECT uri, run_id FROM history ORDER BY ALL").fetchall() == [
+        ("/a", "r1"),
+        ("/a", "r2"),
+        ("/b", "r1"),
+        ("/c", "r2"),
+    ]
+    levels = catalog.sql("SELECT level, s2_level, lon_deg FROM levels WHERE uri = '/a' ORDER BY level").fetchall()
+    assert levels == [(0, 3, 179.0), (1, 7, 179.0), (2, 11, 179.0)]
+    [accuracy] = catalog.rows("FROM accuracy").to_pylist()
+    assert accuracy["uri"] == "/a"
+    assert accuracy["error_km"] == pytest.approx(geodesy.haversine_km(10, 179, 10, -178), rel=1e-12)
+    assert [accuracy[f"within_{km}_km"] for km in (1, 25, 200, 750, 2500)] == [False, False, False, True, True]
+    assert accuracy["inside_radius"]
+    runs = catalog.rows("SELECT * EXCLUDE (record) FROM runs ORDER BY run_id").to_pylist()
+    assert runs[0]["failed_by_code"] == [("empty", 1)]
+    assert runs[0]["started_at"] == NOON
+    assert (runs[0]["wall_s"], runs[0]["precision"], runs[1]["precision"]) == (3600.0, "city", "street")
+
+
+def test_a_run_of_an_older_version_has_null_for_new_columns(tmp_path: Path) -> None:
+    publish_run(str(tmp_path), "r1", [located_row("/a", 1, 1)])
+    publish_run(str(tmp_path), "r2", [located_row("/b", 2, 2)])
+    [old] = published_files(str(tmp_path), run_records(str(tmp_path))[:1])
+    pq.write_table(pq.read_table(old, partitioning=None).drop_columns([schema.SCENE, schema.LEVELS]), old)
+    catalog = Catalog(str(tmp_path))
+    assert catalog.rows("FROM photos").column_names == schema.PHOTOS.names
+    assert catalog.sql("SELECT uri, scene FROM photos ORDER BY uri").fetchall() == [("/a", None), ("/b", "outdoor")]
+    assert catalog.sql("SELECT DISTINCT uri FROM levels").fetchall() == [("/b",)]
 
 
 @pytest.mark.s3
@@ -182,50 +284,3 @@ def test_the_same_on_s3(s3_bucket: str, tmp_path: Path) -> None:
     for name in (f"s3://{s3_bucket}/catalog-secret.csv", f"{tmp_path}/secret.txt"):
         with pytest.raises(ValueError, match="can't run this query"):
             catalog.rows(f"SELECT * FROM read_csv('{name}')")
-
-
-class TestQueryJob:
-    """`python -m jobs.query`, as people and scripts call it."""
-
-    def query(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-        command = [sys.executable, "-m", "jobs.query", *arguments]
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False)
-
-    def test_formats(self, output: str, tmp_path: Path) -> None:
-        sql = "SELECT uri, photo_id, lat_deg, processed_at, levels, 'a,\"b\"' AS odd FROM photos ORDER BY uri"
-        table = self.query(output, sql)
-        assert table.returncode == 0, table.stderr
-        assert "/a" in table.stdout.decode()
-
-        rows = json.loads(self.query(output, sql, "--format", "json").stdout)
-        assert [row["uri"] for row in rows] == ["/a", "/b", "/c", "/d"]
-        assert rows[0]["photo_id"] == schema.photo_id("/a").hex()
-        assert rows[0]["levels"][2]["s2_level"] == 11
-        assert dt.datetime.fromisoformat(rows[0]["processed_at"]) == NOON + dt.timedelta(hours=2)
-        assert rows[3]["lat_deg"] is None
-
-        lines = list(csv.DictReader(io.StringIO(self.query(output, sql, "--format", "csv").stdout.decode())))
-        assert [line["uri"] for line in lines] == ["/a", "/b", "/c", "/d"]
-        assert (lines[0]["odd"], lines[0]["lat_deg"], lines[3]["lat_deg"]) == ('a,"b"', "50.0", "")
-        assert json.loads(lines[0]["levels"]) == rows[0]["levels"]
-
-        target = tmp_path / "answer.parquet"
-        written = self.query(output, sql, "--format", "parquet", "--to", str(target))
-        assert (written.returncode, written.stdout) == (0, b"")
-        assert pq.read_table(target).column("uri").to_pylist() == ["/a", "/b", "/c", "/d"]
-
-    def test_mistakes_exit_with_2_and_one_sentence(self, output: str, tmp_path: Path) -> None:
-        for arguments, message in (
-            ((output, "SELECT 1", "--format", "parquet"), "--format parquet needs a file: add --to FILE.parquet"),
-            ((output, "DROP VIEW photos"), "give one SELECT: queries here only read"),
-            ((str(tmp_path), "SELECT 1"), f"nothing is published at {tmp_path}"),
-            (
-                (output, "SELECT 1", "--format", "csv", "--to", f"{tmp_path}/no/such/x.csv"),
-                f"can't write --to {tmp_path}/no/such/x.csv",
-            ),
-        ):
-            answer = self.query(*arguments)
-            assert answer.returncode == 2, answer.stderr
-            assert answer.stdout == b""
-            assert message in answer.stderr.decode()
-            assert b"Traceback" not in answer.stderr

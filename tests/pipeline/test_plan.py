@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import random
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,10 @@ class World:
         self.stage.put_rows(photos(rows))
         return self
 
-    def plan(self, model_id: str = "m-1", retry_failed: bool = False, limit: int | None = None) -> Plan:
-        return make_plan([str(self.source)], self.stage, self.published, model_id, retry_failed, limit)
+    def plan(
+        self, model_id: str = "m-1", retry_failed: bool = False, limit: int | None = None, retag: bool = False
+    ) -> Plan:
+        return make_plan([str(self.source)], self.stage, self.published, model_id, retry_failed, limit, retag=retag)
 
 
 @pytest.fixture
@@ -81,14 +84,60 @@ def test_a_photo_listed_twice_is_one_photo(world: World) -> None:
     assert todo(plan) == ["/a", "/b"]
 
 
-def test_done_means_this_version_under_this_model(world: World) -> None:
-    world.publish(located_row("/same", 1, 1), located_row("/changed", 1, 1), failed_row("/bad", ErrorCode.CORRUPT))
-    world.list(("/same", "v1"), ("/changed", "v2"), ("/bad", "v1"), ("/unversioned", None), ("/new", "v1"))
-    world.publish(located_row("/unversioned", 1, 1))
-    plan = world.plan()
-    assert todo(plan) == ["/changed", "/new"]
-    assert plan.already_done == 3
-    assert todo(world.plan(model_id="m-2")) == ["/bad", "/changed", "/new", "/same", "/unversioned"]
+def test_of_a_photo_listed_in_two_versions_the_same_one_is_always_taken(world: World) -> None:
+    versions = [("v1", 10), ("v3", 30), (None, 99), ("v2", 20)]
+    for order in (versions, versions[::-1]):
+        rows = [{schema.URI: "/a", schema.ETAG: etag, schema.SIZE_BYTES: size_bytes} for etag, size_bytes in order]
+        sources = [world.folder / "first.parquet", world.folder / "second.parquet"]
+        for source, half in zip(sources, (rows[:2], rows[2:]), strict=True):
+            pq.write_table(pa.Table.from_pylist(half), source)
+        plan = make_plan([str(source) for source in sources], world.stage, world.published, "m-1", False, None)
+        assert (plan.listed, plan.duplicates, plan.todo) == (4, 3, 1)
+        (row,) = pq.read_table(plan.files[0]).to_pylist()
+        assert (row[schema.ETAG], row[schema.SIZE_BYTES]) == ("v3", 30)
+    assert make_plan(
+        [str(source) for source in sources],
+        world.stage,
+        world.publish(located_row("/a", 1, 1, "v2")).published,
+        "m-1",
+        False,
+        None,
+    ).changed
+
+
+OURS, OTHER = "m-1", "m-2"  # rows are ours if nothing else is said
+RULES: list[tuple[str, str | None, Row, set[str] | None]] = [
+    # name, ETag listed, the newest published row, what makes it be taken again: nothing (empty), a flag, all (None)
+    ("same", "v1", located_row("", 1, 1), set()),
+    ("changed", "v2", located_row("", 1, 1), None),
+    ("listed without a version", None, located_row("", 1, 1), set()),
+    ("published without a version", "v1", located_row("", 1, 1) | {schema.ETAG: None}, None),
+    ("failed for good", "v1", failed_row("", ErrorCode.CORRUPT), {"retry_failed"}),
+    ("failed for good, changed", "v2", failed_row("", ErrorCode.CORRUPT), None),
+    ("failed for good, no version", None, failed_row("", ErrorCode.CORRUPT), {"retry_failed"}),
+    ("failed for now", "v1", failed_row("", ErrorCode.FETCH_FAILED), None),
+    ("failed for now, no version", None, failed_row("", ErrorCode.FETCH_FAILED), None),
+    ("other model", "v1", located_row("", 1, 1, model_id=OTHER), {"retag"}),
+    ("other model, changed", "v2", located_row("", 1, 1, model_id=OTHER), None),
+    ("other model, no version", None, located_row("", 1, 1, model_id=OTHER), {"retag"}),
+    ("other model, failed for good", "v1", failed_row("", ErrorCode.EMPTY, model_id=OTHER), {"retag", "retry_failed"}),
+    ("other model, failed for now", "v1", failed_row("", ErrorCode.FETCH_TIMEOUT, model_id=OTHER), None),
+]
+
+
+@pytest.mark.parametrize("flags", [set(), {"retag"}, {"retry_failed"}, {"retag", "retry_failed"}], ids=str)
+def test_what_counts_as_done(world: World, flags: set[str]) -> None:
+    world.list(*((f"/{name}", etag) for name, etag, _, _ in RULES), ("/new", "v1"), ("/new, no version", None))
+    gone = located_row("/gone from the listing", 1, 1)
+    named = [row | {schema.URI: f"/{name}", schema.PHOTO_ID: schema.photo_id(f"/{name}")} for name, _, row, _ in RULES]
+    plan = world.publish(*named, gone).plan(retag="retag" in flags, retry_failed="retry_failed" in flags)
+    again = {f"/{name}" for name, _, _, by in RULES if by is None or by & flags}
+    assert set(todo(plan)) == again | {"/new", "/new, no version"}
+    assert plan.todo == len(again) + 2
+    assert plan.already_done == len(RULES) - len(again)
+    left = {f"/{name}" for name, _, row, _ in RULES if row[schema.MODEL_ID] == OTHER} - again
+    assert plan.of_another_model == len(left)
+    assert plan.changed == len([name for name, etag, row, _ in RULES if etag not in (None, row[schema.ETAG])])
 
 
 def test_failures_of_the_moment_are_taken_again_and_others_when_asked(world: World) -> None:
@@ -114,11 +163,31 @@ def test_only_the_newest_row_counts(world: World) -> None:
     assert todo(world.plan()) == ["/back", "/lost"]
 
 
-def test_a_row_of_another_model_neither_helps_nor_hides(world: World) -> None:
-    world.list(("/a", "v1")).publish(located_row("/a", 1, 1))
-    world.publish(located_row("/a", 1, 1, "v0", model_id="m-2", processed_at=later(1)))
-    assert todo(world.plan()) == []
-    assert todo(world.plan(model_id="m-2")) == ["/a"]
+def test_the_newest_row_counts_whatever_model_made_it(world: World) -> None:
+    world.list(("/a", "v1"), ("/b", "v1")).publish(located_row("/a", 1, 1), located_row("/b", 1, 1))
+    world.publish(
+        located_row("/a", 1, 1, "v0", model_id=OTHER, processed_at=later(1)),
+        located_row("/b", 1, 1, model_id=OTHER, processed_at=later(1)),
+    )
+    plan = world.plan()
+    assert (todo(plan), plan.changed, plan.of_another_model) == (["/a"], 1, 1)
+    assert todo(world.plan(retag=True)) == ["/a", "/b"]  # else /b's answer would stay the other model's
+    assert todo(world.plan(model_id=OTHER, retag=True)) == ["/a"]
+
+
+def test_a_new_model_takes_on_only_what_is_new_until_asked_to_retag(world: World) -> None:
+    world.list(("/a", "v1"), ("/b", "v1")).publish(located_row("/a", 1, 1), failed_row("/b", ErrorCode.CORRUPT))
+    world.list(("/a", "v1"), ("/b", "v1"), ("/c", "v1"))
+    plan = world.plan(model_id=OTHER)
+    assert (todo(plan), plan.already_done, plan.of_another_model) == (["/c"], 2, 2)
+    world.publish(located_row("/c", 1, 1, model_id=OTHER, processed_at=later(1)))
+    plan = world.plan(model_id=OTHER, retag=True)
+    assert (todo(plan), plan.already_done, plan.of_another_model) == (["/a", "/b"], 1, 0)
+    world.publish(
+        *(located_row(uri, 1, 1, model_id=OTHER, processed_at=later(2)) for uri in ("/a", "/b")),
+    )
+    plan = world.plan(model_id=OTHER, retag=True)
+    assert (todo(plan), plan.already_done, plan.of_another_model) == ([], 3, 0)
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(world: World) -> None:
@@ -131,6 +200,15 @@ def test_an_interrupted_run_goes_on_where_it_stopped(world: World) -> None:
         assert (plan.staged, plan.todo) == (2, 3)
     planned = [uri for file in world.stage.plan_files() for uri in pq.read_table(file).column(schema.URI).to_pylist()]
     assert sorted(planned) == ["/a", "/b", "/c", "/d", "/e"]  # publishing checks against all of them
+
+
+def test_what_an_interrupted_retag_has_made_is_published_even_if_the_restart_does_not_ask_for_it(world: World) -> None:
+    world.list(("/a", "v1"), ("/b", "v1")).publish(located_row("/a", 1, 1), located_row("/b", 1, 1))
+    world.staged(located_row("/a", 1, 1, model_id=OTHER))
+    plan = world.plan(model_id=OTHER)
+    assert (plan.staged, plan.todo, plan.already_done, plan.of_another_model) == (1, 0, 1, 1)
+    plan = world.plan(model_id=OTHER, retag=True)
+    assert (plan.staged, plan.todo, plan.already_done, plan.of_another_model) == (1, 1, 0, 0)
 
 
 def test_a_plan_of_an_earlier_start_is_gone(world: World) -> None:
@@ -186,6 +264,57 @@ def test_a_source_that_can_not_be_read_is_a_usage_error(world: World) -> None:
         make_plan([str(world.folder / "missing")], world.stage, [], "m-1", False, None)
 
 
+def test_an_error_behind_the_first_photos_is_the_sources_own(world: World) -> None:
+    world.list(*((f"/{index}", "v1") for index in range(30_000)), ("", "v1"))
+    with pytest.raises(ValueError, match=r"has a photo without a uri \(row 30001\)"):
+        world.plan()
+
+
+def test_what_the_output_holds_is_no_photo(world: World) -> None:
+    (world.folder / "a.jpg").write_bytes(b"1")
+    world.staged(located_row(str(world.folder / "a.jpg"), 1, 1, "v0"))
+    plan = make_plan([str(world.folder)], world.stage, [], "m-1", False, None)
+    assert (plan.listed, plan.todo, todo(plan)) == (1, 1, [str(world.folder / "a.jpg")])
+
+
+def test_patterns_leave_out_and_are_counted(world: World) -> None:
+    folders = [world.folder / "one", world.folder / "two"]
+    for folder in folders:
+        folder.mkdir()
+        for name in ("a.jpg", "b.jpg", "c.txt"):
+            (folder / name).write_bytes(b"1")
+    sources = [str(folder) for folder in folders]
+    plan = make_plan(sources, world.stage, [], "m-1", False, None, include=["*.jpg"], exclude=["/b.jpg"])
+    assert (plan.listed, plan.excluded, todo(plan)) == (2, 4, [str(folder / "a.jpg") for folder in folders])
+
+
+def test_a_plan_larger_than_memory_spills_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "_MEMORY_LIMIT", "120MB")  # fails where it may not spill
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    world, count = World(tmp_path), 300_000
+    uris = [f"s3://bucket/a/folder/of/the/archive/photo-{index:08d}.jpg" for index in range(count)]
+    etags = [f"{index * 0x9E3779B97F4A7C15 % 2**128:032x}" for index in range(count)]
+    source = str(tmp_path / "m.parquet")
+    pq.write_table(pa.table({schema.URI: uris, schema.ETAG: etags}), source)
+    values = {
+        schema.PHOTO_ID: pa.array([schema.photo_id(uri) for uri in uris], pa.binary(16)),
+        schema.ETAG: pa.array(["other" if index % 100 == 0 else etag for index, etag in enumerate(etags)]),
+        schema.PROCESSED_AT: pa.array([NOON] * count, pa.timestamp("us", tz="UTC")),
+        schema.MODEL_ID: pa.array(["m-1"] * count),
+        schema.ERROR_CODE: pa.nulls(count, pa.string()),
+    }
+    pq.write_table(pa.table(values), tmp_path / "published.parquet")
+    plan = make_plan([source, source], world.stage, [str(tmp_path / "published.parquet")], "m-1", False, None)
+    assert (plan.listed, plan.duplicates, plan.already_done) == (2 * count, count, count * 99 // 100)
+    assert todo(plan) == uris[::100]
+    with pytest.raises(ValueError, match="no photos at"):
+        make_plan([source, str(tmp_path / "missing")], world.stage, [], "m-1", False, None)
+    assert list((tmp_path / "temporary").glob("graticule-plan-*")) == []
+
+
 @pytest.mark.s3
 def test_plan_rows_and_answers_on_s3(s3_bucket: str, tmp_path: Path) -> None:
     world = World(tmp_path)
@@ -205,7 +334,11 @@ def test_a_remote_output_that_duckdb_can_not_name_is_refused(s3_bucket: str, wor
 
 
 def naive_todo(
-    listed: Sequence[tuple[str, str | None]], published: Sequence[Row], staged: Sequence[Row], retry_failed: bool
+    listed: Sequence[tuple[str, str | None]],
+    published: Sequence[Row],
+    staged: Sequence[Row],
+    retry_failed: bool,
+    retag: bool,
 ) -> set[str]:
     """Say the plan's rule once more, a photo at a time."""
 
@@ -217,9 +350,12 @@ def naive_todo(
     for uri in {uri for uri, _ in listed}:
         etags = [etag for other, etag in listed if other == uri and etag]
         etag = max(etags) if etags else None
-        old, own = newest([row for row in published if row[schema.MODEL_ID] == "m-1"], uri), newest(staged, uri)
-        good = old and etag in (None, old[schema.ETAG]) and old[schema.ERROR_CODE] not in schema.TRANSIENT_ERRORS
-        good = good and not (retry_failed and old[schema.ERROR_CODE])
+        old, own = newest(published, uri), newest(staged, uri)
+        good = old is not None and etag in (None, old[schema.ETAG])
+        if old is not None:
+            good = good and old[schema.ERROR_CODE] not in schema.TRANSIENT_ERRORS
+            good = good and not (retry_failed and old[schema.ERROR_CODE])
+            good = good and not (retag and old[schema.MODEL_ID] != OURS)
         own_good = own and etag in (None, own[schema.ETAG]) and own[schema.ERROR_CODE] not in schema.TRANSIENT_ERRORS
         if not good and not own_good:
             taken.add(uri)
@@ -245,7 +381,8 @@ def test_against_the_rule_said_naively(world: World, seed: int) -> None:
     published, staged = random_rows(60), random_rows(8)
     world.list(*listed).publish(*published[:30]).publish(*published[30:]).staged(*staged)
     retry_failed = chance.random() < 0.5
-    plan = world.plan(retry_failed=retry_failed)
-    assert set(todo(plan)) == naive_todo(listed, published, staged, retry_failed)
+    retag = chance.random() < 0.5
+    plan = world.plan(retry_failed=retry_failed, retag=retag)
+    assert set(todo(plan)) == naive_todo(listed, published, staged, retry_failed, retag)
     assert len(todo(plan)) == plan.todo
     assert plan.already_done + plan.staged + plan.todo == plan.listed - plan.duplicates

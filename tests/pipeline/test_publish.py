@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import functools
+import hashlib
+import itertools
 import json
+import operator
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import geoparquet_validator
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import geoparquet, schema, storage
 from pipeline import publish as publish_module
-from pipeline import schema, storage
-from pipeline.publish import UnaccountedError, geoparquet_metadata, publish, put_record
+from pipeline.publish import UnaccountedError, publish, put_record
 from pipeline.schema import ErrorCode
 from pipeline.staging import Stage, parquet_bytes
 from tests.photo_rows import NOON, failed_row, located_row, photos
 
 Row = dict[str, Any]
+PART_0 = "photos/run=r1/part-e1-00000.parquet"
 LATER = NOON + dt.timedelta(hours=1)
 CHANCE = random.Random(3)
 LOCATED = [located_row(f"/{i:03d} ü", CHANCE.uniform(-80, 80), CHANCE.uniform(-180, 180)) for i in range(60)]
@@ -29,7 +37,7 @@ FAILED = [failed_row(f"/bad-{i}", code) for i, code in enumerate([ErrorCode.CORR
 
 def plan_and_stage(output: str, planned: Sequence[Row], *parts: Sequence[Row]) -> Stage:
     stage = Stage(output, "r1")
-    rows = [{name: row[name] for name in schema.MANIFEST.names} for row in planned]
+    rows = [{name: row.get(name) for name in schema.MANIFEST.names} for row in planned]
     table = pa.Table.from_pylist(rows, schema=schema.MANIFEST)
     storage.write_bytes(stage.plan_uri("todo", 0), parquet_bytes(table))
     for part in parts:
@@ -39,7 +47,7 @@ def plan_and_stage(output: str, planned: Sequence[Row], *parts: Sequence[Row]) -
 
 def read_all(output: Path | str, paths: Sequence[str]) -> pa.Table:
     tables = [pq.read_table(pa.BufferReader(storage.read_bytes(f"{output}/{path}"))) for path in paths]
-    return pa.concat_tables(tables, promote_options="none") if len(tables) == 1 else pa.concat_tables(tables)
+    return pa.concat_tables([table.replace_schema_metadata() for table in tables])
 
 
 def test_every_planned_photo_once_and_sorted_by_cell(tmp_path: Path) -> None:
@@ -48,8 +56,12 @@ def test_every_planned_photo_once_and_sorted_by_cell(tmp_path: Path) -> None:
     assert (published.located, published.failed) == (60, 3)
     assert published.failed_by_code == {"corrupt": 1, "empty": 2}
     (file,) = published.files
-    assert file.path == "photos/run=r1/part-00000.parquet"
-    assert (file.row_count, file.size_bytes) == (63, (tmp_path / file.path).stat().st_size)
+    assert file.path == PART_0
+    data = (tmp_path / file.path).read_bytes()
+    assert (file.row_count, file.size_bytes) == (63, len(data))
+    assert file.digest == hashlib.blake2b(data, digest_size=16).hexdigest()
+    folded = functools.reduce(operator.xor, (int.from_bytes(row[schema.PHOTO_ID]) for row in LOCATED + FAILED))
+    assert published.fingerprint == folded.to_bytes(16).hex()
     table = read_all(tmp_path, [file.path])
     cells = table.column(schema.CELL_ID).to_pylist()
     assert cells[:60] == sorted(row[schema.CELL_ID] for row in LOCATED)
@@ -58,43 +70,60 @@ def test_every_planned_photo_once_and_sorted_by_cell(tmp_path: Path) -> None:
     assert {row[schema.PHOTO_ID]: row for row in table.to_pylist()} == expected
 
 
-def test_the_file_is_geoparquet_1_1(tmp_path: Path) -> None:
-    publish(plan_and_stage(str(tmp_path), LOCATED, LOCATED))
-    found = pq.read_schema(tmp_path / "photos/run=r1/part-00000.parquet")
+@pytest.mark.parametrize("rows", [LOCATED + FAILED, FAILED], ids=["with places", "without any"])
+def test_the_file_is_geoparquet_1_1(tmp_path: Path, rows: list[Row]) -> None:
+    """By the GeoParquet project's own validator, and by what only we want in it."""
+    publish(plan_and_stage(str(tmp_path), rows, rows))
+    report = geoparquet_validator.check(str(tmp_path / PART_0))
+    assert "1.1.0" in json.dumps(report)
+    outcomes = [test for test in report["outcomes"] if test["id"].startswith("/conf/core/")]
+    assert len([test for test in outcomes if test["status"] == "pass"]) >= 10
+    assert geoparquet_validator.failed(report, "core") == []
+    found = pq.read_schema(tmp_path / PART_0)
     assert found.equals(schema.PHOTOS)
     for field in schema.PHOTOS:  # documented and typed in the file itself
         assert field.metadata.items() <= found.field(field.name).metadata.items()
-    assert found.field(schema.GEOMETRY).metadata[b"ARROW:extension:name"] == b"geoarrow.wkb"
-    geo = json.loads(found.metadata[b"geo"])
-    assert (geo["version"], geo["primary_column"]) == ("1.1.0", "geometry")
-    column = geo["columns"]["geometry"]
-    assert (column["encoding"], column["geometry_types"]) == ("WKB", ["Point"])
-    lons, lats = ([row[name] for row in LOCATED] for name in (schema.LON_DEG, schema.LAT_DEG))
-    assert column["bbox"] == [min(lons), min(lats), max(lons), max(lats)]
+    column = json.loads(found.metadata[b"geo"])["columns"]["geometry"]
+    places = [row for row in rows if row in LOCATED]
+    if places:
+        lons, lats = ([row[name] for row in places] for name in (schema.LON_DEG, schema.LAT_DEG))
+        assert column["bbox"] == [min(lons), min(lats), max(lons), max(lats)]
+    else:
+        assert "bbox" not in column
 
 
-def test_geo_metadata_without_any_place_has_no_bbox() -> None:
-    for rows in ([], FAILED):
-        geo = json.loads(geoparquet_metadata(photos(rows))["geo"])
-        assert "bbox" not in geo["columns"]["geometry"]
+def test_large_runs_become_several_files_of_like_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish_module, "LEAST_ROWS_PER_FILE", 20)
+    monkeypatch.setattr(geoparquet, "ROWS_PER_GROUP", 8)
+    published = publish(plan_and_stage(str(tmp_path), LOCATED + FAILED, LOCATED[:40], LOCATED[40:] + FAILED))
+    assert [file.row_count for file in published.files] == [21, 21, 21]
+    table = read_all(tmp_path, [file.path for file in published.files])
+    keys = [(row[schema.CELL_ID] or 2**64, row[schema.PHOTO_ID]) for row in table.to_pylist()]
+    assert keys == sorted(keys)
+    for index, file in enumerate(published.files):
+        parquet = pq.ParquetFile(tmp_path / file.path)
+        groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
+        assert [group.num_rows for group in groups] == [7, 7, 7]
+        cells = parquet.schema_arrow.names.index(schema.CELL_ID) + 9  # two columns before it are lists of structs
+        assert groups[0].column(cells).path_in_schema == schema.CELL_ID
+        assert groups[0].column(cells).statistics.has_min_max
+        geo = json.loads(parquet.schema_arrow.metadata[b"geo"])
+        rows = table.slice(21 * index, 21)
+        assert tuple(geo["columns"]["geometry"]["bbox"]) == geoparquet.bbox_of(rows)
 
 
-def test_large_runs_become_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish_module, "_ROWS_PER_FILE", 25)
-    published = publish(plan_and_stage(str(tmp_path), LOCATED + FAILED, LOCATED + FAILED))
-    assert [file.row_count for file in published.files] == [25, 25, 13]
-    cells = read_all(tmp_path, [file.path for file in published.files]).column(schema.CELL_ID).drop_null().to_pylist()
-    assert cells == sorted(cells)
-    for file in published.files:
-        geo = json.loads(pq.read_schema(tmp_path / file.path).metadata[b"geo"])
-        assert geo["columns"]["geometry"]["bbox"]
+def test_the_same_place_many_times_is_spread_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish_module, "LEAST_ROWS_PER_FILE", 10)
+    rows = [located_row(f"/{index}", 1.0, 2.0) for index in range(25)]
+    published = publish(plan_and_stage(str(tmp_path), rows, rows))
+    assert [file.row_count for file in published.files] == [12, 13]
 
 
 def test_photos_staged_twice_are_published_once_and_newest(tmp_path: Path) -> None:
     newer = [located_row(row[schema.URI], 1.0, 2.0, "v2", processed_at=LATER) for row in LOCATED[:5]]
     same = LOCATED[5:10]  # a retried task: the very same rows in another part
     publish(plan_and_stage(str(tmp_path), LOCATED, newer, LOCATED, same))
-    table = read_all(tmp_path, ["photos/run=r1/part-00000.parquet"])
+    table = read_all(tmp_path, [PART_0])
     assert table.num_rows == 60
     rows = {row[schema.URI]: row for row in table.to_pylist()}
     assert [rows[row[schema.URI]][schema.ETAG] for row in LOCATED[:6]] == ["v2"] * 5 + ["v1"]
@@ -105,42 +134,104 @@ def test_rows_that_are_not_planned_any_more_are_left_out(tmp_path: Path) -> None
     assert published.located == 10
 
 
-def test_a_missing_row_stops_everything(tmp_path: Path) -> None:
-    stage = plan_and_stage(str(tmp_path), LOCATED + FAILED, LOCATED[2:] + FAILED)
-    with pytest.raises(UnaccountedError, match="2 planned photos have no row, for example /000 ü, /001 ü"):
+def test_missing_rows_stop_everything_and_are_listed(tmp_path: Path) -> None:
+    stage = plan_and_stage(str(tmp_path), LOCATED + FAILED, LOCATED[25:] + FAILED)
+    with pytest.raises(UnaccountedError, match="25 photos are not accounted for") as raised:
         publish(stage)
+    assert "  no row: /000 ü\n" in str(raised.value)
+    assert str(raised.value).count("no row: ") == 20
+    listed = pq.read_table(f"{stage.folder}/unaccounted.parquet").to_pylist()
+    assert [(row[schema.URI], row["problem"]) for row in listed] == [
+        (row[schema.URI], "no row") for row in LOCATED[:25]
+    ]
     assert not (tmp_path / "photos").exists()
     assert not (tmp_path / "runs").exists()
     assert len(stage.row_files()) == 1
 
 
 def test_no_row_at_all_stops_everything(tmp_path: Path) -> None:
-    with pytest.raises(UnaccountedError, match="no row is staged"):
+    with pytest.raises(UnaccountedError, match="60 photos are not accounted for"):
         publish(plan_and_stage(str(tmp_path), LOCATED))
 
 
-def test_publishing_again_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed between two files: the next start removes what it wrote (more files than now, even) and writes anew."""
+def test_what_was_written_is_read_back_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that loses rows, repeats one and brings a strange one: found, and nothing is left to read."""
     stage = plan_and_stage(str(tmp_path), LOCATED, LOCATED)
-    monkeypatch.setattr(publish_module, "_ROWS_PER_FILE", 10)
-    write, written = storage.write_bytes, []
+    write = storage.write_bytes
 
-    def killed_at_the_fourth(uri: str, data: bytes) -> None:
-        if len(written) == 3:
-            raise KeyboardInterrupt
-        written.append(uri)
+    def garbling(uri: str, data: bytes) -> None:
+        if "/photos/" in uri:
+            rows = LOCATED[2:] + LOCATED[5:6] + [located_row("/strange", 1.0, 2.0)]
+            data = parquet_bytes(photos(rows))
         write(uri, data)
 
-    monkeypatch.setattr(storage, "write_bytes", killed_at_the_fourth)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(storage, "write_bytes", garbling)
+    with pytest.raises(UnaccountedError, match="4 photos"):
         publish(stage)
-    monkeypatch.undo()
-    assert len(list(storage.list_files(f"{tmp_path}/photos"))) == 3
-    published = publish(stage)
-    assert [entry.uri for entry in storage.list_files(f"{tmp_path}/photos")] == [
-        f"{tmp_path}/{published.files[0].path}"
+    listed = pq.read_table(f"{stage.folder}/unaccounted.parquet").to_pylist()
+    assert [(row["problem"], row[schema.URI]) for row in listed] == [
+        ("no row", "/000 ü"),
+        ("no row", "/001 ü"),
+        ("not planned", "/strange"),
+        ("several rows", "/005 ü"),
     ]
-    assert published.located == 60
+    assert list(storage.list_files(f"{tmp_path}/photos")) == []
+
+
+class Killed(BaseException):
+    """What happens to a process that is killed, as far as one can do that to oneself."""
+
+
+def test_killed_at_any_step_the_next_start_publishes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish_module, "LEAST_ROWS_PER_FILE", 20)
+    rows, parts = LOCATED + FAILED, (LOCATED[:40], LOCATED[30:] + FAILED)
+    undisturbed = publish(replace(plan_and_stage(f"{tmp_path}/undisturbed", rows, *parts), attempt="e1"))
+    wanted = {(file.row_count, file.digest) for file in undisturbed.files}
+    output, put, delete = f"{tmp_path}/killed", storage.write_bytes, storage.delete
+    for steps in itertools.count():
+        stage = plan_and_stage(output, rows, *parts)
+        left = steps
+
+        def step(*_: object) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:  # and whatever is tried afterwards does nothing either
+                raise Killed
+
+        def killed_put(uri: str, data: bytes) -> None:
+            step()
+            put(uri, data)
+
+        def killed_delete(uri: str) -> None:
+            step()
+            delete(uri)
+
+        monkeypatch.setattr(storage, "write_bytes", killed_put)
+        monkeypatch.setattr(storage, "delete", killed_delete)
+        with contextlib.suppress(Killed):
+            publish(stage)
+        monkeypatch.setattr(storage, "write_bytes", put)
+        monkeypatch.setattr(storage, "delete", delete)
+        again = replace(stage, attempt="e2")
+        table = pa.Table.from_pylist([{n: row.get(n) for n in schema.MANIFEST.names} for row in rows], schema.MANIFEST)
+        put(again.plan_uri("todo", 0), parquet_bytes(table))
+        published = publish(again)
+        assert {(file.row_count, file.digest) for file in published.files} == wanted
+        assert published.fingerprint == undisturbed.fingerprint
+        found = {entry.uri.removeprefix(f"{output}/") for entry in storage.list_files(f"{output}/photos")}
+        assert found == {file.path for file in published.files}
+        if left > 0:  # it was not killed any more
+            break
+    assert steps > 4
+
+
+def test_a_late_attempt_leaves_its_successors_files_alone(tmp_path: Path) -> None:
+    older = plan_and_stage(str(tmp_path), LOCATED, LOCATED)
+    storage.write_bytes(f"{tmp_path}/photos/run=r1/part-e10-00000.parquet", b"of its successor")
+    storage.write_bytes(f"{tmp_path}/photos/run=r1/part-00000.parquet", b"of a version before attempts")
+    (published,) = publish(older).files
+    names = {entry.uri.rsplit("/", 1)[1] for entry in storage.list_files(f"{tmp_path}/photos")}
+    assert names == {"part-e10-00000.parquet", published.path.rsplit("/", 1)[1]}
 
 
 def test_the_record_comes_last_and_ends_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,4 +266,4 @@ def test_on_s3(s3_bucket: str) -> None:
     assert (published.located, published.failed) == (60, 3)
     put_record(stage, {"run_id": "r1"})
     names = {entry.uri.removeprefix(output) for entry in storage.list_files(output)}
-    assert names == {"/photos/run=r1/part-00000.parquet", "/runs/r1.json"}
+    assert names == {f"/{PART_0}", "/runs/r1.json"}

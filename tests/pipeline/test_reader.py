@@ -16,6 +16,7 @@ import pytest
 from pipeline import reader as reader_module
 from pipeline import schema, storage
 from pipeline.decode import DecodeLimits, DecodeTarget, decode_photo
+from pipeline.fetch import FetchSettings
 from pipeline.reader import Reader, ReaderSettings
 from tests.conftest import forget_s3_clients
 from tests.photo_samples import camera_jpeg, china_image, china_jpeg, encode, flower_jpeg, png_bomb
@@ -125,13 +126,16 @@ def test_the_listed_version_is_what_the_next_listing_is_compared_with(tmp_path: 
         (PermissionError("no"), "forbidden"),
     ],
 )
-def test_troubles_of_fetching(reader: Reader, monkeypatch: pytest.MonkeyPatch, error: OSError, code: str) -> None:
-    def failing(uri: str) -> storage.Blob:
+def test_troubles_of_fetching(monkeypatch: pytest.MonkeyPatch, error: OSError, code: str) -> None:
+    reader = Reader(ReaderSettings(TARGET, fetch=FetchSettings(budget_s=0.2)))
+
+    def failing(*_: object) -> storage.Blob:
         raise error
 
     monkeypatch.setattr(storage, "read", failing)
     (row,) = reader(plan_of("/a", etag="v1")).to_pylist()
-    assert (row[schema.ERROR_CODE], row[schema.ERROR_MESSAGE]) == (code, str(error))
+    assert row[schema.ERROR_CODE] == code
+    assert row[schema.ERROR_MESSAGE].endswith(str(error))
 
 
 def test_a_bug_stops_the_table(tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +157,7 @@ def test_fetches_overlap_but_no_more_than_allowed(tmp_path: Path, monkeypatch: p
     under_way, most, lock = 0, 0, threading.Lock()
     blob = storage.Blob(china_jpeg(), "v1")
 
-    def slow(uri: str) -> storage.Blob:
+    def slow(*_: object) -> storage.Blob:
         nonlocal under_way, most
         with lock:
             under_way += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
-from pipeline import storage
+from pipeline import storage, store_clients
 from tests.conftest import forget_s3_clients
 
 NAMES = [
@@ -304,6 +305,7 @@ class TestS3:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setattr(store_clients, "_MAX_RETRIES", 2)
         forget_s3_clients()
         try:
             for name in ("a", "a//b"):
@@ -339,3 +341,71 @@ class TestS3:
         with pytest.raises(ValueError, match=r"'\.\.'"):
             storage.local_folder(prefix)
         assert not list(tmp_path.rglob("evil"))
+
+
+@pytest.mark.s3
+def test_s3_conditional_puts_let_one_of_many_win(prefix: str) -> None:
+    check_conditional_puts(prefix)
+
+
+def test_local_conditional_puts_let_one_of_many_win(tmp_path: Path) -> None:
+    check_conditional_puts(str(tmp_path))
+    assert os.listdir(tmp_path) == []  # no lock is left behind
+
+
+def check_conditional_puts(folder: str) -> None:
+    uri = storage.join(folder, "lease.json")
+    version = storage.create_bytes(uri, b"1")
+    with pytest.raises(FileExistsError):
+        storage.create_bytes(uri, b"2")
+    assert storage.read_version(uri) == storage.Blob(b"1", version)
+    newer = storage.replace_bytes(uri, b"3", version)
+    with pytest.raises(storage.ChangedError):
+        storage.replace_bytes(uri, b"4", version)
+    assert storage.read_version(uri) == storage.Blob(b"3", newer)
+
+    won = []
+
+    def try_to_win(number: int) -> None:
+        with contextlib.suppress(storage.ChangedError):
+            storage.replace_bytes(uri, b"%d" % number, newer)
+            won.append(number)
+
+    threads = [threading.Thread(target=try_to_win, args=(number,)) for number in range(100, 110)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert storage.read(uri).data == b"%d" % won[0]
+    storage.delete(uri)
+    with pytest.raises(storage.ChangedError):
+        storage.replace_bytes(uri, b"5", newer)
+
+
+@pytest.mark.s3
+def test_s3_parts_are_of_the_version_asked_for(prefix: str) -> None:
+    check_parts(prefix)
+
+
+def test_local_parts_are_of_the_version_asked_for(tmp_path: Path) -> None:
+    check_parts(str(tmp_path))
+
+
+def check_parts(folder: str) -> None:
+    for name in ("a", "b .. c/../d" if folder.startswith("s3") else "b"):
+        uri = storage.join(folder, name)
+        if ".." in name:
+            put(uri, b"0123456789")
+        else:
+            storage.write_bytes(uri, b"0123456789")
+        etag = storage.read(uri).etag
+        assert storage.read_range(uri, 2, 3, etag) == b"234"
+        assert storage.read_range(uri, 8, 30) == b"89"
+        with pytest.raises(storage.ChangedError):
+            storage.read_range(uri, 2, 3, "another")
+    assert storage.head(storage.join(folder, "a")) == next(
+        e for e in storage.list_files(folder) if e.uri.endswith("/a")
+    )
+    with pytest.raises(FileNotFoundError):
+        storage.head(storage.join(folder, "missing"))

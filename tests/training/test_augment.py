@@ -1,44 +1,73 @@
+import numpy as np
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
-from training.augment import AugmentConfig, augment, resize
+from training.augment import RANDOM_NUMBERS, AugmentConfig, augment, random_numbers, resize
+
+NONE = AugmentConfig(least_area=1, most_stretch=1, mirror=False, colour=0)
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def numbers(count: int, seed: int = 0) -> torch.Tensor:
+    return random_numbers(seed, np.arange(count))
 
 
 def photos(count: int = 6, height: int = 40, width: int = 40) -> torch.Tensor:
-    return torch.randint(0, 256, (count, height, width, 3), generator=generator(1)).to(torch.uint8)
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, height, width, 3), generator=generator).to(torch.uint8)
 
 
 def test_views_have_the_size_and_range_asked_for_and_differ() -> None:
-    rgb_BCSS = augment(photos(), 24, AugmentConfig(), generator())
+    rgb_BCSS = augment(photos(), 24, AugmentConfig(), numbers(6))
     assert rgb_BCSS.shape == (6, 3, 24, 24)
     assert rgb_BCSS.dtype == torch.float32
     assert rgb_BCSS.min() >= 0
     assert rgb_BCSS.max() <= 1
-    same_photo = photos(1).expand(6, -1, -1, -1)
-    views = augment(same_photo, 24, AugmentConfig(), generator())
+    views = augment(photos(1).expand(6, -1, -1, -1), 24, AugmentConfig(), numbers(6))
     assert (views[0] - views[1]).abs().max() > 0.05
 
 
-def test_one_generator_state_one_set_of_views() -> None:
-    assert torch.equal(
-        augment(photos(), 24, AugmentConfig(), generator(5)), augment(photos(), 24, AugmentConfig(), generator(5))
+def test_a_view_hangs_on_its_draw_alone_and_not_on_the_batch() -> None:
+    together = augment(photos(), 24, AugmentConfig(), numbers(6, seed=5))
+    alone = torch.cat(
+        [
+            augment(photos()[i : i + 1], 24, AugmentConfig(), random_numbers(5, np.array([i], np.int64)))
+            for i in range(6)
+        ]
     )
+    assert torch.allclose(together, alone, atol=1e-6)
+    assert not torch.allclose(together, augment(photos(), 24, AugmentConfig(), numbers(6, seed=6)), atol=0.01)
+
+
+def test_random_numbers_are_uniform_and_independent() -> None:
+    random_NU = random_numbers(3, np.arange(20_000)).numpy()
+    assert random_NU.shape == (20_000, RANDOM_NUMBERS)
+    assert random_NU.min() >= 0
+    assert random_NU.max() < 1
+    assert np.allclose(random_NU.mean(axis=0), 0.5, atol=0.01)
+    assert np.allclose(random_NU.var(axis=0), 1 / 12, atol=0.002)
+    between_columns = np.corrcoef(random_NU.T) - np.eye(RANDOM_NUMBERS)
+    between_draws = np.corrcoef(random_NU[:-1, 0], random_NU[1:, 0])[0, 1]
+    between_seeds = np.corrcoef(random_NU[:, 0], random_numbers(4, np.arange(20_000))[:, 0].numpy())[0, 1]
+    assert max(np.abs(between_columns).max(), abs(between_draws), abs(between_seeds)) < 0.03
+
+
+@pytest.mark.parametrize("size_px", [16, 24, 40, 64])
+def test_a_whole_photo_is_resized_as_torch_does_it(size_px: int) -> None:
+    expected = interpolate(
+        photos(3, 40, 56).permute(0, 3, 1, 2) / 255, (size_px, size_px), mode="bilinear", antialias=True
+    )
+    assert torch.allclose(augment(photos(3, 40, 56), size_px, NONE, numbers(3)), expected, atol=1e-5)
 
 
 def test_without_any_strength_a_photo_stays_as_it_is() -> None:
-    none = AugmentConfig(least_area=1, most_stretch=1, mirror=False, colour=0)
-    views = augment(photos(), 40, none, generator())
-    assert torch.allclose(views, photos().permute(0, 3, 1, 2) / 255, atol=1e-6)
+    assert torch.allclose(augment(photos(), 40, NONE, numbers(6)), photos().permute(0, 3, 1, 2) / 255, atol=1e-6)
 
 
 def test_about_half_are_mirrored() -> None:
     mirror = AugmentConfig(least_area=1, most_stretch=1, mirror=True, colour=0)
-    photo = photos(1).expand(100, -1, -1, -1)
-    views, plain = augment(photo, 40, mirror, generator()), photos(1).permute(0, 3, 1, 2) / 255
+    views = augment(photos(1).expand(100, -1, -1, -1), 40, mirror, numbers(100))
+    plain = photos(1).permute(0, 3, 1, 2) / 255
     same = (views - plain).abs().amax(dim=(1, 2, 3)) < 1e-6
     mirrored = (views - plain.flip(3)).abs().amax(dim=(1, 2, 3)) < 1e-6
     assert (same ^ mirrored).all()
@@ -46,8 +75,21 @@ def test_about_half_are_mirrored() -> None:
 
 
 def test_crops_lie_inside_photos_that_are_not_square() -> None:
-    for seed in range(20):
-        assert augment(photos(4, 33, 71), 16, AugmentConfig(least_area=0.05), generator(seed)).isfinite().all()
+    """A white photo stays white: nothing from outside it, and no weight missing."""
+    white = torch.full((50, 33, 71, 3), 255, dtype=torch.uint8)
+    views = augment(white, 16, AugmentConfig(least_area=0.05, colour=0), numbers(50))
+    assert torch.allclose(views, torch.ones(()), atol=1e-5)
+
+
+def test_crops_show_at_least_the_area_asked_for() -> None:
+    """The picture's columns are numbered by their brightness, so a view's range tells its width."""
+    ramp = torch.arange(200, dtype=torch.uint8)[None, None, :, None].expand(400, 200, 200, 3)
+    config = AugmentConfig(least_area=0.49, most_stretch=1, mirror=False, colour=0)
+    views = augment(ramp, 50, config, numbers(400)) * 255
+    width = (views[:, 0, 0, -1] - views[:, 0, 0, 0]) * 50 / 49
+    assert float(width.min()) > 0.69 * 200 - 3
+    assert float(width.max()) > 0.95 * 200
+    assert float(views[:, 0, 0, 0].max()) > 40  # and it moves
 
 
 def test_shrinking_smooths() -> None:

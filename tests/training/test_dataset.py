@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.decode import DecodeTarget, decode_photo
-from training.dataset import PhotoStore, balanced_weights
+from training.dataset import ArraySource, DrawOrder, PhotoStore, balanced_weights
 
 TARGET = DecodeTarget(32, 36)
 
@@ -33,7 +33,9 @@ def test_photos_are_read_once_while_they_fit_in_memory(archive: Path, tmp_path: 
     assert len(list(kept.batches([0], 1))) == len(list(not_kept.batches([0], 1))) == 1
     path.unlink()
     assert len(list(kept.batches([0], 1))) == 1
-    assert list(not_kept.batches([0], 1)) == []
+    [(rows, pixels)] = not_kept.batches([0], 1)
+    assert len(rows) == 0
+    assert pixels.shape == (0, 32, 32, 3)
     assert "No such file" in not_kept.failures[0]
 
 
@@ -67,3 +69,36 @@ def test_balance_moves_draws_from_photos_to_cells() -> None:
     assert by_cell[1.0] == [0.333, 0.333, 0.333]
     assert by_cell[0.5] == pytest.approx([x / (90**0.5 + 3 + 1) for x in (90**0.5, 3, 1)], abs=1e-3)
     assert Counter(balanced_weights(cell_N, 0.0).round(9).tolist()) == {0.01: 100}
+
+
+def test_photos_in_memory_come_as_asked_for() -> None:
+    pixels_NHWC = np.arange(5 * 2 * 2 * 3, dtype=np.uint8).reshape(5, 2, 2, 3)
+    batches = list(ArraySource(pixels_NHWC).batches([4, 0, 0], 2))
+    assert [rows.tolist() for rows, _ in batches] == [[4, 0], [0]]
+    assert np.array_equal(batches[0][1], pixels_NHWC[[4, 0]])
+
+
+def test_without_weights_an_epoch_draws_each_photo_once_in_an_order_of_its_own() -> None:
+    rows_M = np.array([3, 5, 8, 9, 11, 20, 21])
+    order = DrawOrder(rows_M, seed=1)
+    first, second = order.rows(0, 7), order.rows(7, 14)
+    assert sorted(first.tolist()) == sorted(second.tolist()) == rows_M.tolist()
+    assert first.tolist() != second.tolist()
+    assert DrawOrder(rows_M, seed=2).rows(0, 7).tolist() != first.tolist()
+
+
+def test_draws_are_the_same_however_they_are_asked_for() -> None:
+    weight_M = balanced_weights(np.array([0, 0, 0, 1, 1, 2]), 1.0)
+    for weights in (None, weight_M):
+        whole = DrawOrder(np.arange(6), 3, weights).rows(0, 40)
+        parts = DrawOrder(np.arange(6), 3, weights)
+        pieces = [parts.rows(first, min(first + 7, 40)) for first in range(0, 40, 7)]
+        assert np.concatenate(pieces).tolist() == whole.tolist()
+        assert parts.rows(11, 11).tolist() == []
+
+
+def test_weights_draw_with_replacement_by_their_size() -> None:
+    drawn = DrawOrder(np.arange(3), 0, np.array([0.5, 0.5, 0.0])).rows(0, 3000)
+    counts = np.bincount(drawn, minlength=3)
+    assert counts[2] == 0
+    assert 1350 < counts[0] < 1650

@@ -1,6 +1,7 @@
 """The adaptive S2 partition against a plain recursion with s2sphere and against the published cell tables."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,21 +33,25 @@ def crowded_points(count: int) -> Points:
     return lat_deg, lon_deg
 
 
-def plain_cells(points: Points, tau_min: int, tau_max: int) -> set[int]:
-    """The rule, photo by photo and cell by cell."""
+def plain_cells(points: Points, tau_min: int, taus_max: Sequence[int]) -> list[set[int]]:
+    """The rule by s2sphere alone, photo by photo and cell by cell; the cells of each threshold."""
     lat_lngs = map(s2sphere.LatLng.from_degrees, points[0].tolist(), points[1].tolist())
     leaves = [s2sphere.CellId.from_lat_lng(x) for x in lat_lngs]
-    kept: set[int] = set()
+    photos_in = Counter(leaf.parent(level).id() for leaf in leaves for level in range(2, 31))
+    kept: list[set[int]] = []
 
-    def visit(cell: s2sphere.CellId, inside: list[s2sphere.CellId]) -> None:
-        if len(inside) > tau_max and cell.level() < 30:
+    def visit(cell: s2sphere.CellId, tau_max: int) -> None:
+        photos = photos_in[cell.id()]
+        if photos > tau_max and cell.level() < 30:
             for child in cell.children():
-                visit(child, [leaf for leaf in inside if child.contains(leaf)])
-        elif len(inside) > tau_min:
-            kept.add(cell.id())
+                visit(child, tau_max)
+        elif photos > tau_min:
+            kept[-1].add(cell.id())
 
-    for first in {leaf.parent(2) for leaf in leaves}:
-        visit(first, [leaf for leaf in leaves if first.contains(leaf)])
+    for tau_max in taus_max:
+        kept.append(set())
+        for first in {leaf.parent(2) for leaf in leaves}:
+            visit(first, tau_max)
     return kept
 
 
@@ -54,10 +59,19 @@ def plain_cells(points: Points, tau_min: int, tau_max: int) -> set[int]:
 def test_every_level_is_the_plain_recursions(config: PartitionConfig) -> None:
     points = crowded_points(2_500)
     hierarchy = partition.build_hierarchy(*points, config)
-    for level, tau_max in zip(hierarchy.levels, config.tau_max, strict=True):
-        assert set(level.cell_id_K.tolist()) == plain_cells(points, config.tau_min, tau_max)
+    expected = plain_cells(points, config.tau_min, config.tau_max)
+    for level, cells in zip(hierarchy.levels, expected, strict=True):
+        assert set(level.cell_id_K.tolist()) == cells
         assert level.s2_level_K.max() == 30  # the one spot, at every threshold below 600
     assert hierarchy.class_counts[0] < hierarchy.class_counts[-1]
+
+
+def test_the_papers_levels_of_fifty_thousand_photos_are_the_plain_recursions() -> None:
+    points, config = crowded_points(50_000), partition.PRESETS["paper7"]
+    hierarchy = partition.build_hierarchy(*points, config)
+    assert len(set(hierarchy.class_counts)) > 4
+    expected = plain_cells(points, config.tau_min, config.tau_max)
+    assert [set(level.cell_id_K.tolist()) for level in hierarchy.levels] == expected
 
 
 def test_means_counts_and_spreads_are_the_photos() -> None:
@@ -115,7 +129,7 @@ def test_real_photos_fall_into_the_plain_recursions_cells() -> None:
     table = pyarrow.csv.read_csv(CELLS / "geoclip_coordinates_100K.csv").slice(0, 15_000)
     points = table["LAT"].to_numpy(), table["LON"].to_numpy()
     hierarchy = partition.build_hierarchy(*points, PartitionConfig(10, (1000, 200)))
-    assert set(hierarchy.levels[1].cell_id_K.tolist()) == plain_cells(points, 10, 200)
+    assert set(hierarchy.levels[1].cell_id_K.tolist()) == plain_cells(points, 10, (200,))[0]
 
 
 @needs_tables

@@ -1,0 +1,92 @@
+"""Rows of copies, photos whose bytes are another's, get that photo's answer under their own names.
+
+They wait in the staging until all else is done; which photo answers is decided by `content_index`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from pipeline import schema, staging
+from pipeline.plan import connect
+
+_ROWS_PER_PART = 65_536
+
+
+def settle(stage: staging.Stage, published_files: Sequence[str]) -> int:
+    """Stage the rows of copies whose content has its answer by now, staged or published; return how many were not yet.
+
+    A copy whose answer is missing stays without a row: the plan, or the check before publishing, finds it.
+    """
+    copy_files, row_files = stage.copy_files(), stage.row_files()
+    if not copy_files or not (row_files or published_files):
+        return 0
+    own = (schema.PHOTO_ID, schema.URI, schema.ETAG, schema.RUN_ID, schema.PROCESSED_AT)
+    columns = ", ".join(f"{'copies' if name in own else 'answers'}.{name}" for name in schema.PHOTOS.names)
+    settled = 0
+    with connect(stage.folder) as connection:
+        connection.register("no_rows", schema.PHOTOS.empty_table())
+        staged = "FROM read_parquet($row_files)" if row_files else "FROM no_rows WHERE uri IN $row_files"
+        answered = connection.sql(
+            f"""
+            WITH copies AS (
+                SELECT * FROM read_parquet($copy_files)
+                QUALIFY row_number() OVER (PARTITION BY photo_id ORDER BY processed_at DESC) = 1),
+            unsettled AS (
+                SELECT * FROM copies WHERE NOT EXISTS (
+                    SELECT 1 FROM (SELECT photo_id, processed_at {staged}) done
+                    WHERE done.photo_id = copies.photo_id AND done.processed_at >= copies.processed_at)),
+            answers AS (
+                SELECT * FROM read_parquet($answer_files) SEMI JOIN unsettled USING (content_hash, model_id)
+                WHERE status = 'located' OR error_code = $model_failed
+                QUALIFY row_number() OVER (PARTITION BY content_hash ORDER BY processed_at DESC) = 1)
+            SELECT {columns} FROM unsettled copies JOIN answers USING (content_hash, model_id)
+            """,
+            params={
+                "copy_files": copy_files,
+                "row_files": row_files,
+                "answer_files": [*row_files, *published_files],
+                "model_failed": str(schema.ErrorCode.MODEL_FAILED),
+            },
+        )
+        for batch in answered.to_arrow_reader(_ROWS_PER_PART):
+            rows = pa.Table.from_batches([batch]).cast(schema.PHOTOS)
+            stage.put_rows(rows)
+            settled += rows.num_rows
+    return settled
+
+
+def count(stage: staging.Stage) -> int:
+    """Return how many of the run's photos have another photo's answer."""
+    copy_files, row_files = stage.copy_files(), stage.row_files()
+    if not copy_files or not row_files:
+        return 0
+    with connect(stage.folder) as connection:
+        answered = connection.sql(
+            """
+            SELECT count(DISTINCT photo_id) FROM read_parquet($row_files)
+            SEMI JOIN (FROM read_parquet($copy_files)) USING (photo_id, processed_at)
+            """,
+            params={"row_files": row_files, "copy_files": copy_files},
+        ).fetchall()
+    return int(answered[0][0])
+
+
+def answered_contents(stage: staging.Stage, published_files: Sequence[str], model_id: str, limit: int) -> list[bytes]:
+    """Return at most `limit` contents that this model has answered, in published files, of sizes that are planned."""
+    plan_files = stage.plan_files()
+    if not plan_files or not published_files:
+        return []
+    with connect(stage.folder) as connection:
+        found = connection.sql(
+            """
+            SELECT DISTINCT content_hash FROM read_parquet($published)
+            SEMI JOIN (SELECT DISTINCT size_bytes FROM read_parquet($plan)) USING (size_bytes)
+            WHERE model_id = $model_id AND status = 'located' LIMIT $limit
+            """,
+            params={"published": list(published_files), "plan": plan_files, "model_id": model_id, "limit": limit},
+        ).to_arrow_table()
+    contents: list[bytes] = found.column(0).to_pylist()
+    return contents

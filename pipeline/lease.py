@@ -1,0 +1,292 @@
+"""One run at a time writes to an output, and only the run that has the output can commit what it did.
+
+`OUTPUT/lease.json` names the holder. Every change of it is a conditional put, so of several claimants one wins. The
+holder renews it; one that has not for `seconds` is taken for dead, judged by what the claimant saw with its own clock,
+not by the clocks of two machines. A commit is itself such a change of the lease, with the run's record in it, and the
+record's own file is written after it: a holder that slept through its end cannot commit any more, and one that died
+between the two is finished by whoever comes next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipeline import schema, storage
+
+log = logging.getLogger(__name__)
+
+FILE = "lease.json"
+RUNS_FOLDER = "runs"
+_RENEWALS = 3
+"""Renewals in the time after which a silent holder is taken for dead."""
+
+
+@dataclass(frozen=True)
+class LeaseSettings:
+    """How an output is kept for one run.
+
+    Attributes:
+        seconds: a holder that has not been heard of for so long is taken for dead.
+    """
+
+    seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.seconds < 1:
+            raise ValueError(f"--lease.seconds {self.seconds:g}: give at least 1")
+
+
+class LeaseHeldError(ValueError):
+    """Another run has the output."""
+
+
+class LeaseLostError(Exception):
+    """Another run has taken the output meanwhile: this one must not go on."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """What `lease.json` says; `host` and `process` are empty when nobody has the output.
+
+    `epoch` counts holders, `nonce` makes each change unlike any other, `commit` is a run's record on its way.
+    """
+
+    epoch: int
+    nonce: str
+    host: str = ""
+    process: str = ""
+    run_id: str = ""
+    since: str = ""
+    seconds: float = 0.0
+    commit: dict[str, Any] | None = None
+
+    @property
+    def is_free(self) -> bool:
+        return not self.process
+
+    @property
+    def holder(self) -> str:
+        return schema.printable(f"run {self.run_id} of process {self.process.split(' ')[0]} on {self.host}")
+
+
+class Lease:
+    """A held lease: renewed in the background until it is released."""
+
+    def __init__(self, output: str, state: _State, version: str) -> None:
+        self._output, self._state, self._version = output, state, version
+        self._changing = threading.Lock()
+        self._renewed_s = time.monotonic()
+        self._lost = False
+        self._finished = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._keeper.start()
+
+    @property
+    def attempt(self) -> str:
+        """Names this holder among all that the output has had, fit for a file's name."""
+        return f"e{self._state.epoch}"
+
+    def check(self) -> None:
+        """Raise LeaseLostError if another run has the output by now, as far as is known."""
+        if self._lost:
+            raise LeaseLostError(
+                f"another run has taken {self._output}: this one stopped without publishing. Run the same command again"
+            )
+
+    def check_store(self) -> None:
+        """Raise ValueError where the store puts what it should have refused: nothing would keep two runs apart."""
+        with contextlib.suppress(FileExistsError):
+            storage.create_bytes(_uri(self._output), uuid.uuid4().bytes)
+            raise ValueError(f"the store of {self._output} knows no conditional puts: use one that does (S3 has them)")
+
+    def name_run(self, run_id: str) -> None:
+        """Say in the lease which run it is for."""
+        self._change(run_id=run_id)
+
+    def commit(self, record: dict[str, Any]) -> str:
+        """Put a run's record, which makes the run count, and return its URI.
+
+        Raises LeaseLostError, and nothing counts, if another run has the output by now.
+        """
+        self._change(commit=record)
+        uri = put_record(self._output, record)
+        self._change(commit=None)
+        return uri
+
+    def release(self) -> None:
+        """Let the next one in at once."""
+        self._finished.set()
+        self._keeper.join()
+        if not self._lost:
+            with contextlib.suppress(LeaseLostError, OSError):
+                self._change(host="", process="", run_id="", since="")
+
+    def _change(self, **changes: Any) -> None:
+        with self._changing:
+            self.check()
+            self._replace(**changes)
+
+    def _replace(self, **changes: Any) -> None:
+        state = replace(self._state, nonce=uuid.uuid4().hex, **changes)
+        try:
+            self._version = storage.replace_bytes(_uri(self._output), _encoded(state), self._version)
+        except storage.ChangedError:
+            self._lost = True
+            self.check()
+        self._state, self._renewed_s = state, time.monotonic()
+
+    def _keep(self) -> None:
+        while not self._finished.wait(self._state.seconds / _RENEWALS):
+            with self._changing:
+                if self._lost:  # as the main thread has found out by itself
+                    return
+                try:
+                    self._replace()
+                except LeaseLostError:
+                    # What runs in the main thread, maybe for days, is of no use any more.
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    return
+                except OSError as error:
+                    silent_s = time.monotonic() - self._renewed_s
+                    log.warning("the lease of %s could not be renewed for %.0f s: %s", self._output, silent_s, error)
+
+
+@contextlib.contextmanager
+def held(output: str, run_id: str, settings: LeaseSettings) -> Iterator[Lease]:
+    """Hold the output's lease; LeaseHeldError, naming the holder, where another run has it.
+
+    A holder on this machine whose process is gone is followed at once, any other silent one after its time.
+    """
+    lease = _acquire(output, run_id, settings)
+    try:
+        lease.check_store()
+        yield lease
+    except KeyboardInterrupt:
+        lease.check()  # its loss is why
+        raise
+    finally:
+        lease.release()
+
+
+def _acquire(output: str, run_id: str, settings: LeaseSettings) -> Lease:
+    uri = _uri(output)
+    mine = _State(
+        epoch=1,
+        nonce=uuid.uuid4().hex,
+        host=socket.gethostname(),
+        process=_this_process(),
+        run_id=run_id,
+        since=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        seconds=settings.seconds,
+    )
+    while True:
+        try:
+            found = storage.read_version(uri)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                return Lease(output, mine, storage.create_bytes(uri, _encoded(mine)))
+            continue
+        state = _decoded(uri, found.data)
+        if not state.is_free and not _is_dead(state):
+            _wait_for_silence(uri, found.etag, state)
+            log.warning("%s has not been heard of for %g s: taking over", state.holder, state.seconds)
+        if state.commit is not None:
+            log.warning("finishing what run %s was about to commit", schema.printable(str(state.commit["run_id"])))
+            put_record(output, state.commit)
+        mine = replace(mine, epoch=state.epoch + 1)
+        with contextlib.suppress(storage.ChangedError):
+            return Lease(output, mine, storage.replace_bytes(uri, _encoded(mine), found.etag))
+
+
+def _wait_for_silence(uri: str, version: str, state: _State) -> None:
+    """Return once the lease has stayed as it is for its time; LeaseHeldError as soon as its holder shows up."""
+    if _is_here(state):  # and not dead
+        raise _held_error(uri, state)
+    log.info("%s has the output since %s: waiting whether it is alive", state.holder, state.since)
+    deadline_s = time.monotonic() + state.seconds
+    while (left_s := deadline_s - time.monotonic()) > 0:
+        time.sleep(min(left_s, state.seconds / _RENEWALS / 4))
+        try:
+            found = storage.read_version(uri)
+        except FileNotFoundError:
+            return
+        if found.etag != version:
+            newer = _decoded(uri, found.data)
+            if newer.is_free:
+                return
+            raise _held_error(uri, newer)
+
+
+def _held_error(uri: str, state: _State) -> LeaseHeldError:
+    return LeaseHeldError(
+        f"{state.holder} has {uri.removesuffix('/' + FILE)} since {state.since} and is alive: wait until it has "
+        "finished, or stop it first"
+    )
+
+
+def _this_process() -> str:
+    """Return this process's number, then what tells it from every other of that number: its start and its machine."""
+    return f"{os.getpid()} {_started(os.getpid())} {_machine()}"
+
+
+def _machine() -> str:
+    """Return what names this boot of this machine and this container on it; "" where that can't be told."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return f"{file.read().strip()}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """Return when a process started, in ticks since boot; "" if there is none (or only its corpse)."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _is_here(state: _State) -> bool:
+    """Whether the holder's process is (or was) on this machine, so that it can be looked at."""
+    return _machine() != "" and state.process.rsplit(" ", 1)[1] == _machine()
+
+
+def _is_dead(state: _State) -> bool:
+    pid, started, _ = state.process.split(" ", 2)
+    return _is_here(state) and _started(int(pid)) != started
+
+
+def put_record(output: str, record: dict[str, Any]) -> str:
+    """Put a run's record, which makes the run count, whoever has the output; return its URI."""
+    uri = storage.join(output, RUNS_FOLDER, f"{record['run_id']}.json")
+    storage.write_bytes(uri, json.dumps(record, indent=2).encode())
+    return uri
+
+
+def _uri(output: str) -> str:
+    return storage.join(output, FILE)
+
+
+def _encoded(state: _State) -> bytes:
+    return json.dumps(asdict(state), indent=2).encode()
+
+
+def _decoded(uri: str, data: bytes) -> _State:
+    try:
+        return _State(**json.loads(data))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{uri} is no lease ({error}): remove it if no run is writing there") from error

@@ -1,0 +1,119 @@
+"""Files of this machine's file system, by path or `file://` URI: what `storage` does there.
+
+Names that are no UTF-8 travel as percent-encoded `file://` URIs. A put is a temporary file that is renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+log = logging.getLogger(__name__)
+
+
+def path_of(uri: str) -> bytes | str:
+    """Return the path that `uri` names."""
+    return unquote_to_bytes(uri[7:]) if uri.lower().startswith("file://") else uri
+
+
+def uri_of(path: bytes) -> str:
+    """Return a path as text: itself, or a percent-encoded `file://` URI where its bytes are no UTF-8."""
+    try:
+        return path.decode()
+    except UnicodeDecodeError:
+        return "file://" + quote_from_bytes(path)
+
+
+def etag_of(status: os.stat_result) -> str:
+    """Return what names a file's version: its time and size."""
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def open_file(uri: str) -> BinaryIO:
+    """Open a regular file to read; FileNotFoundError also for names that no file can have."""
+    path = path_of(uri)
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise IsADirectoryError(f"not a regular file: {uri}")
+        # Not blocking: a named pipe that takes the file's place must not hang the run.
+        return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            raise FileNotFoundError(error.errno, error.strerror, error.filename) from error
+        raise
+    except ValueError as error:  # a zero byte in the name
+        raise FileNotFoundError(f"no file can have this name: {uri}") from error
+
+
+def put(uri: str, data: bytes) -> None:
+    """Put `data` at `uri` atomically, over whatever is there, and make the folders on the way."""
+    path = _made_folder(uri)
+    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def locked(uri: str) -> Iterator[None]:
+    """Keep other processes that lock the same file out: a file system has no conditional put. Leaves no file behind."""
+    path = _made_folder(uri)
+    lock_path = path.parent / f".{path.name}.lock"
+    while True:
+        with open(lock_path, "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_at(lock, lock_path):  # whoever had it before has removed it: this one keeps nobody out
+                continue
+            try:
+                yield
+            finally:
+                lock_path.unlink()
+            return
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def walk(folder: bytes) -> Iterator[tuple[str, int, str]]:
+    """Yield (URI, size, ETag) of every file below `folder`, sorted; links to folders are named in the log instead."""
+    try:
+        children = sorted(os.scandir(folder), key=lambda child: child.name)
+    except FileNotFoundError:
+        return
+    for child in children:
+        if child.is_dir(follow_symlinks=False):
+            yield from walk(child.path)
+        elif os.path.isdir(child.path):
+            log.warning("not followed, a link to a folder: %s (name the folder itself as a source)", uri_of(child.path))
+        else:
+            try:
+                status = child.stat()
+            except OSError:  # a link to nowhere or to itself: listed, so that it gets its row
+                status = child.stat(follow_symlinks=False)
+            yield uri_of(child.path), status.st_size, etag_of(status)
+
+
+def _made_folder(uri: str) -> Path:
+    path = Path(os.fsdecode(path_of(uri)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,178 @@
+"""A batch of photos and what is known of them → the terms that training minimises.
+
+Shapes: N photos of the source, B batch, H levels, K cells of one level, W height and width of what comes in, S image
+size in pixels, C 3 colours, D width of a teacher's features, U random numbers a view, P counts of a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model import geodesy
+from model.geodecoder import GeoDecoder
+from model.hierarchy import Hierarchy
+from training.augment import augment, resize
+from training.dataset import PhotoSource, Pixels
+from training.loss import UNKNOWN, distillation_loss, levels_loss, masked_cross_entropy, nearness
+from training.recipe import Recipe
+from training.teacher import Teacher
+
+_PHOTOS_TO_STANDARDISE = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """What is known of the source's photos: `level_NH` and `scene_N`, int64, -1 where unknown.
+
+    `position_N3` (unit vectors) and each level's `cell_K3` are needed for smoothing by distance alone.
+    """
+
+    level_NH: NDArray[np.int64]
+    scene_N: NDArray[np.int64]
+    position_N3: NDArray[np.float32] | None = None
+    cell_K3: tuple[NDArray[np.float32], ...] = ()
+
+    @staticmethod
+    def of(
+        hierarchy: Hierarchy, lat_deg_N: NDArray[np.float64], lon_deg_N: NDArray[np.float64], scene_N: NDArray[np.int64]
+    ) -> Labels:
+        """Return the labels of photos at some positions."""
+        return Labels(
+            hierarchy.label_NH(lat_deg_N, lon_deg_N),
+            scene_N,
+            geodesy.unit_vectors_N3(lat_deg_N, lon_deg_N).astype(np.float32),
+            tuple(geodesy.unit_vectors_N3(x.lat_deg_K, x.lon_deg_K).astype(np.float32) for x in hierarchy.levels),
+        )
+
+    def known_P(self, row_B: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return how many of some photos have a label at each level, how many a scene, and how many there are."""
+        levels = (self.level_NH[row_B] != UNKNOWN).sum(axis=0)
+        return np.array([*levels, (self.scene_N[row_B] != UNKNOWN).sum(), len(row_B)], np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherView:
+    """A teacher with its features standardised over training photos, so that each counts alike."""
+
+    onnx_file: Path
+    mean_D: NDArray[np.float32]
+    std_D: NDArray[np.float32]
+
+    @staticmethod
+    def fitted(onnx_file: Path, source: PhotoSource, rows: NDArray[np.int64]) -> TeacherView:
+        """Look at (at most 2000 of) the training photos through the teacher."""
+        teacher = Teacher(onnx_file)
+        batches = source.batches(rows[:_PHOTOS_TO_STANDARDISE].tolist(), 32)
+        features_ND = torch.cat([teacher(_resized(pixels, teacher.size_px)) for _, pixels in batches if len(pixels)])
+        return TeacherView(onnx_file, features_ND.mean(dim=0).numpy(), (features_ND.std(dim=0) + 1e-3).numpy())
+
+
+class Objective(nn.Module):
+    """Photos and their labels → the weighted terms to minimise, as sums over the given counts: they add up over parts.
+
+    With a teacher, the mean of the backbone's tokens also learns to say, through a linear layer that is thrown away,
+    what the teacher says of the same view; photos without any label take part in that alone.
+    """
+
+    def __init__(self, model: GeoDecoder, recipe: Recipe, labels: Labels, teacher: TeacherView | None = None) -> None:
+        super().__init__()
+        self.model, self.recipe = model, recipe
+        self.labels = labels
+        self._teacher = Teacher(teacher.onnx_file) if teacher else None
+        self.imitate = nn.Linear(model.backbone.width, len(teacher.mean_D)) if teacher else None
+        if teacher:
+            self.register_buffer("teacher_mean_D", torch.tensor(teacher.mean_D), persistent=False)
+            self.register_buffer("teacher_std_D", torch.tensor(teacher.std_D), persistent=False)
+        preprocessing = model.config.preprocessing
+        self.register_buffer("mean_C11", torch.tensor(preprocessing.mean_rgb)[:, None, None], persistent=False)
+        self.register_buffer("std_C11", torch.tensor(preprocessing.std_rgb)[:, None, None], persistent=False)
+        if recipe.level_weights and len(recipe.level_weights) != len(model.class_counts):
+            raise ValueError(f"give {len(model.class_counts)} level_weights, one a level, or none")
+        if recipe.smoothing_km:
+            assert labels.position_N3 is not None
+            for h, cell_K3 in enumerate(labels.cell_K3):
+                self.register_buffer(f"cell_{h}_K3", torch.tensor(cell_K3), persistent=False)
+        for parameter in model.backbone.parameters() if recipe.backbone_rate == 0 else ():
+            parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Objective:
+        """Switch to training or not; a frozen backbone keeps its statistics and is never in training."""
+        super().train(mode)
+        if self.recipe.backbone_rate == 0:
+            self.model.backbone.eval()
+        return self
+
+    def forward(
+        self, pixels_BWWC: Tensor, row_B: NDArray[np.int64], random_BU: Tensor, count_P: Tensor, early: bool = False
+    ) -> dict[str, Tensor]:
+        """Return the terms of uint8 photos in random views. `count_P`: of the whole step, as `Labels.known_P`."""
+        recipe, size_px = self.recipe, self.model.config.preprocessing.image_size_px
+        if recipe.early_size_px is not None and early:
+            size_px = recipe.early_size_px
+        view_px = max(size_px, self._teacher.size_px) if self._teacher else size_px
+        rgb_BCSS = augment(pixels_BWWC, view_px, recipe.augment, random_BU)
+        with self._autocast(rgb_BCSS.device):
+            tokens_BND = self.model.backbone(self._normalised(resize(rgb_BCSS, size_px)))
+            label_BH, scene_B = self._known(row_B, rgb_BCSS.device)
+            output = self.model.forward_tokens(tokens_BND, scene_B if recipe.routing == "labelled" else None)
+        near = (
+            [
+                nearness(self._positions(row_B), self.get_buffer(f"cell_{h}_K3"), recipe.smoothing_km)
+                for h in range(len(output.logits))
+            ]
+            if recipe.smoothing_km
+            else None
+        )
+        levels = levels_loss(
+            output.logits, label_BH, recipe.label_smoothing, count_P[:-2], recipe.level_weights or None, near
+        )
+        scene = masked_cross_entropy(output.scene_logits_BS, scene_B, 0.0, count_P[-2])
+        terms = {"levels": levels, "scene": recipe.scene_weight * scene}
+        if self._teacher is not None and self.imitate is not None:
+            seen_BD = self._teacher(resize(rgb_BCSS, self._teacher.size_px).cpu()).to(rgb_BCSS.device)
+            seen_BD = (seen_BD - self.get_buffer("teacher_mean_D")) / self.get_buffer("teacher_std_D")
+            distance = distillation_loss(self.imitate(tokens_BND.float().mean(dim=1)), seen_BD, count_P[-1])
+            terms["teacher"] = recipe.distillation_weight * distance
+        return terms
+
+    @torch.no_grad()
+    def validate(self, pixels_BSSC: Tensor, row_B: NDArray[np.int64]) -> Tensor:
+        """Return sums over photos, decoded as when serving: each level's cross-entropy, hits and labels, then the
+        scenes'; float64 of shape (H + 1, 3)."""
+        with self._autocast(pixels_BSSC.device):
+            rgb_BCSS = pixels_BSSC.permute(0, 3, 1, 2).float() / 255
+            output = self.model(self._normalised(rgb_BCSS))
+        label_BH, scene_B = self._known(row_B, pixels_BSSC.device)
+        sums = []
+        for logits_BK, label_B in zip((*output.logits, output.scene_logits_BS), (*label_BH.T, scene_B), strict=True):
+            known = (label_B != UNKNOWN).sum()
+            loss = masked_cross_entropy(logits_BK, label_B) * known
+            sums.append(torch.stack([loss, (logits_BK.argmax(dim=1) == label_B).sum(), known]).double())
+        return torch.stack(sums)
+
+    def _normalised(self, rgb_BCSS: Tensor) -> Tensor:
+        normalised_BCSS = (rgb_BCSS - self.get_buffer("mean_C11")) / self.get_buffer("std_C11")
+        return normalised_BCSS.contiguous(memory_format=torch.channels_last)
+
+    def _known(self, row_B: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:
+        unknown_B = row_B < 0  # a photo that was made up, because a worker had none: it has no label
+        label_BH = np.where(unknown_B[:, None], UNKNOWN, self.labels.level_NH[row_B])
+        scene_B = np.where(unknown_B, UNKNOWN, self.labels.scene_N[row_B])
+        return torch.from_numpy(label_BH).to(device), torch.from_numpy(scene_B).to(device)
+
+    def _positions(self, row_B: NDArray[np.int64]) -> Tensor:
+        assert self.labels.position_N3 is not None
+        return torch.from_numpy(self.labels.position_N3[row_B]).to(self.get_buffer("mean_C11").device)
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+
+
+def _resized(pixels_BWWC: Pixels, size_px: int) -> Tensor:
+    return resize(torch.from_numpy(pixels_BWWC).permute(0, 3, 1, 2).float() / 255, size_px)

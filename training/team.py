@@ -1,0 +1,72 @@
+"""The processes that train one network together: who takes which share, and how their numbers become one.
+
+A process that belongs to no group is a team of one, so that there is one code path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+Sharding = Literal["ddp", "fsdp"]
+
+
+class Team:
+    """This process's place in its group (torch.distributed's, where it was set up) and its device."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        grouped = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if grouped else 0
+        self.size = dist.get_world_size() if grouped else 1
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of every process's `values`, the same in each."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def from_first(self, value: Any) -> Any:
+        """Return the first process's `value` in each; it must be picklable."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def share(self, first: int, end: int) -> range:
+        """Return which of `first` to `end` (not included) are this process's: every `size`th, so even to one."""
+        return range(first + self.rank, end, self.size)
+
+    def join(self, module: nn.Module, blocks: Iterable[nn.Module], sharding: Sharding) -> nn.Module:
+        """Return `module` such that every process's gradients are averaged: DDP, or FSDP2 with its blocks sharded."""
+        if self.size == 1:
+            return module
+        if sharding == "ddp":
+            return DistributedDataParallel(module, device_ids=[self.device] if self.device.type == "cuda" else None)
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        return module
+
+
+@contextlib.contextmanager
+def gradients_stay_here(joined: nn.Module, apart: bool) -> Iterator[None]:
+    """Keep gradients from being averaged while `apart`: they are to be added up over micro-batches first."""
+    if isinstance(joined, FSDPModule):
+        joined.set_requires_gradient_sync(not apart)
+        yield
+    elif isinstance(joined, DistributedDataParallel) and apart:
+        with joined.no_sync():
+            yield
+    else:
+        yield

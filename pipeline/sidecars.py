@@ -8,7 +8,6 @@ Sources: XMP part 1 (ISO 16684-1); Exif in XMP (CIPA DC-010); IPTC Photo Metadat
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import hashlib
 import math

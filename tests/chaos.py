@@ -103,7 +103,8 @@ class Chaos:
             rows = connection.execute(f"SELECT {counts} FROM read_parquet($files)", {"files": files}).fetchall()
             assert rows == [(self.tally.photos,) * 3]
         assert not list(storage.list_files(f"{self.output}/staging"))
-        assert verify_output(self.output) == []
+        problems = verify_output(self.output)
+        assert not problems, "\n".join(map(str, problems))
 
     def _command(self) -> list[str]:
         options = f"--photos {self.photos} --output {self.output} --model {self._model} --lease.seconds 6"

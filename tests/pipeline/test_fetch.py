@@ -103,7 +103,9 @@ def test_a_budget_that_is_spent_says_on_what(s3_bucket: str, archive: list[stora
         assert time.monotonic() - start_s < HASTY.budget_s + HASTY.attempt_timeout_s + 1
     attempts = 0
     for code, message in failures:
-        assert code == ("fetch_timeout" if fault is Fault.STALL else "fetch_failed"), message
+        # A last attempt may begin just before the deadline.
+        timed_out = fault is Fault.STALL or "still coming at the deadline" in message
+        assert code == ("fetch_timeout" if timed_out else "fetch_failed"), message
         assert " attempts in " in message
         assert "503" in message or fault is not Fault.BUSY
         attempts += int(message.split()[0])

@@ -40,6 +40,8 @@ _ROWS_PER_SORTED_BLOCK = 50_000
 """Staged rows that one task sends to their files: some 60 MB."""
 _FILE_INDEX = "file_index"
 _LOG_INTERVAL_S = 30.0
+_START_LIMIT_S = 180.0
+"""A start of Ray takes some ten seconds; a busy machine may need several times that."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,13 @@ def start_ray(least_cpus: int = 0, dashboard: bool = False) -> ClusterSize:
     """Join the cluster that the environment names (`ray job submit` does), else start one on this machine.
 
     One that is started here says that it has `least_cpus` even where there are fewer: processes then share them. Ray
-    Train asks the dashboard whether its controller is alive.
+    Train asks the dashboard whether its controller is alive. Ends the process, exit code 1, where Ray hangs.
     """
     if not ray.is_initialized():
         # With one CPU to spare for the engine's process: on two cores a reading task could else wait for it forever.
         cpus = None if os.environ.get("RAY_ADDRESS") else max((os.cpu_count() or 1) + 1, least_cpus)
-        ray.init(num_cpus=cpus, include_dashboard=dashboard if cpus else None, logging_level=logging.WARNING)
+        with _process_ends_after(_START_LIMIT_S, "Ray did not start"):
+            ray.init(num_cpus=cpus, include_dashboard=dashboard if cpus else None, logging_level=logging.WARNING)
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     return ClusterSize(
@@ -83,6 +86,28 @@ def start_ray(least_cpus: int = 0, dashboard: bool = False) -> ClusterSize:
         gpus=int(sum(node.get("GPU", 0) for node in alive)),
         largest_node_cpus=int(max(node.get("CPU", 0) for node in alive)),
     )
+
+
+@contextlib.contextmanager
+def _process_ends_after(limit_s: float, what: str) -> Iterator[None]:
+    """End this process with exit code 1 where the body takes longer.
+
+    When a raylet dies as it is starting, `ray.init` waits for it in native code for good, where neither an exception
+    nor a signal's handler gets through; and meanwhile the run would keep its lease.
+    """
+    finished = threading.Event()
+
+    def watch() -> None:
+        if not finished.wait(limit_s):
+            log.critical("%s within %.0f s: this run ends here. Run the same command again", what, limit_s)
+            logging.shutdown()
+            os._exit(1)
+
+    threading.Thread(target=watch, name="start limit", daemon=True).start()
+    try:
+        yield
+    finally:
+        finished.set()
 
 
 def run_dataflow(

@@ -144,7 +144,11 @@ class Chaos:
             if driver.poll() is None and self._strike(victim, driver.pid):
                 self.tally.kills[victim + (" while publishing" if waits_for_publishing else "")] += 1
                 self._next_victims.pop()
-            code = driver.wait(240)
+            try:
+                code = driver.wait(300)
+            except subprocess.TimeoutExpired:
+                self._kill(self._processes())  # else leaving the block would wait for it
+                raise
         self.tally.ends["killed" if code == -signal.SIGKILL else f"with {code}"] += 1
         text = log.read_text(errors="replace")
         assert code in (0, 1, 3, -signal.SIGKILL), f"the driver ended with {code}: {text[-3000:]}"

@@ -169,13 +169,7 @@ class Chaos:
         return bool(found) and self._kill(dict([self._random.choice(sorted(found.items()))]))
 
     def _processes(self) -> dict[int, str]:
-        """Return every process of this archive's runs by its number, with its command line."""
-        found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if f"{MARK}={self._mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        return found
+        return processes_with(f"{MARK}={self._mark}")
 
     @staticmethod
     def _kill(processes: dict[int, str]) -> bool:
@@ -198,6 +192,16 @@ class Chaos:
         command = ["radosgw", "-c", f"{os.environ['S3_FOLDER']}/ceph.conf", "-n", "client.rgw.a"]
         subprocess.run(command, check=True, capture_output=True)
         return True
+
+
+def processes_with(variable: str) -> dict[int, str]:
+    """Return every process that has NAME=VALUE in its environment by its number, with its command line."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if variable.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return found
 
 
 @contextlib.contextmanager

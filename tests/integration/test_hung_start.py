@@ -11,21 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos import processes_with
 from tests.conftest import REPOSITORY, ray_environment
 
 _START = "import logging; from pipeline import dataflow; dataflow._START_LIMIT_S = 20.0; dataflow.start_ray()"
-
-
-def _raylets(mark: str) -> list[int]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (folder / "environ").read_bytes()
-            if mark.encode() in environment and b"/raylet\0" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
 
 
 @pytest.mark.ray
@@ -40,7 +29,7 @@ def test_a_start_that_hangs_ends_with_1(tmp_path: Path) -> None:
         try:
             while not raylets and driver.poll() is None:
                 time.sleep(0.01)
-                raylets = _raylets(mark)
+                raylets = [pid for pid, title in processes_with(mark).items() if "/raylet " in title]
             for raylet in raylets:
                 os.kill(raylet, signal.SIGSTOP)
             _, told = driver.communicate(timeout=120)

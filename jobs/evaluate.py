@@ -24,10 +24,11 @@ from pipeline import storage
 from pipeline.decode import DecodeTarget
 from pipeline.locator import BUNDLED_MODEL, model_folder
 from pipeline.places import Places
+from pipeline.report_page import Look
 from training import attention, evaluation
 from training.dataset import PhotoStore
 from training.evaluation import TEN_CROPS, Measured, Truth
-from training.evaluation_page import Look, page
+from training.evaluation_page import page
 from training.evaluation_summary import Kinds, Summary, summarise
 from training.labelled import LabelledPhotos, labelled_photos
 from training.metrics import THRESHOLDS_KM, Breakdown, Estimate
@@ -258,15 +259,11 @@ def _looks(
     for number in chosen:
         row = int(said.row_N[number])
         for _, pixels_BHWC in store.batches([row], 1):
-            maps = attention.attention_maps(model, evaluation.normalised(model, pixels_BHWC))
             facts = (
                 f"{error_km_N[number]:,.0f} km off, at {_place(said.lat_deg_N[number], said.lon_deg_N[number])} "
-                f"instead of {_place(photos.lat_deg_N[row], photos.lon_deg_N[row])}; taken for the scene "
-                f"“{checkpoint.config.scenes[maps.scene_B[0]]}”"
+                f"instead of {_place(photos.lat_deg_N[row], photos.lon_deg_N[row])}"
             )
-            sheet = attention.contact_sheet(pixels_BHWC[0], maps.maps_BHN[0], encoding="JPEG")
-            words = [attention.in_words(map_N) for map_N in maps.maps_BHN[0]]
-            looks.append(Look(photos.name_N[row], facts, sheet, words))
+            looks.append(attention.look(model, pixels_BHWC[0], photos.name_N[row], facts))
     return looks
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib import resources
 
@@ -28,7 +29,23 @@ _CHART_PX = (480, 330)
 _NONE = "–"
 
 
-def page(report: Report, title: str, thumbnails: Mapping[bytes, bytes | str], made_at: dt.datetime) -> str:
+@dataclass(frozen=True)
+class Look:
+    """What the model looked at in one photo: a JPEG contact sheet, and the same in words, one for each level."""
+
+    name: str
+    facts: str
+    sheet_jpeg: bytes
+    words_H: Sequence[str]
+
+
+def page(
+    report: Report,
+    title: str,
+    thumbnails: Mapping[bytes, bytes | str],
+    made_at: dt.datetime,
+    looks: Sequence[Look] = (),
+) -> str:
     """Return the page. `thumbnails`: by photo id, a JPEG, or why there is none."""
     sections = {
         "map": ("Map", _map(report)),
@@ -38,6 +55,7 @@ def page(report: Report, title: str, thumbnails: Mapping[bytes, bytes | str], ma
         "accuracy": ("How near", _accuracy(report.accuracy)),
         "failures": ("Failures", _failures(report)),
         "photos": ("Single photos", _examples(report, thumbnails)),
+        **({"attention": ("What the model looked at", _looks(looks))} if looks else {}),
         "runs": ("Runs", _runs(report)),
         "about": ("About this page", _about(report)),
     }
@@ -291,6 +309,26 @@ def _photo(photo: Example, thumbnails: Mapping[bytes, bytes | str]) -> str:
         facts.append(f"{_km(photo.error_km)} off")
     small = "".join(f"<small>{escape(fact)}</small>" for fact in facts)
     return f"<li>{picture}<b>{escape(name)}</b>{small}<small>{escape(folder)}</small></li>"
+
+
+def _looks(looks: Sequence[Look]) -> str:
+    told = (
+        "<p>The last decoder layer’s attention to the photo, for each geographic level from coarse to fine: from the "
+        "least looked-at place (dark) to the most (bright), on a scale of each picture’s own.</p>"
+    )
+    return told + "".join(_look(look) for look in looks)
+
+
+def _look(look: Look) -> str:
+    data = base64.b64encode(look.sheet_jpeg).decode()
+    name = escape(printable(look.name), quote=True)
+    words = [[f"level {level}", text] for level, text in enumerate(look.words_H)]
+    return (
+        f'<figure class="look"><div class="wide" tabindex="0" role="group" aria-label="{name}">'
+        f'<img src="data:image/jpeg;base64,{data}" alt="{name}, and what each level looks at; the table says where">'
+        f"</div><figcaption>{name}: {escape(printable(look.facts))}</figcaption></figure>"
+        + _folded("Where each level looks", _table("Most looked at", ["level", "where"], words, "words"))
+    )
 
 
 def _runs(report: Report) -> str:

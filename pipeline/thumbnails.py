@@ -1,4 +1,7 @@
-"""Small pictures of single photos, read and decoded as the pipeline does."""
+"""Pictures of single photos, read and decoded as the pipeline does.
+
+Shapes: H, W height and width · C 3 colours.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import simplejpeg
+from numpy.typing import NDArray
 
 from pipeline import archives, schema, storage
 from pipeline.decode import DecodeTarget
@@ -19,26 +23,36 @@ _JPEG_QUALITY = 72
 
 
 def thumbnails(uris: Sequence[str]) -> dict[bytes, bytes | str]:
-    """Return by photo id the centre square of each photo as a JPEG of some 10 kB, or the reason why there is none.
+    """Return by photo id the centre square of each photo as a JPEG of some 10 kB, or the reason why there is none."""
+    found = pictures(uris, DecodeTarget(SIDE_PX, SIDE_PX))
+    return {photo_id: picture if isinstance(picture, str) else _jpeg(picture) for photo_id, picture in found.items()}
+
+
+def pictures(uris: Sequence[str], target: DecodeTarget) -> dict[bytes, NDArray[np.uint8] | str]:
+    """Return by photo id each photo's pixels_HWC at the size of `target`, or the reason why there are none.
 
     Photos inside archives cost one listing of each archive.
     """
     listings: dict[str, pa.Table] = {}
     listed: list[dict[str, Any]] = []
-    found: dict[bytes, bytes | str] = {}
+    found: dict[bytes, NDArray[np.uint8] | str] = {}
     for uri in uris:
         try:
             listed.append(_listed(uri, listings))
         except (OSError, ValueError) as error:  # of the archive that it seems to lie in
             found[schema.photo_id(uri)] = str(error)
-    reader = IsolatedReader(ReaderSettings(DecodeTarget(SIDE_PX, SIDE_PX)))
+    reader = IsolatedReader(ReaderSettings(target))
     try:
         read = reader(pa.Table.from_pylist(listed, schema=schema.MANIFEST)).to_pylist()
     finally:
         reader.close()
     for row in read:
         pixels = row[schema.PIXELS_HWC]
-        found[row[schema.PHOTO_ID]] = row[schema.ERROR_MESSAGE] if pixels is None else _jpeg(pixels)
+        found[row[schema.PHOTO_ID]] = (
+            row[schema.ERROR_MESSAGE]
+            if pixels is None
+            else np.frombuffer(pixels, np.uint8).reshape(target.image_size_px, target.image_size_px, 3)
+        )
     return found
 
 
@@ -68,7 +82,6 @@ def _halves(uri: str) -> Iterator[tuple[str, str]]:
         at = uri.find("#", at + 1)
 
 
-def _jpeg(pixels: bytes) -> bytes:
-    pixels_HWC = np.frombuffer(pixels, np.uint8).reshape(SIDE_PX, SIDE_PX, 3)
+def _jpeg(pixels_HWC: NDArray[np.uint8]) -> bytes:
     encoded: bytes = simplejpeg.encode_jpeg(pixels_HWC, quality=_JPEG_QUALITY, colorspace="RGB", colorsubsampling="420")
     return encoded

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from model.decoder import Attention
 from model.geodecoder import GeoDecoder
+from pipeline.report_page import Look
+from training.evaluation import normalised
 
 _HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 """Dark to bright in even steps of lightness, so that it reads in grey and by any kind of colour vision: matplotlib's
@@ -136,6 +138,14 @@ def contact_sheet(
     encoded = io.BytesIO()
     sheet.save(encoded, encoding, quality=85)
     return encoded.getvalue()
+
+
+def look(model: GeoDecoder, pixels_HWC: NDArray[np.uint8], name: str, facts: str) -> Look:
+    """Return what `model` looks at in one photo at its size; `facts` is completed by the scene it takes it for."""
+    maps = attention_maps(model, normalised(model, pixels_HWC[None]))
+    scene = model.config.scenes[maps.scene_B[0]]
+    sheet = contact_sheet(pixels_HWC, maps.maps_BHN[0], encoding="JPEG")
+    return Look(name, f"{facts}; taken for the scene “{scene}”", sheet, [in_words(map_N) for map_N in maps.maps_BHN[0]])
 
 
 def in_words(map_N: NDArray[np.float32]) -> str:

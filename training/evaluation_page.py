@@ -9,12 +9,12 @@ import base64
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 
 from model.geodesy import EARTH_RADIUS_KM
 from model.readout import RADIUS_PROBABILITY
 from pipeline.charts import STYLE, Axis, Bar, Line, bar_chart, legend, line_chart
+from pipeline.report_page import Look
 from training.evaluation_summary import PERCENTILES, LevelNumbers, Summary
 from training.metrics import THRESHOLDS_KM, Breakdown, Estimate
 
@@ -38,16 +38,6 @@ tbody th { font-weight: 400; overflow-wrap: break-word; max-width: 22rem; } td {
 figure { margin: 1rem 0; } .several { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); }
 .several > div { padding-right: 1rem; } img { max-width: 100%; height: auto; } figcaption { overflow-wrap: anywhere; }
 """
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the model looked at in one photo: a JPEG contact sheet, and the same in words, one for each level."""
-
-    name: str
-    facts: str
-    sheet_jpeg: bytes
-    words_H: Sequence[str]
 
 
 def page(summary: Summary, looks: Sequence[Look]) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import io
 import re
 import subprocess
 import sys
@@ -10,8 +13,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from jobs.report import ReportSettings, run
+from model.checkpoint import Checkpoint
 from pipeline import schema, storage
 from pipeline.thumbnails import SIDE_PX, thumbnails
 from tests.conftest import REPOSITORY, published_output
@@ -41,6 +46,21 @@ def test_a_page_with_pictures(output: Path, tmp_path: Path, capsys: pytest.Captu
 def test_pictures_are_asked_for(output: Path, tmp_path: Path) -> None:
     run(ReportSettings(str(output), str(tmp_path / "report.html")))
     assert "data:image" not in re.sub("<script.*", "", (tmp_path / "report.html").read_text(), flags=re.DOTALL)
+
+
+def test_what_the_model_looked_at(output: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    to = tmp_path / "report.html"
+    settings = ReportSettings(str(output), str(to), attention=1, model=str(tiny_checkpoint))
+    assert run(settings) == 0
+    page = to.read_text(encoding="utf-8")
+    (sheet,) = re.findall(r'<figure class="look">.*?base64,([^"]*)".*?</figure>', page, re.DOTALL)
+    with Image.open(io.BytesIO(base64.b64decode(sheet))) as picture:
+        levels = len(Checkpoint.load(tiny_checkpoint).hierarchy.levels)
+        assert picture.width == (32 + 4) * (levels + 1) - 4  # the photo and its overlays at the model's size
+    assert len(re.findall(r"times the even share", page)) == levels
+    assert "taken for the scene" in page
+    with pytest.raises(ValueError, match="give that checkpoint as --model"):
+        run(dataclasses.replace(settings, model="bundled"))
 
 
 @pytest.mark.s3

@@ -392,9 +392,11 @@ def test_the_order_says_which_photos_come_first(world: World) -> None:
     """Newest first, oldest first or by name, without a time last: in the plan's files, and for what a limit takes."""
     times = {"/a": 3, "/b": None, "/c": 9, "/d": 1}
     source = world.folder / "timed.parquet"
-    rows = [{schema.URI: uri, "modified_at": None if time is None else later(time)} for uri, time in times.items()]
+    rows = [{schema.URI: uri, schema.MODIFIED_AT: None if time is None else later(time)} for uri, time in times.items()]
     pq.write_table(
-        pa.Table.from_pylist(rows, pa.schema([("uri", pa.string()), ("modified_at", pa.timestamp("us", "UTC"))])),
+        pa.Table.from_pylist(
+            rows, pa.schema([schema.MANIFEST.field(schema.URI), schema.MANIFEST.field(schema.MODIFIED_AT)])
+        ),
         source,
     )
     orders: dict[plan_module.Order, str] = {"name": "/a/b/c/d", "newest": "/c/a/d/b", "oldest": "/d/a/c/b"}

@@ -185,3 +185,28 @@ def test_refusals(tmp_path: Path) -> None:
     for settings, message in wrong:
         with pytest.raises(ValueError, match=message):
             run(settings)
+
+
+@pytest.mark.ray
+def test_a_night_that_is_told_to_stop_gives_its_lease_back(
+    ray_cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """SIGTERM, as from systemd, Kubernetes or `ray job stop`: exit 1 at once, and the next start waits for nobody."""
+    photos, output = tmp_path / "photos", f"{tmp_path}/out"
+    photos.mkdir()
+    jpeg = encode(china_image().resize((4000, 3000)), "jpeg")
+    for index in range(600):
+        put(photos / f"{index}.jpg", jpeg + b"%d" % index)
+    arguments = ("--photos", photos, "--output", output, "--model", tiny_checkpoint, "--cluster.rows-per-part", 16)
+    process = start(ray_cluster, *arguments, "--date", "2026-11-01")
+    stage = Stage(output, "nightly-2026-11-01")
+    deadline_s = time.monotonic() + 120
+    while not stage.row_files() and process.poll() is None and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    process.terminate()
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 1, err
+    assert "stopped: run the same command again" in err
+    assert stage.row_files()
+    assert json.loads(storage.read_bytes(f"{output}/lease.json"))["process"] == ""
+    assert not storage.exists(f"{output}/nights/2026-11-01.json")

@@ -20,7 +20,7 @@ import tyro
 
 from jobs import geotag_archive, run_command
 from jobs.geotag_archive import GeotagSettings, Outcome
-from pipeline import catalog, schema, staging, storage
+from pipeline import catalog, lease, schema, staging, storage
 from pipeline.plan import Order
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,9 @@ class NightlySettings:
     """Which photos come first where the budget does not suffice for all: newest, oldest, or by name."""
     summary: str = ""
     """A file or URI for the night's summary as text, fit for an e-mail; standard output has it in any case."""
+    keep_days: int | None = None
+    """Remove runs that ended more than so many days ago and whose every row a newer run has replaced; all stay if not
+    given. Photos keep their newest row, however old."""
     webhook: str = ""
     """POST the night's record as JSON to this address; where that fails, the night is done all the same."""
 
@@ -67,6 +70,8 @@ def run(settings: NightlySettings) -> int:
         if outcome.exit_code == 1:  # nothing is published: tonight's date is not done, the next start goes on
             return 1
     night = _described(settings.date, started_at, outcomes)
+    if settings.keep_days is not None:
+        night["removed_runs"] = _remove_replaced_runs(output, settings.keep_days, archive.lease)
     storage.write_bytes(_uri(output, settings.date), json.dumps(night, indent=2).encode())
     text = summary_text(night)
     print(text, end="")
@@ -93,6 +98,7 @@ def summary_text(night: dict[str, Any]) -> str:
         f"left for the next night   {night['left']}",
         f"hours                     {night['hours']:.2f}",
         f"runs                      {' '.join(night['runs']) or 'none: there was nothing to do'}",
+        *(f"removed, all replaced     {run_id}" for run_id in night.get("removed_runs", ())),
     ]
     return "\n".join(lines) + "\n"
 
@@ -111,6 +117,8 @@ def _checked(settings: NightlySettings) -> GeotagSettings:
         raise ValueError("say which photos come first by --first")
     if settings.max_photos is not None and settings.max_photos < 1:
         raise ValueError(f"--max-photos {settings.max_photos}: give at least 1")
+    if settings.keep_days is not None and settings.keep_days < 0:
+        raise ValueError(f"--keep-days {settings.keep_days}: give 0 or more")
     if settings.webhook and not settings.webhook.startswith(("https://", "http://")):
         raise ValueError(f"--webhook {settings.webhook}: give an address that begins with https://")
     if not archive.output:
@@ -196,6 +204,24 @@ def _plan(outcome: Outcome) -> dict[str, Any]:
         return plan
     assert outcome.plan is not None
     return asdict(outcome.plan)
+
+
+def _remove_replaced_runs(output: str, keep_days: int, settings: lease.LeaseSettings) -> list[str]:
+    """Remove old runs that no photo's newest row is from; return which."""
+    records = catalog.run_records(output)
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(days=keep_days)
+    old = [record for record in records if dt.datetime.fromisoformat(record["finished_at"]) < before]
+    if not old:
+        return []
+    with lease.held(output, "retention", settings):
+        needed = set(catalog.Catalog(output).rows("SELECT DISTINCT run_id FROM photos").column("run_id").to_pylist())
+        removed = [record for record in old if record["run_id"] not in needed]
+        for record in removed:
+            # The record first: files without one are no part of any answer, a record without its files would be a loss.
+            storage.delete(storage.join(output, lease.RUNS_FOLDER, f"{record['run_id']}.json"))
+            for uri in catalog.published_files(output, [record]):
+                storage.delete(uri)
+    return [str(record["run_id"]) for record in removed]
 
 
 def _night(output: str, date: str) -> dict[str, Any] | None:

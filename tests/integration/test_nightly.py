@@ -138,11 +138,27 @@ def test_three_nights(
     assert code == 0, err
     assert counted(record(output, "2026-11-04")) == (306, 305, 1, 0, 1, 0)
 
+    code, out, err = nightly(
+        ray_cluster,
+        *arguments,
+        "--date",
+        "2026-11-05",
+        "--retry-failed",
+        "--keep-days",
+        0,
+        "--max-failed-fraction",
+        0.5,
+    )
+    assert code == 3, err  # the broken photo alone, and it is broken still
+    assert "too many failures" in posted.pop()["text"]
+    assert "removed_runs" in record(output, "2026-11-05")
+    assert record(output, "2026-11-05")["removed_runs"] == []  # each of the older runs has a newest row
+
     expected: dict[str, str | None] = {f"{photos}/{path.name}": None for path in photos.iterdir()}
     expected |= {f"{photos}/broken.jpg": "truncated", f"{photos}/b.jpg": None}
     assert codes(output) == expected
     assert verify_output(output) == []
-    assert len(Catalog(output).records) == 3
+    assert len(Catalog(output).records) == 4
     assert [night["date"] for night in posted] == ["2026-11-01", "2026-11-03", "2026-11-04"]
 
 
@@ -169,6 +185,25 @@ def test_a_night_that_is_out_of_time_publishes_what_it_has(
     assert verify_output(output) == []
 
 
+@pytest.mark.ray
+def test_runs_that_are_replaced_whole_are_removed_when_old(
+    ray_cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    photos, output = tmp_path / "photos", f"{tmp_path}/out"
+    photos.mkdir()
+    arguments = ("--photos", photos, "--output", output, "--model", tiny_checkpoint)
+    for day, removed in (("01", []), ("02", []), ("03", ["nightly-2026-11-02"])):
+        put(photos / "a.jpg", china_jpeg() + day.encode())
+        if day == "01":
+            put(photos / "b.jpg", china_jpeg() + b"b")
+        code, out, err = nightly(ray_cluster, *arguments, "--date", f"2026-11-{day}", "--keep-days", 0)
+        assert code == 0, err
+        assert record(output, f"2026-11-{day}")["removed_runs"] == removed
+        assert ("removed, all replaced     nightly-2026-11-02" in out) == bool(removed)
+    assert set(codes(output)) == {f"{photos}/a.jpg", f"{photos}/b.jpg"}
+    assert verify_output(output) == []
+
+
 def test_refusals(tmp_path: Path) -> None:
     from jobs.geotag_archive import GeotagSettings
     from jobs.nightly import NightlySettings, run
@@ -177,6 +212,7 @@ def test_refusals(tmp_path: Path) -> None:
     wrong: list[tuple[NightlySettings, str]] = [
         (NightlySettings(archive, date="tonight"), "give a date such as"),
         (NightlySettings(archive, max_photos=0), "give at least 1"),
+        (NightlySettings(archive, keep_days=-1), "give 0 or more"),
         (NightlySettings(archive, webhook="ftp://x"), "begins with https"),
         (NightlySettings(GeotagSettings(photos=(str(tmp_path),), output="o", run_id="x")), "leave out --run-id"),
         (NightlySettings(GeotagSettings(photos=(str(tmp_path),), output="o", limit=3)), "as --max-photos"),
@@ -204,7 +240,7 @@ def test_a_night_that_is_told_to_stop_gives_its_lease_back(
     while not stage.row_files() and process.poll() is None and time.monotonic() < deadline_s:
         time.sleep(0.05)
     process.terminate()
-    out, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 1, err
     assert "stopped: run the same command again" in err
     assert stage.row_files()

@@ -11,6 +11,7 @@ import collections
 import datetime as dt
 import json
 import logging
+import os
 import time
 import urllib.request
 from dataclasses import asdict, dataclass, field, replace
@@ -46,7 +47,8 @@ class NightlySettings:
     """Remove runs that ended more than so many days ago and whose every row a newer run has replaced; all stay if not
     given. Photos keep their newest row, however old."""
     webhook: str = ""
-    """POST the night's record as JSON to this address; where that fails, the night is done all the same."""
+    """POST the night's record as JSON to this address, or to the environment's GRATICULE_WEBHOOK, which no process
+    list shows; where that fails, the night is done all the same."""
 
 
 def run(settings: NightlySettings) -> int:
@@ -77,8 +79,8 @@ def run(settings: NightlySettings) -> int:
     print(text, end="")
     if settings.summary:
         storage.write_bytes(storage.absolute(settings.summary), text.encode())
-    if settings.webhook:
-        _post(settings.webhook, night)
+    if webhook := _webhook(settings):
+        _post(webhook, night)
     return int(night["exit_code"])
 
 
@@ -119,11 +121,15 @@ def _checked(settings: NightlySettings) -> GeotagSettings:
         raise ValueError(f"--max-photos {settings.max_photos}: give at least 1")
     if settings.keep_days is not None and settings.keep_days < 0:
         raise ValueError(f"--keep-days {settings.keep_days}: give 0 or more")
-    if settings.webhook and not settings.webhook.startswith(("https://", "http://")):
-        raise ValueError(f"--webhook {settings.webhook}: give an address that begins with https://")
+    if not (_webhook(settings) or "https://").startswith(("https://", "http://")):
+        raise ValueError("--webhook, or GRATICULE_WEBHOOK: give an address that begins with https://")
     if not archive.output:
         raise ValueError("give --output a folder or an object prefix for the answers")
     return archive
+
+
+def _webhook(settings: NightlySettings) -> str:
+    return settings.webhook or os.environ.get("GRATICULE_WEBHOOK", "")
 
 
 def _runs_to_do(output: str, date: str) -> list[str]:

@@ -4,6 +4,7 @@ exit code (0 done, 1 stopped, 2 usage, 3 finished with too many failures)."""
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -24,18 +25,24 @@ class _PrintableLines(logging.Formatter):
 
 
 def run_command(settings_type: type[Settings], run: Callable[[Settings], int]) -> NoReturn:
-    """Parse the command line, call `run` and exit with its code; a `ValueError` is the user's mistake: exit 2."""
+    """Parse the command line, call `run` and exit with its code; a `ValueError` is the user's mistake: exit 2.
+
+    SIGTERM, which schedulers and `ray job stop` send, stops as Ctrl-C does: the lease is given back, exit 1.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PrintableLines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells where it found credentials, again and again
     settings = tyro.cli(settings_type)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = run(settings)
     except ValueError as error:
         print("error: " + "\n".join(printable(line) for line in str(error).split("\n")), file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:  # Ray's handler exits with the signal's number
+            raise
         print("stopped: run the same command again to go on where it stopped", file=sys.stderr)
         code = 1
     sys.exit(code)

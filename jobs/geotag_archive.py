@@ -26,7 +26,7 @@ from pipeline import catalog, copies, dataflow, lease, publish, staging, storage
 from pipeline.decode import DecodeLimits, DecodeTarget
 from pipeline.fetch import FetchSettings
 from pipeline.locator import LocatorSettings, model_folder
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import Order, Plan, cut_to_staged, make_plan
 from pipeline.precision import PrecisionName
 from pipeline.reader import ReaderSettings
 from pipeline.verify import verify_output
@@ -63,6 +63,10 @@ class GeotagSettings:
     """Take photos again that another model has looked at."""
     limit: int | None = None
     """Take on at most so many photos in this run."""
+    max_hours: float | None = None
+    """Begin no more photos after so many hours, publish those that are done, and leave the rest to the next run."""
+    order: Order = "name"
+    """Which photos come first, and which ones --limit takes: by name, or those changed last or first."""
     max_failed_fraction: float = 0.5
     """Exit with 3 when more than this share of the run's photos failed."""
     batch_size: int = 32
@@ -73,10 +77,24 @@ class GeotagSettings:
     limits: DecodeLimits = field(default_factory=DecodeLimits)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its exit code, what it had planned, and its record if it published anything."""
+
+    exit_code: int
+    plan: Plan | None = None
+    record: dict[str, Any] | None = None
+
+
 def run(settings: GeotagSettings) -> int:
-    """Plan, process and publish; return the exit code."""
+    """Plan, process and publish, or verify; return the exit code."""
     if settings.verify is not None:
         return _verify(storage.absolute(settings.verify))
+    return geotag(settings).exit_code
+
+
+def geotag(settings: GeotagSettings, count_gone: bool = False) -> Outcome:
+    """Plan, process and publish, and say how it went; `count_gone` is `make_plan`'s."""
     _check(settings)
     output = storage.absolute(settings.output)
     model_uri = settings.model if settings.model == "bundled" else storage.absolute(settings.model)
@@ -84,14 +102,22 @@ def run(settings: GeotagSettings) -> int:
     storage.check_writable(output)
     try:
         with lease.held(output, settings.run_id or "(new)", settings.lease) as held:
-            return _run_held(settings, output, model_uri, checkpoint, held)
+            return _run_held(settings, output, model_uri, checkpoint, held, count_gone)
     except lease.LeaseLostError as error:
         log.error("%s", error)
-        return 1
+        return Outcome(1)
 
 
-def _run_held(settings: GeotagSettings, output: str, model_uri: str, checkpoint: Checkpoint, held: lease.Lease) -> int:
+def _run_held(
+    settings: GeotagSettings,
+    output: str,
+    model_uri: str,
+    checkpoint: Checkpoint,
+    held: lease.Lease,
+    count_gone: bool,
+) -> Outcome:
     started_at, start_s = dt.datetime.now(dt.UTC), time.monotonic()
+    stop_at_s = None if settings.max_hours is None else time.time() + 3600 * settings.max_hours
     sources = [storage.absolute(source) for source in settings.photos]
     records = catalog.run_records(output)
     finished_runs = {str(record["run_id"]) for record in records}
@@ -112,14 +138,16 @@ def _run_held(settings: GeotagSettings, output: str, model_uri: str, checkpoint:
         include=settings.include,
         exclude=settings.exclude,
         allow_http=settings.fetch.allow_http,
+        order=settings.order,
+        count_gone=count_gone,
     )
     log.info("%d photos listed, %d done before, %d to do", plan.listed - plan.duplicates, plan.already_done, plan.todo)
     if plan.todo == 0 and plan.staged == 0:
         stage.delete()
         print(f"Nothing to do: all {plan.already_done} photos have their row at {output}{_whose(plan, checkpoint)}.")
-        return 0
+        return Outcome(0, plan)
 
-    flow_s, unmatched = 0.0, 0
+    flow_s, unmatched, left = 0.0, 0, 0
     if plan.todo:
         size = dataflow.start_ray()
         reader = ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing), settings.limits, fetch=settings.fetch)
@@ -134,9 +162,16 @@ def _run_held(settings: GeotagSettings, output: str, model_uri: str, checkpoint:
         )
         flow_start_s = time.monotonic()
         answered = copies.answered_contents(stage, answering, checkpoint.model_id, settings.cluster.known_contents)
-        unmatched = dataflow.run_dataflow(plan.files, stage, reader, locator, settings.cluster, size, answered)
+        unmatched = dataflow.run_dataflow(
+            plan.files, stage, reader, locator, settings.cluster, size, answered, stop_at_s
+        )
         flow_s = time.monotonic() - flow_start_s
         copies.settle(stage, answering)
+        if stop_at_s is not None and time.time() >= stop_at_s:
+            left = cut_to_staged(stage)
+            if left == plan.todo and not plan.staged:
+                log.error("--max-hours %g: that was over before the first photo was done", settings.max_hours)
+                return Outcome(1, plan)
     log.info("publishing")
     published = dataflow.publish_on_ray(stage)
     wall_s = time.monotonic() - start_s
@@ -152,7 +187,7 @@ def _run_held(settings: GeotagSettings, output: str, model_uri: str, checkpoint:
         "hierarchy_sha256": checkpoint.hierarchy.content_hash,
         "settings": asdict(settings),
         "versions": {"python": platform.python_version(), "ray": ray.__version__},
-        "plan": {name: value for name, value in asdict(plan).items() if name != "files"},
+        "plan": {name: value for name, value in asdict(plan).items() if name != "files"} | {"left": left},
         "photos": {
             "located": published.located,
             "failed": published.failed,
@@ -169,12 +204,12 @@ def _run_held(settings: GeotagSettings, output: str, model_uri: str, checkpoint:
         publish.discard(stage)
         raise
     stage.delete()
-    _print_summary(output, plan, published, checkpoint.model_id, wall_s)
+    _print_summary(output, plan, published, checkpoint.model_id, wall_s, left)
     photos = published.located + published.failed
     if published.failed > settings.max_failed_fraction * photos:
         log.error("%d of %d photos failed, more than --max-failed-fraction allows", published.failed, photos)
-        return 3
-    return 0
+        return Outcome(3, plan, record)
+    return Outcome(0, plan, record)
 
 
 def _verify(output: str) -> int:
@@ -198,6 +233,8 @@ def _check(settings: GeotagSettings) -> None:
     for name, value in (("--limit", settings.limit), ("--batch-size", settings.batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} {value}: give at least 1")
+    if settings.max_hours is not None and not settings.max_hours > 0:
+        raise ValueError(f"--max-hours {settings.max_hours:g}: give more than 0")
     if settings.run_id is not None and not settings.run_id.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"--run-id {settings.run_id!r}: use letters, digits, - and _ only")
 
@@ -239,7 +276,9 @@ def _whose(plan: Plan, checkpoint: Checkpoint) -> str:
     return f", {plan.of_another_model} of them by another model than {checkpoint.model_id} (--retag takes them again)"
 
 
-def _print_summary(output: str, plan: Plan, published: publish.Published, model_id: str, wall_s: float) -> None:
+def _print_summary(
+    output: str, plan: Plan, published: publish.Published, model_id: str, wall_s: float, left: int
+) -> None:
     table = Table(
         title=f"{published.located + published.failed} photos by {model_id}", title_justify="left", min_width=60
     )
@@ -254,8 +293,10 @@ def _print_summary(output: str, plan: Plan, published: publish.Published, model_
         table.add_row("… of these by another model (--retag)", str(plan.of_another_model))
     if plan.excluded:
         table.add_row("left out by --include and --exclude", str(plan.excluded))
+    if left:
+        table.add_row("left for the next run (--max-hours)", str(left))
     Console(width=max(100, Console().width)).print(table)
-    print(f"{plan.todo} photos processed in {wall_s:.0f} s. Look at them with")
+    print(f"{plan.todo - left} photos processed in {wall_s:.0f} s. Look at them with")
     print(f'    python -m jobs.query {output} "SELECT uri, lat_deg, lon_deg, radius_km FROM photos"')
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -118,8 +119,11 @@ def run_dataflow(
     cluster: ClusterSettings,
     size: ClusterSize,
     answered: Sequence[bytes] = (),
+    stop_at_s: float | None = None,
 ) -> int:
     """Process every photo of the plan that isn't staged yet; returns once all rows are staged.
+
+    From `stop_at_s` on, by the nodes' own clocks since 1970, no more photos are begun: those that are left have no row.
 
     `answered` are contents that have their answer elsewhere: photos with these bytes wait for it, too. Returns how many
     photos were inferred without looking for their like, as there were more contents than are remembered.
@@ -140,7 +144,7 @@ def run_dataflow(
     index: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ContentIndex).remote(
         cluster.known_contents, answered
     )
-    read_rows = functools.partial(_read_rows, settings=reader, index=index)
+    read_rows = functools.partial(_read_rows, settings=reader, index=index, stop_at_s=stop_at_s)
     photos = photos.map_batches(read_rows, num_cpus=1, **at_once, **batches)
     photos = photos.map_batches(
         _LocatorActor,
@@ -249,10 +253,12 @@ def _process_reader(settings: ReaderSettings) -> IsolatedReader:
     return IsolatedReader(settings)
 
 
-def _read_rows(plan: pa.Table, settings: ReaderSettings, index: Any) -> pa.Table:
+def _read_rows(plan: pa.Table, settings: ReaderSettings, index: Any, stop_at_s: float | None) -> Iterator[pa.Table]:
+    if stop_at_s is not None and time.time() >= stop_at_s:
+        return
     read = _process_reader(settings)(plan)
     rows_N, contents, photo_ids = claims(read)
-    return without_copies(read, rows_N, ray.get(index.claim.remote(contents, photo_ids)))
+    yield without_copies(read, rows_N, ray.get(index.claim.remote(contents, photo_ids)))
 
 
 class _LocatorActor:
@@ -283,6 +289,8 @@ class _StageDatasink(Datasink[None]):
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
+        if not tables:
+            return
         rows = pa.concat_tables(tables).cast(schema.PHOTOS)
         is_copy = pc.equal(rows.column(schema.STATUS), schema.COPIED)
         for put, part in (

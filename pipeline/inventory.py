@@ -36,20 +36,22 @@ def _plain(name: str) -> str:
     return name.strip().replace("_", "").lower()
 
 
-_KEY, _SIZE, _ETAG, _IS_LATEST, _IS_DELETE_MARKER = (
-    _plain(name) for name in ("Key", "Size", "ETag", "IsLatest", "IsDeleteMarker")
+_KEY, _SIZE, _ETAG, _MODIFIED, _IS_LATEST, _IS_DELETE_MARKER = (
+    _plain(name) for name in ("Key", "Size", "ETag", "LastModifiedDate", "IsLatest", "IsDeleteMarker")
 )
 _KINDS = {
     _KEY: pa.string(),
     _SIZE: pa.int64(),
     _ETAG: pa.string(),
+    _MODIFIED: pa.timestamp("us", "UTC"),
     _IS_LATEST: pa.bool_(),
     _IS_DELETE_MARKER: pa.bool_(),
 }
 
 
 def read_inventory(source: str) -> Iterator[pa.Table]:
-    """Yield the objects that the inventory at `source`, its manifest.json, lists: URI, ETag and size, newest version.
+    """Yield the objects that the inventory at `source`, its manifest.json, lists: their newest versions, with
+    ETag, size and time.
 
     Raises ValueError where the inventory isn't one, or a data file is missing or not the one that the manifest names.
     """
@@ -169,5 +171,12 @@ def _photos(batch: pa.RecordBatch, bucket: str) -> pa.Table:
     is_marker = pc.and_(pc.ends_with(columns[_KEY], "/"), pc.equal(pc.fill_null(columns[_SIZE], -1), 0))
     uris = pc.binary_join_element_wise(f"s3://{bucket}", columns[_KEY], "/")
     etags = pc.ascii_trim(columns[_ETAG], '"')
-    photos = pa.table([uris, etags, columns[_SIZE]], [schema.URI, schema.ETAG, schema.SIZE_BYTES])
+    photos = pa.table(
+        {
+            schema.URI: uris,
+            schema.ETAG: etags,
+            schema.SIZE_BYTES: columns[_SIZE],
+            schema.MODIFIED_AT: columns[_MODIFIED],
+        }
+    )
     return photos.filter(pc.and_(is_photo, pc.invert(is_marker)))

@@ -94,8 +94,11 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def walk(folder: bytes) -> Iterator[tuple[str, int, str]]:
-    """Yield (URI, size, ETag) of every file below `folder`, sorted; links to folders are named in the log instead."""
+def walk(folder: bytes) -> Iterator[tuple[str, int, str, int]]:
+    """Yield (URI, size, ETag, time in µs since 1970) of every file below `folder`, sorted.
+
+    Links to folders are named in the log instead.
+    """
     try:
         children = sorted(os.scandir(folder), key=lambda child: child.name)
     except FileNotFoundError:
@@ -110,7 +113,7 @@ def walk(folder: bytes) -> Iterator[tuple[str, int, str]]:
                 status = child.stat()
             except OSError:  # a link to nowhere or to itself: listed, so that it gets its row
                 status = child.stat(follow_symlinks=False)
-            yield uri_of(child.path), status.st_size, etag_of(status)
+            yield uri_of(child.path), status.st_size, etag_of(status), status.st_mtime_ns // 1000
 
 
 def _made_folder(uri: str) -> Path:

@@ -21,6 +21,7 @@ _TABLE_ENDINGS = (".parquet", ".csv")
 _ROWS_PER_BATCH = 10_000
 _MAX_URI_BYTES = 32 << 10
 _PARQUET_READ_BYTES = 4 << 20
+_TIME = schema.MANIFEST.field(schema.MODIFIED_AT).type
 _PATH = "path"
 """A column that only patterns look at: the name below the source."""
 
@@ -37,7 +38,7 @@ def read_manifest(
     """List the photos of `source` as batches of `schema.MANIFEST`, in the source's order, duplicates and all.
 
     - A name ending in `.parquet` or `.csv` is a manifest with a column `uri` (or `path`, `url`; relative ones lie
-      beside the manifest) and, where wanted, `etag` and `size_bytes`.
+      beside the manifest) and, where wanted, `etag`, `size_bytes` and `modified_at` (UTC where it names no zone).
     - `manifest.json` is an AWS S3 Inventory.
     - A name ending in `.tar` or `.zip` is an archive: its members are the photos, called `archive#member`; `/*.tar` or
       `/*.zip` at the end takes every such archive at any depth of the folder.
@@ -156,6 +157,7 @@ def _folder_rows(source: str) -> Iterator[pa.Table]:
             schema.URI: pa.array(uris, pa.string()),
             schema.ETAG: pa.array([entry.etag for entry in chunk], pa.string()),
             schema.SIZE_BYTES: pa.array([entry.size_bytes for entry in chunk], pa.int64()),
+            schema.MODIFIED_AT: pa.array([entry.modified_us for entry in chunk], _TIME),
             _PATH: pa.array([_below(uri, prefix) for uri in uris], pa.string()),
         }
         yield pa.table(columns)
@@ -182,6 +184,7 @@ def _archive_rows(containers: Iterable[storage.Entry]) -> Iterator[pa.Table]:
         columns[schema.URI] = pc.binary_join_element_wise(container.uri, names, "#")
         columns[schema.CONTAINER_URI] = pa.repeat(container.uri, len(names))
         columns[schema.CONTAINER_ETAG] = pa.repeat(container.etag, len(names))
+        columns[schema.MODIFIED_AT] = pa.repeat(pa.scalar(container.modified_us, _TIME), len(names))
         yield pa.table(columns | {_PATH: names})
 
 
@@ -221,6 +224,8 @@ def _checked(batch: pa.RecordBatch, source: str, folder: str, first_row: int, al
             row = first_row + pc.index(pc.less(sizes, 0), True).as_py()
             raise ValueError(f"{source}: {schema.SIZE_BYTES} is negative in row {row}")
         columns[schema.SIZE_BYTES] = sizes
+    if schema.MODIFIED_AT in batch.schema.names:
+        columns[schema.MODIFIED_AT] = _cast(batch, schema.MODIFIED_AT, _TIME, source)
     return pa.table(columns)
 
 
@@ -263,7 +268,7 @@ def _wanted(names: Sequence[str], source: str) -> list[str]:
         raise ValueError(
             f"{source} has no column named {' or '.join(_URI_NAMES)}; its columns are: {', '.join(names[:20])}"[:2000]
         )
-    wanted = [each for each in (name, schema.ETAG, schema.SIZE_BYTES) if each in names]
+    wanted = [each for each in (name, schema.ETAG, schema.SIZE_BYTES, schema.MODIFIED_AT) if each in names]
     for each in wanted:
         if names.count(each) > 1:
             raise ValueError(f"{source} has {names.count(each)} columns named {each}: leave one")
@@ -279,9 +284,8 @@ def _parquet_batches(source: str) -> Iterator[pa.RecordBatch]:
         wanted = _wanted(table.schema_arrow.names, source)
         for name in wanted:
             kind = table.schema_arrow.field(name).type
-            is_right = _is_number if name == schema.SIZE_BYTES else _is_text
+            is_right, expected = _KINDS.get(name, (_is_text, pa.string()))
             if not is_right(kind):
-                expected = pa.int64() if name == schema.SIZE_BYTES else pa.string()
                 raise ValueError(f"{source}: column {name} must be {expected}, and is {str(kind)[:200]}")
         for batch in table.iter_batches(_ROWS_PER_BATCH, columns=wanted, use_threads=False):
             yield batch.select(wanted)
@@ -301,9 +305,20 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in (*texts, *bytes_of_texts, types.is_null))
 
 
+def _is_time(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_timestamp(kind) or pa.types.is_null(kind))
+
+
+_KINDS = {schema.SIZE_BYTES: (_is_number, pa.int64()), schema.MODIFIED_AT: (_is_time, _TIME)}
+"""What a column of a Parquet manifest must be, where that is not a text."""
+
+
 def _csv_batches(source: str) -> Iterator[pa.RecordBatch]:
     entry = storage.head(source)
-    kinds = {name: pa.string() for name in (*_URI_NAMES, schema.ETAG)} | {schema.SIZE_BYTES: pa.int64()}
+    kinds = {name: pa.string() for name in (*_URI_NAMES, schema.ETAG)} | {
+        schema.SIZE_BYTES: pa.int64(),
+        schema.MODIFIED_AT: _TIME,
+    }
     parsing = pa.csv.ParseOptions(newlines_in_values=True)
     with pa.csv.open_csv(RangedFile(entry), parse_options=parsing) as reader:
         wanted = _wanted(reader.schema.names, source)

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import duckdb
 import pyarrow as pa
@@ -20,6 +21,13 @@ import pyarrow as pa
 from pipeline import manifest, schema, staging, storage
 
 log = logging.getLogger(__name__)
+
+Order = Literal["name", "newest", "oldest"]
+_ORDER_BY: dict[Order, str] = {
+    "name": "uri",
+    "newest": "modified_at DESC NULLS LAST, uri",
+    "oldest": "modified_at ASC NULLS LAST, uri",
+}
 
 _TASKS = 1024
 _ROWS_PER_TASK = (64, 65_536)
@@ -37,7 +45,8 @@ class Plan:
 
     `listed` counts manifest rows, `excluded` those that the sources' patterns left out before, `duplicates` those that
     repeat a photo; `already_done` the photos that have their row from an earlier run, `of_another_model` those of them
-    whose row another model made. Of those this run takes on, `staged` have their row from before it was interrupted,
+    whose row another model made; `gone` the photos that have a row and are listed no more, where that was asked for. Of
+    those this run takes on, `staged` have their row from before it was interrupted,
     `todo` are to process now, which `files` hold, and `changed` were published in another version.
     """
 
@@ -50,6 +59,7 @@ class Plan:
     todo: int
     changed: int
     files: tuple[str, ...]
+    gone: int | None = None
 
 
 def connect(*uris: str) -> duckdb.DuckDBPyConnection:
@@ -77,12 +87,15 @@ def make_plan(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     allow_http: bool = False,
+    order: Order = "name",
+    count_gone: bool = False,
 ) -> Plan:
     """List `sources`, leave out what is done, write the rest as the stage's plan, and say what was counted.
 
     A photo is done when its newest published row is of this version (same URI, same ETag; any, where the listing has no
     ETag), no transient failure and, with `retry_failed`, no failure at all; with `retag`, only when it is of this model
-    too. `limit` bounds how many photos this run takes on; `include`, `exclude` and `allow_http` are
+    too. `limit` bounds how many photos this run takes on, and `order` says which ones, and in which order: by name, or
+    by the time of their last change, those without one last. `include`, `exclude` and `allow_http` are
     `manifest.read_manifest`'s.
     Raises ValueError for a source that can't be read.
     """
@@ -102,7 +115,8 @@ def make_plan(
         taken = "FROM listed JOIN judged ON listed.rowid = judged.listed_row WHERE NOT is_done"
         if limit is not None:
             connection.execute(
-                f"CREATE TABLE limited AS SELECT judged.* {taken} ORDER BY is_staged DESC, uri LIMIT {limit}"
+                f"CREATE TABLE limited AS SELECT judged.* {taken}"
+                f" ORDER BY is_staged DESC, {_ORDER_BY[order]} LIMIT {limit}"
             )
             taken = "FROM listed JOIN limited ON listed.rowid = limited.listed_row WHERE true"
         staged, todo, changed = _one_row(
@@ -119,8 +133,26 @@ def make_plan(
             staged=staged,
             todo=todo,
             changed=changed,
-            files=_write_plan(connection, stage, taken, todo),
+            files=_write_plan(connection, stage, taken, todo, order),
+            gone=_count_gone(connection) if count_gone else None,
         )
+
+
+def cut_to_staged(stage: staging.Stage) -> int:
+    """Take out of the stage's plan the photos that have no row yet, for the next run; return how many.
+
+    For a run that stops before its end and yet publishes what it has.
+    """
+    with _database(stage) as connection:
+        connection.read_parquet(stage.plan_files(), hive_partitioning=False).create_view("plan_rows")
+        _view_rows(connection, "staged", stage.row_files())
+        # A copy of what is cut here, as DuckDB reads lazily, and the files that it reads are to go.
+        connection.execute("CREATE TABLE kept AS FROM plan_rows SEMI JOIN staged USING (photo_id)")
+        (planned,) = _one_row(connection, "SELECT count(*) FROM plan_rows")
+        (kept,) = _one_row(connection, "SELECT count(*) FROM kept")
+        if kept < planned:
+            _write_plan(connection, stage, "FROM (SELECT *, true AS is_staged FROM kept) WHERE true", 0, "name")
+        return planned - kept
 
 
 @contextlib.contextmanager
@@ -231,6 +263,13 @@ def _judge(
     )
 
 
+def _count_gone(connection: duckdb.DuckDBPyConnection) -> int:
+    (gone,) = _one_row(
+        connection, "SELECT count(*) FROM (SELECT DISTINCT photo_id FROM published) ANTI JOIN listed USING (photo_id)"
+    )
+    return gone
+
+
 _AGAIN, _OWN, _OTHER = 0, 1, 2
 """What a row says of its photo: to be made again, done, done by another model."""
 
@@ -252,7 +291,9 @@ def _view_rows(connection: duckdb.DuckDBPyConnection, name: str, files: Sequence
         connection.register(name, schema.PHOTOS.empty_table())
 
 
-def _write_plan(connection: duckdb.DuckDBPyConnection, stage: staging.Stage, taken: str, todo: int) -> tuple[str, ...]:
+def _write_plan(
+    connection: duckdb.DuckDBPyConnection, stage: staging.Stage, taken: str, todo: int, order: Order
+) -> tuple[str, ...]:
     """Write what this run takes on, the staged rows too (publishing checks against all), and return the files to do."""
     stage.delete_plan()
     files: list[str] = []
@@ -261,7 +302,9 @@ def _write_plan(connection: duckdb.DuckDBPyConnection, stage: staging.Stage, tak
         ("staged", "is_staged", _ROWS_PER_TASK[1]),
         ("todo", "NOT is_staged", rows_per_task),
     ):
-        rows = connection.sql(f"SELECT {', '.join(schema.MANIFEST.names)} {taken} AND {condition} ORDER BY uri")
+        rows = connection.sql(
+            f"SELECT {', '.join(schema.MANIFEST.names)} {taken} AND {condition} ORDER BY {_ORDER_BY[order]}"
+        )
         for index, batch in enumerate(_rebatch(rows.to_arrow_reader(_ROWS_PER_TASK[1]), rows_per_file)):
             uri = stage.plan_uri(name, index)
             storage.write_bytes(uri, staging.parquet_bytes(batch.cast(schema.MANIFEST)))

@@ -77,6 +77,7 @@ CONTAINER_URI = "container_uri"
 CONTAINER_ETAG = "container_etag"
 OFFSET_BYTES = "offset_bytes"
 STORED_BYTES = "stored_bytes"
+MODIFIED_AT = "modified_at"
 
 MANIFEST = pa.schema(
     [
@@ -88,12 +89,15 @@ MANIFEST = pa.schema(
         pa.field(CONTAINER_ETAG, pa.string()),
         pa.field(OFFSET_BYTES, pa.int64()),
         pa.field(STORED_BYTES, pa.int64()),
+        pa.field(MODIFIED_AT, pa.timestamp("us", "UTC")),
     ]
 )
 """One row a photo as its source lists it; also a run's plan.
 
-The last four are null unless the photo lies inside a tar or zip (then `uri` is `container#member`): which one, in which
-version, where its part begins (tar: its bytes; zip: its local header) and how many bytes the part takes there.
+`modified_at` is when the store last wrote it (an archive's members have their archive's), null where the source doesn't
+say. The four before it are null unless the photo lies inside a tar or zip (then `uri` is `container#member`): which
+one, in which version, where its part begins (tar: its bytes; zip: its local header) and how many bytes the part takes
+there.
 """
 
 # Columns that the Reader adds.

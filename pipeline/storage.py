@@ -8,6 +8,7 @@ endpoint come from the environment, as boto3 and every AWS tool read them.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import functools
 import hashlib
 import itertools
@@ -44,11 +45,15 @@ _REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored object as its listing shows it; `etag` names its version (S3's ETag, a local file's time and size)."""
+    """One stored object as its listing shows it; `etag` names its version (S3's ETag, a local file's time and size).
+
+    `modified_us` is when it was last written, in microseconds since 1970.
+    """
 
     uri: str
     size_bytes: int
     etag: str
+    modified_us: int
 
 
 @dataclass(frozen=True)
@@ -187,14 +192,14 @@ def head(uri: str) -> Entry:
     if not is_remote(uri):
         with local_files.open_file(uri) as file:
             status = os.fstat(file.fileno())
-        return Entry(uri, status.st_size, local_files.etag_of(status))
+        return Entry(uri, status.st_size, local_files.etag_of(status), status.st_mtime_ns // 1000)
     bucket, key = _split(uri)
     with builtin_errors(uri):
         if _obstore_takes(key):
             found = obstore.head(_store(bucket), key)
-            return Entry(uri, found["size"], _clean_etag(found["e_tag"]))
+            return Entry(uri, found["size"], _clean_etag(found["e_tag"]), _microseconds(found["last_modified"]))
         answer = _s3_client().head_object(Bucket=_s3_bucket(uri), Key=key)
-        return Entry(uri, answer["ContentLength"], _clean_etag(answer["ETag"]))
+        return Entry(uri, answer["ContentLength"], _clean_etag(answer["ETag"]), _microseconds(answer["LastModified"]))
 
 
 def create_bytes(uri: str, data: bytes) -> str:
@@ -285,7 +290,12 @@ def list_files(uri: str) -> Iterator[Entry]:
         else:
             for chunk in obstore.list(_store(bucket), prefix):
                 for item in chunk:
-                    yield Entry(f"{bucket}/{item['path']}", item["size"], _clean_etag(item["e_tag"]))
+                    yield Entry(
+                        f"{bucket}/{item['path']}",
+                        item["size"],
+                        _clean_etag(item["e_tag"]),
+                        _microseconds(item["last_modified"]),
+                    )
 
 
 def _s3_page(client: Any, bucket: str, prefix: str, token: str | None, after: str | None) -> Page[Entry]:
@@ -293,8 +303,20 @@ def _s3_page(client: Any, bucket: str, prefix: str, token: str | None, after: st
     where = {"ContinuationToken": token} if token else {"StartAfter": after} if after else {}
     answer = client.list_objects_v2(Bucket=bucket, Prefix=prefix, **where)
     items = answer.get("Contents", ())
-    entries = [Entry(f"s3://{bucket}/{item['Key']}", item["Size"], _clean_etag(item["ETag"])) for item in items]
+    entries = [
+        Entry(
+            f"s3://{bucket}/{item['Key']}",
+            item["Size"],
+            _clean_etag(item["ETag"]),
+            _microseconds(item["LastModified"]),
+        )
+        for item in items
+    ]
     return Page([item["Key"] for item in items], entries, answer.get("NextContinuationToken"))
+
+
+def _microseconds(time: dt.datetime) -> int:
+    return int(time.timestamp() * 1e6)
 
 
 def check_writable(uri: str) -> None:

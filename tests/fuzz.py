@@ -153,7 +153,7 @@ def check_members(data: bytes) -> str:
     path = _scratch() / ("archive.zip" if data[:2] == b"PK" else "archive.tar")
     path.write_bytes(data)
     try:
-        members = archives.list_members(storage.Entry(str(path), len(data), local_files.etag_of(path.stat())))
+        members = archives.list_members(storage.Entry(str(path), len(data), local_files.etag_of(path.stat()), 0))
     except ValueError as error:
         assert path.name in str(error), f"no file named: {error!r}"
         return "refused"

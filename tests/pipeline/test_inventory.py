@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import gzip
 import hashlib
 import io
@@ -20,6 +21,7 @@ from pipeline.manifest import read_manifest
 
 FOLDER = "inventory/photos/daily"
 CSV_SCHEMA = "Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, LastModifiedDate, ETag"
+WRITTEN_AT = dt.datetime(2024, 5, 6, 7, 8, 9, tzinfo=dt.UTC)
 Row = tuple[str, bool, bool, int | None, str | None]
 ROWS: list[Row] = [
     ("a b+c/100%.jpg", True, False, 5, "e1"),
@@ -46,7 +48,7 @@ def csv_file(rows: list[Row]) -> bytes:
             is_latest,
             is_deleted,
             size,
-            "2024-05-06T07:08:09.000Z",
+            WRITTEN_AT.isoformat().replace("+00:00", ".000Z"),
             etag,
         ]
         lines += (
@@ -58,6 +60,7 @@ def csv_file(rows: list[Row]) -> bytes:
 def table(rows: list[Row]) -> pa.Table:
     names = ["key", "is_latest", "is_delete_marker", "size", "e_tag"]
     columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    columns["last_modified_date"] = [WRITTEN_AT] * len(rows)
     return pa.table({"bucket": ["photos"] * len(rows), **columns, "storage_class": ["STANDARD"] * len(rows)})
 
 
@@ -111,6 +114,12 @@ def test_the_newest_versions_are_listed(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", PACK)
 def test_an_inventory_on_s3_is_found_in_its_bucket(s3_bucket: str, kind: str) -> None:
     assert listed(put(f"s3://{s3_bucket}", kind, [PACK[kind](ROWS)])) == EXPECTED
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_an_inventory_says_when_objects_were_written(tmp_path: Path, kind: str) -> None:
+    rows = pa.Table.from_batches(list(read_manifest(put(str(tmp_path), kind, [PACK[kind](ROWS)]))))
+    assert set(rows.column(schema.MODIFIED_AT).to_pylist()) == {WRITTEN_AT}
 
 
 def test_an_inventory_without_versions_and_etags(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
+import io
 import os
 import random
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +52,39 @@ def test_a_prefix_lists_every_object(s3_bucket: str) -> None:
         storage.write_bytes(uri, b"12")
     storage.write_bytes(f"{prefix}-beside/c.jpg", b"")
     assert set(uris(prefix)) == names
+
+
+NOON = dt.datetime(2024, 5, 6, 12, tzinfo=dt.UTC)
+
+
+def test_sources_say_when_their_photos_were_written(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("photos/a.jpg", "m.tar"):
+        with tarfile.open(tmp_path / "m.tar", "w") as archive:
+            archive.addfile(tarfile.TarInfo("b.jpg"), io.BytesIO())
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (NOON.timestamp(),) * 2)
+    pq.write_table(pa.table({"uri": ["/a", "/b"], "modified_at": [NOON, None]}), tmp_path / "zone.parquet")
+    pq.write_table(pa.table({"uri": ["/a"], "modified_at": [NOON.replace(tzinfo=None)]}), tmp_path / "utc.parquet")
+    write_csv(tmp_path / "m.csv", [["uri", "modified_at"], ["/a", "2024-05-06T14:00:00+02:00"], ["/b", ""]])
+    for source in ("photos", "m.tar", "zone.parquet", "utc.parquet", "m.csv"):
+        times = listed(tmp_path / source).column(schema.MODIFIED_AT).to_pylist()
+        assert times == [NOON] + [None] * (len(times) - 1), source
+    write_csv(tmp_path / "wrong.csv", [["uri", "modified_at"], ["/a", "yesterday"]])
+    pq.write_table(pa.table({"uri": ["/a"], "modified_at": ["yesterday"]}), tmp_path / "wrong.parquet")
+    for source in ("wrong.csv", "wrong.parquet"):
+        with pytest.raises(ValueError, match=r"modified_at|yesterday"):
+            listed(tmp_path / source)
+
+
+@pytest.mark.s3
+def test_a_store_says_when_its_objects_were_written(s3_bucket: str) -> None:
+    before = dt.datetime.now(dt.UTC)
+    uri = f"s3://{s3_bucket}/manifest-times/a.jpg"
+    storage.write_bytes(uri, b"1")
+    (time,) = listed(uri.rpartition("/")[0]).column(schema.MODIFIED_AT).to_pylist()
+    assert abs(time - before) < dt.timedelta(minutes=1)  # whole seconds, by another clock
+    assert storage.head(uri).modified_us == time.timestamp() * 1e6
 
 
 @pytest.mark.s3

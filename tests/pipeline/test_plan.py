@@ -386,3 +386,48 @@ def test_against_the_rule_said_naively(world: World, seed: int) -> None:
     assert set(todo(plan)) == naive_todo(listed, published, staged, retry_failed, retag)
     assert len(todo(plan)) == plan.todo
     assert plan.already_done + plan.staged + plan.todo == plan.listed - plan.duplicates
+
+
+def test_the_order_says_which_photos_come_first(world: World) -> None:
+    """Newest first, oldest first or by name, without a time last: in the plan's files, and for what a limit takes."""
+    times = {"/a": 3, "/b": None, "/c": 9, "/d": 1}
+    source = world.folder / "timed.parquet"
+    rows = [{schema.URI: uri, schema.MODIFIED_AT: None if time is None else later(time)} for uri, time in times.items()]
+    pq.write_table(
+        pa.Table.from_pylist(
+            rows, pa.schema([schema.MANIFEST.field(schema.URI), schema.MANIFEST.field(schema.MODIFIED_AT)])
+        ),
+        source,
+    )
+    orders: dict[plan_module.Order, str] = {"name": "/a/b/c/d", "newest": "/c/a/d/b", "oldest": "/d/a/c/b"}
+    for order, expected in orders.items():
+        assert "".join(todo(make_plan([str(source)], world.stage, [], "m-1", False, None, order=order))) == expected
+        limited = make_plan([str(source)], world.stage, [], "m-1", False, 2, order=order)
+        assert "".join(todo(limited)) == expected[:4]
+        assert limited.todo == 2
+
+
+def test_photos_that_are_listed_no_more_are_counted_if_asked_for(world: World) -> None:
+    world.list(("/a", "v1")).publish(located_row("/a", 1, 1), located_row("/gone", 1, 1), located_row("/too", 1, 1))
+    world.publish(located_row("/gone", 2, 2))
+    assert world.plan().gone is None
+    assert make_plan([str(world.source)], world.stage, world.published, "m-1", False, None, count_gone=True).gone == 2
+
+
+def test_a_plan_is_cut_to_what_is_staged(world: World) -> None:
+    """A run that is out of time publishes what it has: staged before or since, copies and all; the rest is counted."""
+    world.list(*((f"/{name}", "v1") for name in "abcdef")).staged(located_row("/a", 1, 1))
+    plan = world.plan()
+    assert (plan.staged, plan.todo) == (1, 5)
+    world.staged(located_row("/c", 1, 1), failed_row("/e", ErrorCode.CORRUPT))
+    assert plan_module.cut_to_staged(world.stage) == 3
+    rows = [row for file in world.stage.plan_files() for row in pq.read_table(file).to_pylist()]
+    assert sorted(row[schema.URI] for row in rows) == ["/a", "/c", "/e"]
+    assert pq.read_schema(world.stage.plan_files()[0]).equals(schema.MANIFEST)
+    assert plan_module.cut_to_staged(world.stage) == 0  # nothing is left to cut
+
+
+def test_a_plan_without_any_row_is_cut_to_nothing(world: World) -> None:
+    world.list(("/a", "v1"), ("/b", "v1")).plan()
+    assert plan_module.cut_to_staged(world.stage) == 2
+    assert world.stage.plan_files() == []

@@ -1,0 +1,257 @@
+"""Tag what is new in an archive, once a night: for cron, systemd, Kubernetes or Airflow, by date and within a budget.
+
+    python -m jobs.nightly --photos SOURCE --output URI --max-hours 6
+
+A date is done once, however often the command runs. A night that was killed is finished by the next start.
+"""
+
+from __future__ import annotations
+
+import collections
+import datetime as dt
+import json
+import logging
+import os
+import time
+import urllib.request
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import tyro
+
+from jobs import geotag_archive, run_command
+from jobs.geotag_archive import GeotagSettings, Outcome
+from pipeline import catalog, lease, schema, staging, storage
+from pipeline.plan import Order
+
+log = logging.getLogger(__name__)
+
+NIGHTS_FOLDER = "nights"
+_WEBHOOK_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class NightlySettings:
+    """Tag what is new in an archive, once a night."""
+
+    archive: tyro.conf.OmitArgPrefixes[GeotagSettings]
+    date: str = field(default_factory=lambda: dt.datetime.now(dt.UTC).date().isoformat())
+    """The night, as YYYY-MM-DD; today's date in UTC if not given."""
+    max_photos: int | None = None
+    """Take on at most so many photos tonight, the unfinished ones of earlier nights included."""
+    first: Order = "newest"
+    """Which photos come first where the budget does not suffice for all: newest, oldest, or by name."""
+    summary: str = ""
+    """A file or URI for the night's summary as text, fit for an e-mail; standard output has it in any case."""
+    keep_days: int | None = None
+    """Remove runs that ended more than so many days ago and whose every row a newer run has replaced; all stay if not
+    given. Photos keep their newest row, however old."""
+    webhook: str = ""
+    """POST the night's record as JSON to this address, or to the environment's GRATICULE_WEBHOOK, which no process
+    list shows; where that fails, the night is done all the same."""
+
+
+def run(settings: NightlySettings) -> int:
+    """Do the night's work unless it is done; return the exit code of `jobs.geotag_archive`."""
+    archive = _checked(settings)
+    output = storage.absolute(archive.output)
+    found = _night(output, settings.date)
+    if found is not None:
+        print(f"The night of {settings.date} is done already:\n{summary_text(found)}", end="")
+        return int(found["exit_code"])
+    started_s, started_at = time.monotonic(), dt.datetime.now(dt.UTC)
+    outcomes: list[tuple[str, Outcome]] = []
+    for run_id in _runs_to_do(output, settings.date):
+        budget = _budget_left(settings, outcomes, time.monotonic() - started_s)
+        if budget is None:
+            break
+        outcome = _finished(output, run_id, archive.max_failed_fraction)
+        if outcome is None:
+            outcome = geotag_archive.geotag(replace(budget, run_id=run_id), count_gone=True)
+        outcomes.append((run_id, outcome))
+        if outcome.exit_code == 1:  # nothing is published: tonight's date is not done, the next start goes on
+            return 1
+    night = _described(settings.date, started_at, outcomes)
+    if settings.keep_days is not None:
+        night["removed_runs"] = _remove_replaced_runs(output, settings.keep_days, archive.lease)
+    storage.write_bytes(_uri(output, settings.date), json.dumps(night, indent=2).encode())
+    text = summary_text(night)
+    print(text, end="")
+    if settings.summary:
+        storage.write_bytes(storage.absolute(settings.summary), text.encode())
+    if webhook := _webhook(settings):
+        _post(webhook, night)
+    return int(night["exit_code"])
+
+
+def summary_text(night: dict[str, Any]) -> str:
+    """Return a night's record as text: a subject, an empty line, and a line for each thing worth knowing."""
+    failed = sum(night["failed_by_code"].values())
+    verdict = {0: "done", 3: "done, too many failures"}[night["exit_code"]]
+    lines = [
+        f"Graticule, night of {night['date']}: {verdict}; {night['located']} photos located, {failed} failed",
+        "",
+        f"photos in the archive     {night['listed']}",
+        f"had their row before      {night['already_done']}",
+        f"located tonight           {night['located']}",
+        *(f"failed, {code:<18}{count}" for code, count in sorted(night["failed_by_code"].items())),
+        f"of these changed photos   {night['changed']}",
+        f"listed no more            {night['gone']}",
+        f"left for the next night   {night['left']}",
+        f"hours                     {night['hours']:.2f}",
+        f"runs                      {' '.join(night['runs']) or 'none: there was nothing to do'}",
+        *(f"removed, all replaced     {run_id}" for run_id in night.get("removed_runs", ())),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _checked(settings: NightlySettings) -> GeotagSettings:
+    try:
+        dt.date.fromisoformat(settings.date)
+    except ValueError as error:
+        raise ValueError(f"--date {settings.date!r}: give a date such as 2026-11-25") from error
+    archive = settings.archive
+    if archive.run_id is not None or archive.verify is not None:
+        raise ValueError("a night's run has its date for a name, and verifies nothing: leave out --run-id and --verify")
+    if archive.limit is not None:
+        raise ValueError("give a night's limit as --max-photos")
+    if archive.order != type(archive).order:
+        raise ValueError("say which photos come first by --first")
+    if settings.max_photos is not None and settings.max_photos < 1:
+        raise ValueError(f"--max-photos {settings.max_photos}: give at least 1")
+    if settings.keep_days is not None and settings.keep_days < 0:
+        raise ValueError(f"--keep-days {settings.keep_days}: give 0 or more")
+    if not (_webhook(settings) or "https://").startswith(("https://", "http://")):
+        raise ValueError("--webhook, or GRATICULE_WEBHOOK: give an address that begins with https://")
+    if not archive.output:
+        raise ValueError("give --output a folder or an object prefix for the answers")
+    return archive
+
+
+def _webhook(settings: NightlySettings) -> str:
+    return settings.webhook or os.environ.get("GRATICULE_WEBHOOK", "")
+
+
+def _runs_to_do(output: str, date: str) -> list[str]:
+    """Return the runs to do tonight, in order: those that earlier nights left unfinished, and tonight's."""
+    finished = {str(record["run_id"]) for record in catalog.run_records(output)}
+    own = f"nightly-{date}"
+    earlier = [run_id for run_id in staging.unfinished_runs(output) if run_id not in finished | {own}]
+    return [*earlier, own]
+
+
+def _finished(output: str, run_id: str, max_failed_fraction: float) -> Outcome | None:
+    """Return how a run ended that was published, though its night was killed before it could say so."""
+    for record in catalog.run_records(output):
+        if record["run_id"] == run_id:
+            failed = record["photos"]["failed"]
+            too_many = failed > max_failed_fraction * (record["photos"]["located"] + failed)
+            return Outcome(3 if too_many else 0, record=record)
+    return None
+
+
+def _budget_left(
+    settings: NightlySettings, outcomes: list[tuple[str, Outcome]], passed_s: float
+) -> GeotagSettings | None:
+    """Return the archive's settings with what is left of the night's budget, None where nothing is."""
+    archive = replace(settings.archive, order=settings.first)
+    if settings.max_photos is not None:
+        left = settings.max_photos - sum(_photos(outcome) for _, outcome in outcomes)
+        if left < 1:
+            return None
+        archive = replace(archive, limit=left)
+    if archive.max_hours is not None:
+        hours = archive.max_hours - passed_s / 3600
+        if outcomes and hours <= 0:
+            return None
+        archive = replace(archive, max_hours=hours)
+    return archive
+
+
+def _photos(outcome: Outcome) -> int:
+    if outcome.record is None:
+        return 0
+    photos = outcome.record["photos"]
+    return int(photos["located"]) + int(photos["failed"])
+
+
+def _described(date: str, started_at: dt.datetime, outcomes: list[tuple[str, Outcome]]) -> dict[str, Any]:
+    """Return the night's record. What was listed is what the last run saw; what was done is the sum over the runs."""
+    finished_at = dt.datetime.now(dt.UTC)
+    plans = [_plan(outcome) for _, outcome in outcomes]
+    records = [(run_id, outcome.record) for run_id, outcome in outcomes if outcome.record is not None]
+    failed_by_code = collections.Counter[str]()
+    for _, record in records:
+        failed_by_code.update(record["photos"]["failed_by_code"])
+    last = plans[-1]
+    photos = last["listed"] - last["duplicates"]
+    return {
+        "date": date,
+        "started_at": started_at.isoformat(),
+        "finished_at": finished_at.isoformat(),
+        "hours": (finished_at - started_at).total_seconds() / 3600,
+        "exit_code": max(outcome.exit_code for _, outcome in outcomes),
+        "runs": [run_id for run_id, _ in records],
+        "listed": photos,
+        "already_done": plans[0]["already_done"],
+        "located": sum(record["photos"]["located"] for _, record in records),
+        "failed_by_code": dict(failed_by_code),
+        "changed": sum(plan["changed"] for plan in plans),
+        "gone": last["gone"],
+        # What the limit kept out of the last run, and what that run had no time for.
+        "left": photos - last["already_done"] - last["staged"] - last["todo"] + last.get("left", 0),
+    }
+
+
+def _plan(outcome: Outcome) -> dict[str, Any]:
+    """Return what a run had planned and, if it was published, left."""
+    if outcome.record is not None:
+        plan: dict[str, Any] = outcome.record["plan"]
+        return plan
+    assert outcome.plan is not None
+    return asdict(outcome.plan)
+
+
+def _remove_replaced_runs(output: str, keep_days: int, settings: lease.LeaseSettings) -> list[str]:
+    """Remove old runs that no photo's newest row is from; return which."""
+    records = catalog.run_records(output)
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(days=keep_days)
+    old = [record for record in records if dt.datetime.fromisoformat(record["finished_at"]) < before]
+    if not old:
+        return []
+    with lease.held(output, "retention", settings):
+        needed = set(catalog.Catalog(output).rows("SELECT DISTINCT run_id FROM photos").column("run_id").to_pylist())
+        removed = [record for record in old if record["run_id"] not in needed]
+        for record in removed:
+            # The record first: files without one are no part of any answer, a record without its files would be a loss.
+            storage.delete(storage.join(output, lease.RUNS_FOLDER, f"{record['run_id']}.json"))
+            for uri in catalog.published_files(output, [record]):
+                storage.delete(uri)
+    return [str(record["run_id"]) for record in removed]
+
+
+def _night(output: str, date: str) -> dict[str, Any] | None:
+    """Return the record of a night that is done, None if it is not."""
+    uri = _uri(output, date)
+    if not storage.exists(uri):
+        return None
+    found: dict[str, Any] = json.loads(storage.read_bytes(uri))
+    return found
+
+
+def _uri(output: str, date: str) -> str:
+    return storage.join(output, NIGHTS_FOLDER, f"{date}.json")
+
+
+def _post(address: str, night: dict[str, Any]) -> None:
+    body = json.dumps({**night, "text": summary_text(night)}).encode()
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=_WEBHOOK_TIMEOUT_S):
+            log.info("the night's record was posted")
+    except OSError as error:  # its address may hold a secret: not into the log
+        log.error("the night's record could not be posted: %s", schema.printable(str(error)))
+
+
+if __name__ == "__main__":
+    run_command(NightlySettings, run)

@@ -1,4 +1,4 @@
-"""Photos a second of each engine, its share of the machine's matrix limit, and whether all engines give the same answers.
+"""Photos a second of each engine, its share of the machine's matrix limit, and whether all engines answer alike.
 
 `python -m jobs.benchmark engine` is the command.
 
@@ -117,9 +117,8 @@ class EngineBenchmark:
         store = PhotoStore(uris, DecodeTarget.of(checkpoint.config.preprocessing), max_failed_fraction=1.0)
         pixels_NHWC = np.concatenate([pixels for _, pixels in store.batches(range(len(uris)), 64)])
         finest = checkpoint.hierarchy.levels[-1]
-        print(
-            f"\nanswers of {checkpoint.model_id} to {len(pixels_NHWC)} photos ({len(uris) - len(pixels_NHWC)} unreadable)"
-        )
+        unreadable = len(uris) - len(pixels_NHWC)
+        print(f"\nanswers of {checkpoint.model_id} to {len(pixels_NHWC)} photos ({unreadable} unreadable)")
         print(f"{'engine':<20}{'same cell':>10}{'moved, max km':>15}{'mean km':>9}{'Δ probability':>15}{'aim':>7}")
         exact: NumpyAnswers | None = None
         for engine in _loaded(wanted, checkpoint, threads):

@@ -59,9 +59,9 @@ class TorchEngine:
 class _Lanes:
     """Runs a graph on a GPU over any number of photos, in batches of one size: bytes travel while the GPU computes.
 
-    A batch goes from its slot's page-locked memory to the slot's memory on the GPU in one stream, and from there through
-    the captured graph in another; its answers, some hundred bytes a photo, stay on the GPU until the call's end. Only
-    uint8 pixels cross the bus.
+    A batch goes from its slot's page-locked memory to the slot's memory on the GPU in one stream, and from there
+    through the captured graph in another; its answers, some hundred bytes a photo, stay on the GPU until the call's
+    end. Only uint8 pixels cross the bus.
     """
 
     def __init__(self, graph: ServingGraph, batch_size: int) -> None:

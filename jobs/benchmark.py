@@ -1,6 +1,6 @@
 """Measure Graticule against its alternatives, both in the same run: what counts is the ratio.
 
-python -m jobs.benchmark s2 | partition | plan | pipeline | isolation | train [--photos FOLDER]
+python -m jobs.benchmark s2 | partition | plan | engine | pipeline | isolation | train [--photos FOLDER]
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from PIL import Image, ImageOps
 
 from jobs import geotag_archive, run_command
 from jobs import train as train_job
+from jobs.benchmark_engine import EngineBenchmark, crowded_photos
 from jobs.benchmark_plan import PlanBenchmark
 from jobs.benchmark_query import QueryBenchmark
 from jobs.demo_photos import write_demo_archive
@@ -97,12 +98,7 @@ class PartitionBenchmark:
 
     def measure(self) -> int:
         """Print seconds and peak memory; return the exit code."""
-        random = np.random.default_rng(0)
-        towns = 100_000
-        lat_deg_T, lon_deg_T = np.degrees(np.arcsin(random.uniform(-1, 1, towns))), random.uniform(-180, 180, towns)
-        town_N = np.minimum(random.pareto(0.5, self.photos), towns - 1).astype(np.int64)
-        lat_deg_N = np.clip(lat_deg_T[town_N] + random.normal(0, 0.03, self.photos), -90, 90)
-        lon_deg_N = lon_deg_T[town_N] + random.normal(0, 0.03, self.photos)
+        lat_deg_N, lon_deg_N = crowded_photos(self.photos)
         start = time.perf_counter()
         hierarchy = partition.build_hierarchy(lat_deg_N, lon_deg_N, partition.PRESETS["paper7"])
         seconds = time.perf_counter() - start
@@ -408,6 +404,7 @@ class Settings:
         | Annotated[PartitionBenchmark, tyro.conf.subcommand("partition")]
         | Annotated[PlanBenchmark, tyro.conf.subcommand("plan")]
         | Annotated[QueryBenchmark, tyro.conf.subcommand("query")]
+        | Annotated[EngineBenchmark, tyro.conf.subcommand("engine")]
         | Annotated[PipelineBenchmark, tyro.conf.subcommand("pipeline")]
         | Annotated[IsolationBenchmark, tyro.conf.subcommand("isolation")]
         | Annotated[TrainBenchmark, tyro.conf.subcommand("train")]

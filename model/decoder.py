@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Multi-head attention from queries_BLD to context_BMD → BLD.
+    """Multi-head attention from queries_BLD to context_BMD → BLD; the queries' batch may be 1 beside a larger one.
 
     Keys have no bias: it shifts all scores of a query alike, so softmax removes it and no gradient would reach it.
     """
@@ -34,6 +34,8 @@ class Attention(nn.Module):
         q_BALE = self._split(self.query(queries_BLD))
         k_BAME = self._split(self.key(context_BMD))
         v_BAME = self._split(self.value(context_BMD))
+        # A batch of 1 stands for the same queries before every image; SDPA's fused kernels don't broadcast.
+        q_BALE = q_BALE.expand(k_BAME.shape[0], -1, -1, -1)
         dropout = self.dropout if self.training else 0.0
         mixed_BALE = F.scaled_dot_product_attention(q_BALE, k_BAME, v_BAME, dropout_p=dropout)
         mixed: Tensor = self.out(mixed_BALE.transpose(1, 2).flatten(2))
@@ -88,7 +90,7 @@ class GroupedFeedForward(nn.Module):
 class IndependentLayer(nn.Module):
     """Hierarchy-independent layer: every query attends to all Q queries, then to the image; one feed-forward.
 
-    queries_BHSD, tokens_BND → queries_BHSD.
+    queries_BHSD (or 1HSD, the same for every photo), tokens_BND → queries_BHSD.
     """
 
     def __init__(self, width: int, heads: int, hidden_width: int, dropout: float) -> None:
@@ -107,14 +109,14 @@ class IndependentLayer(nn.Module):
         x_BQD = x_BQD + self.dropout(self.self_attention(normed_BQD, normed_BQD))
         x_BQD = x_BQD + self.dropout(self.cross_attention(self.cross_norm(x_BQD), tokens_BND))
         x_BQD = x_BQD + self.dropout(self.feed_forward(self.feed_norm(x_BQD)))
-        return x_BQD.reshape(queries_BHSD.shape)
+        return x_BQD.unflatten(1, queries_BHSD.shape[1:3])
 
 
 class DependentLayer(nn.Module):
     """Hierarchy-dependent layer: a query attends only to its own hierarchy's S queries, then to the image; every
     hierarchy has its own feed-forward. The attentions' weights are shared by the hierarchies.
 
-    queries_BHSD, tokens_BND → queries_BHSD.
+    queries_BHSD (or 1HSD, the same for every photo), tokens_BND → queries_BHSD.
     """
 
     def __init__(self, hierarchies: int, width: int, heads: int, hidden_width: int, dropout: float) -> None:
@@ -133,7 +135,7 @@ class DependentLayer(nn.Module):
         groups_GSD = groups_GSD + self.dropout(self.self_attention(normed_GSD, normed_GSD))
         x_BQD: Tensor = groups_GSD.reshape(queries_BHSD.shape).flatten(1, 2)
         x_BQD = x_BQD + self.dropout(self.cross_attention(self.cross_norm(x_BQD), tokens_BND))
-        x_BHSD: Tensor = x_BQD.reshape(queries_BHSD.shape)
+        x_BHSD: Tensor = x_BQD.unflatten(1, queries_BHSD.shape[1:3])
         y_BHSD: Tensor = self.feed_forward(self.feed_norm(x_BHSD))
         y_BHSD = self.dropout(y_BHSD)
         return x_BHSD + y_BHSD

@@ -157,7 +157,9 @@ class GeoDecoder(nn.Module):
                 training); where it is negative, and without it, the most confident scene's ("predicted" routing).
         """
         tokens_BND = self.token_norm(self.projection(tokens_BND))
-        x_BHSD = self.queries_HSD.expand(tokens_BND.shape[0], -1, -1, -1)
+        # Until they meet the image, queries are the same for all photos: a batch of 1, which compilers fold into a
+        # constant. In training each photo draws its own dropout.
+        x_BHSD = self.queries_HSD.expand(tokens_BND.shape[0] if self.training else 1, -1, -1, -1)
         for layer in (*self.independent_layers, *self.dependent_layers):
             x_BHSD = layer(x_BHSD, tokens_BND)
         x_BHSD = self.norm(x_BHSD)

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from model.backbone import BackboneConfig
 from model.checkpoint import Checkpoint
 from model.engines import Engine, NumpyAnswers, load_engine
-from model.engines.export import graph_fingerprint
+from model.engines.export import ServingGraph, graph_fingerprint
 from model.engines.openvino_engine import openvino
+from model.engines.torch_engine import GPU_BATCH_SIZE
 from model.geodecoder import GeoDecoder, tiny
 from model.hierarchy import Hierarchy
 
@@ -203,3 +204,14 @@ def test_openvino_refuses_bf16_that_the_processor_lacks(checkpoint: Checkpoint, 
     else:
         with pytest.raises(ValueError, match="does not compute in bf16"):
             load_engine("openvino", checkpoint, precision="bf16")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("batch", [1, 7, GPU_BATCH_SIZE, 2 * GPU_BATCH_SIZE + 3])
+def test_gpu_gives_the_cpus_answers(checkpoint: Checkpoint, batch: int) -> None:
+    """Several batches in flight, a short last one: each photo gets its own answer."""
+    with torch.inference_mode():
+        expected = NumpyAnswers(*(x.numpy() for x in ServingGraph(checkpoint)(torch.tensor(photos(batch)))))
+    engine = load_engine("torch", checkpoint, precision="fp32")
+    assert_same(engine(photos(batch)), expected)
+    assert_same(engine(photos(batch)), expected)

@@ -1,0 +1,203 @@
+"""Photos a second of each engine, its share of the machine's matrix limit, and whether all engines answer alike.
+
+`python -m jobs.benchmark engine` is the command.
+
+Shapes: N photos · B batch · H, W height and width · C 3 colours.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
+
+from jobs import train
+from jobs.demo_photos import write_demo_archive
+from model.checkpoint import Checkpoint
+from model.engines import Engine, EngineName, NumpyAnswers, Precision, load_engine
+from model.engines.export import ServingGraph
+from model.geodecoder import GeoDecoder
+from model.geodesy import haversine_km
+from pipeline import storage
+from pipeline.decode import DecodeTarget
+from pipeline.locator import model_folder
+from training import partition
+from training.dataset import PhotoStore
+
+_MATRIX_SIDE = 2048
+_SAME_CELL_AIM = 0.995
+
+
+@dataclass(frozen=True)
+class EngineBenchmark:
+    """Photos a second of every engine, beside what this machine's matrix products reach; and how far engines agree.
+
+    Each measurement has a plain matrix product before and after it, as the machine may be busy: what counts is the
+    ratio of the two, and the median over the repeats. Speed is the whole serving graph's, uint8 pixels to answers.
+    """
+
+    network: Literal["paper_swin_b", "small", "bundled", "tiny"] = "paper_swin_b"
+    """Whose speed is measured, with random weights and as many cells as the paper's training set gives."""
+    engines: tuple[str, ...] = ("torch fp32", "openvino fp32", "torch bf16", "openvino bf16")
+    """Engine and precision; what this machine does not have is said and left out. The first is the yardstick."""
+    batch_sizes: tuple[int, ...] = (1, 8, 32)
+    repeats: int = 3
+    model: str = "bundled"
+    """Whose answers are compared: a trained model's, since one with random weights can't choose between cells."""
+    photos: str | None = None
+    """Folder of photos for that; the demo's little archive if not given."""
+    threads: int | None = None
+    """CPU threads of every engine; all if not given."""
+
+    def measure(self) -> int:
+        """Print a line for each engine and batch size, then one for each engine's answers; return the exit code."""
+        if not self.engines or not self.batch_sizes or min(self.batch_sizes) < 1 or self.repeats < 1:
+            raise ValueError("give at least one engine, batch sizes of 1 or more, and 1 or more repeats")
+        wanted = [_parsed(name) for name in self.engines]
+        threads = self.threads or os.cpu_count() or 1
+        torch.set_num_threads(threads)
+        with tempfile.TemporaryDirectory(prefix="graticule-bench-") as name:
+            folder = Path(name)
+            self._measure_speed(random_checkpoint(self.network, folder / "network"), wanted, threads)
+            self._measure_agreement(folder, wanted, threads)
+        return 0
+
+    def _measure_speed(self, checkpoint: Checkpoint, wanted: list[tuple[EngineName, Precision]], threads: int) -> None:
+        size_px = checkpoint.config.preprocessing.image_size_px
+        pixels_BHWC = np.random.default_rng(0).integers(
+            0, 256, (max(self.batch_sizes), size_px, size_px, 3), dtype=np.uint8
+        )
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            ServingGraph(checkpoint)(torch.tensor(pixels_BHWC[:1]))
+        flop = counter.get_total_flops()
+        cells = checkpoint.hierarchy.class_counts
+        print(f"{self.network}, {size_px} px, cells {cells}: {flop / 1e9:.1f} GFLOP a photo, {threads} threads")
+        print(f"{'engine':<20}{'batch':>6}{'photos/s':>10}{'GFLOP/s':>9}{'matrix limit':>14}{'share':>7}{'÷ first':>9}")
+        first: float | None = None
+        for engine in _loaded(wanted, checkpoint, threads):
+            dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32
+            for batch_size in self.batch_sizes:
+                batch_BHWC = pixels_BHWC[:batch_size]
+                engine(batch_BHWC)
+                speeds = np.array(
+                    [self._beside_the_limit(engine, batch_BHWC, flop, dtype) for _ in range(self.repeats)]
+                )
+                per_s, limit = np.median(speeds, axis=0)
+                share = float(np.median(speeds[:, 0] * flop / speeds[:, 1]))
+                first = first or share
+                print(
+                    f"{engine.name + ' ' + engine.precision:<20}{batch_size:>6}{per_s:>10.2f}{per_s * flop / 1e9:>9.0f}"
+                    f"{limit / 1e9:>14.0f}{share:>7.2f}{share / first:>9.2f}",
+                    flush=True,
+                )
+        print("share: of that precision's matrix products, in the same minute; ÷ first: of such shares")
+
+    def _beside_the_limit(
+        self, engine: Engine, pixels_BHWC: NDArray[np.uint8], flop: int, dtype: torch.dtype
+    ) -> tuple[float, float]:
+        """Return photos a second and the matrix limit in FLOP/s around that time."""
+        before = _matrix_flop_per_s(dtype)
+        seconds = _seconds(lambda: engine(pixels_BHWC))
+        return len(pixels_BHWC) / seconds, (before + _matrix_flop_per_s(dtype)) / 2
+
+    def _measure_agreement(self, folder: Path, wanted: list[tuple[EngineName, Precision]], threads: int) -> None:
+        checkpoint = Checkpoint.load(model_folder(self.model))
+        if self.photos is None:
+            write_demo_archive(folder / "archive")
+        uris = [entry.uri for entry in storage.list_files(storage.absolute(self.photos or str(folder / "archive")))]
+        store = PhotoStore(uris, DecodeTarget.of(checkpoint.config.preprocessing), max_failed_fraction=1.0)
+        pixels_NHWC = np.concatenate([pixels for _, pixels in store.batches(range(len(uris)), 64)])
+        finest = checkpoint.hierarchy.levels[-1]
+        unreadable = len(uris) - len(pixels_NHWC)
+        print(f"\nanswers of {checkpoint.model_id} to {len(pixels_NHWC)} photos ({unreadable} unreadable)")
+        print(f"{'engine':<20}{'same cell':>10}{'moved, max km':>15}{'mean km':>9}{'Δ probability':>15}{'aim':>7}")
+        exact: NumpyAnswers | None = None
+        for engine in _loaded(wanted, checkpoint, threads):
+            answers = _all_answers(engine, pixels_NHWC)
+            exact = exact or answers
+            point_N, exact_N = answers.top_index_BT[:, 0], exact.top_index_BT[:, 0]
+            moved_km_N = haversine_km(
+                finest.lat_deg_K[point_N],
+                finest.lon_deg_K[point_N],
+                finest.lat_deg_K[exact_N],
+                finest.lon_deg_K[exact_N],
+            )
+            same = float((point_N == exact_N).mean())
+            change = float(np.abs(answers.level_probability_BH - exact.level_probability_BH).max())
+            verdict = "pass" if same >= _SAME_CELL_AIM else "short"
+            print(
+                f"{engine.name + ' ' + engine.precision:<20}{same:>10.2%}{moved_km_N.max():>15.1f}"
+                f"{moved_km_N.mean():>9.2f}{change:>15.2g}{verdict:>7}"
+            )
+
+
+def random_checkpoint(network: Literal["paper_swin_b", "small", "bundled", "tiny"], folder: Path) -> Checkpoint:
+    """Save a network with random weights, and cells such as the paper's training set gives, to `folder`."""
+    torch.manual_seed(0)
+    hierarchy = partition.build_hierarchy(*crowded_photos(4_720_000), partition.PRESETS["paper7"])
+    return Checkpoint.save(folder, GeoDecoder(train.NETWORKS[network](), hierarchy.class_counts), hierarchy)
+
+
+def crowded_photos(count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the latitudes and longitudes of photos that crowd in towns of very unequal size, as real ones do."""
+    random = np.random.default_rng(0)
+    towns = 100_000
+    lat_deg_T, lon_deg_T = np.degrees(np.arcsin(random.uniform(-1, 1, towns))), random.uniform(-180, 180, towns)
+    town_N = np.minimum(random.pareto(0.5, count), towns - 1).astype(np.int64)
+    lat_deg_N = np.clip(lat_deg_T[town_N] + random.normal(0, 0.03, count), -90, 90)
+    return lat_deg_N, lon_deg_T[town_N] + random.normal(0, 0.03, count)
+
+
+def _parsed(name: str) -> tuple[EngineName, Precision]:
+    engine, _, precision = name.partition(" ")
+    for value, known in ((engine, get_args(EngineName)), (precision, get_args(Precision))):
+        if value not in known:
+            raise ValueError(f"--engines {name!r}: give an engine and a precision, such as 'openvino fp32'")
+    return engine, precision  # type: ignore[return-value]
+
+
+def _loaded(wanted: list[tuple[EngineName, Precision]], checkpoint: Checkpoint, threads: int) -> Iterator[Engine]:
+    """Yield the engines that are to be had here, one at a time; say which are not, and why."""
+    for name, precision in wanted:
+        try:
+            engine = load_engine(name, checkpoint, threads=threads, precision=precision)
+        except ValueError as error:
+            print(f"{name + ' ' + precision:<20}  not here: {error}")
+            continue
+        yield engine
+        del engine
+
+
+def _all_answers(engine: Engine, pixels_NHWC: NDArray[np.uint8]) -> NumpyAnswers:
+    parts = [engine(pixels_NHWC[start : start + 32]) for start in range(0, len(pixels_NHWC), 32)]
+    return NumpyAnswers(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+
+
+def _matrix_flop_per_s(dtype: torch.dtype) -> float:
+    """Return how many floating-point operations a second one large matrix product makes, the best of three."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    side = 4 * _MATRIX_SIDE if device == "cuda" else _MATRIX_SIDE
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+
+    def product() -> None:
+        torch.mm(a, b)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    product()
+    return 2 * side**3 / min(_seconds(product) for _ in range(3))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -125,7 +125,7 @@ class _Albums:
             rows = pa.Table.from_batches([batch])
             if not rows.num_rows:
                 continue
-            rows = pa.concat_tables([held, rows]) if held is not None else rows
+            rows = _without_repeats(pa.concat_tables([held, rows]) if held is not None else rows)
             starts = self._starts(rows)
             yield from self._explain(rows.slice(0, starts[-1]), starts)
             held = rows.slice(starts[-1]).combine_chunks()
@@ -156,14 +156,12 @@ class _Albums:
                 for column, part in zip(columns, values, strict=True):
                     column[start:stop] = part
                 photos_N[start:stop] = found.photos_N
-        # Two tasks may have staged the very same row: such rows are beside each other.
-        ids = rows.column(schema.PHOTO_ID).combine_chunks()
-        is_first = np.append(True, pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False))
-        taken = np.flatnonzero(is_ours_N & is_first & (photos_N > 0))
-        self.seen += int((is_ours_N & is_first).sum())
+        taken = np.flatnonzero(is_ours_N & (photos_N > 0))
+        self.seen += int(is_ours_N.sum())
         self.explained += len(taken)
         lat_deg, lon_deg, radius_km, confidence = (column[taken] for column in columns)
-        answers = [ids.take(pa.array(taken)), lat_deg, lon_deg, radius_km.astype(np.float32)]
+        ids = rows.column(schema.PHOTO_ID).combine_chunks().take(pa.array(taken))
+        answers = [ids, lat_deg, lon_deg, radius_km.astype(np.float32)]
         answers += [np.minimum(confidence, 1.0).astype(np.float32), s2.leaf_id_N(lat_deg, lon_deg), photos_N[taken]]
         kinds = zip(_ANSWERS, answers, strict=True)
         yield pa.RecordBatch.from_arrays([pa.array(values, field.type) for field, values in kinds], schema=_ANSWERS)
@@ -189,3 +187,9 @@ class _Albums:
             reach_km_N=numbers(rows.column(schema.RADIUS_KM)),
             cells=self._cells,
         )
+
+
+def _without_repeats(rows: pa.Table) -> pa.Table:
+    """Return sorted rows without those that repeat a photo: two tasks may have staged the very same one."""
+    ids = rows.column(schema.PHOTO_ID).combine_chunks()
+    return rows.filter(pa.array(np.append(True, pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False))))

@@ -24,8 +24,8 @@ from model.readout import RADIUS_PROBABILITY
 Floats = NDArray[np.float64]
 
 _EARTH_KM = geodesy.EARTH_RADIUS_KM
-_POSITION_KM = 1.0
-"""How far off a camera's own position may be, as the scale of `_closeness`."""
+_POSITION_KM = 0.3
+"""A camera's own position is as likely to be further off as nearer."""
 _NINE_TENTHS_WITHIN = 3.0
 """Scales: 90 % of all moves are no longer."""
 _CELL_KM = 9220.0
@@ -43,18 +43,19 @@ class ContextSettings:
         least_km: half of all moves between two photos of the same second are shorter.
         gap_h: photos further apart in time than this have nothing to do with each other.
         window: at most so many photos are looked at together.
-        trust: the weight of the other photos' evidence; 1 as if each were an independent witness, less for photos that
-            are much alike and so repeat the same mistake.
+        burst_s: photos that follow each other so soon are nearly the same picture: together they are one witness.
+        unrelated: how often the next photo has nothing to do with this one: another photographer, a wrong clock.
         wrong_position: the share of positions written by cameras that are wrong, such as the last place with reception.
         positions: whether positions written by cameras count as evidence for the folder's other photos.
     """
 
     speed_km_h: float = 10.0
-    least_km: float = 5.0
+    least_km: float = 1.0
     gap_h: float = 48.0
     window: int = 48
-    trust: float = 1.0
-    wrong_position: float = 0.01
+    burst_s: float = 10.0
+    unrelated: float = 0.01
+    wrong_position: float = 0.001
     positions: bool = True
 
     def __post_init__(self) -> None:
@@ -63,8 +64,8 @@ class ContextSettings:
             raise ValueError("give a speed of at least 0, and least-km and gap-h above 0")
         if self.window < 2:
             raise ValueError(f"window {self.window}: photos explain each other from 2 on")
-        if not (0 < self.trust <= 1 and 0 < self.wrong_position < 1):
-            raise ValueError("trust must lie above 0 and not above 1, wrong-position between 0 and 1")
+        if not (0 < self.unrelated < 1 and 0 < self.wrong_position < 1 and self.burst_s >= 0):
+            raise ValueError("give unrelated and wrong-position a share between 0 and 1, and burst-s at least 0")
 
     def scale_km(self, apart_s: Floats) -> Floats:
         """Return the median distance between places so far apart in time."""
@@ -155,14 +156,6 @@ def _windows(count: int, length: int) -> Iterator[tuple[int, int, int, int]]:
         start += length - 2 * margin
 
 
-def _closeness(distance_km: Floats, scale_km: Floats | float) -> Floats:
-    """Return how easily one gets so far, 1 for not at all: of all places within it, half lie within the scale.
-
-    Student's distribution in the plane: 10 scales are left in one of a hundred moves, by aeroplane or wrong clock.
-    """
-    return np.asarray(1 / (1 + (distance_km / scale_km) ** 2) ** 2)
-
-
 class _Window:
     """The states of some photos, what each photo says of them, and the chain that links the photos."""
 
@@ -212,7 +205,7 @@ class _Window:
             inside_AC = (s2.range_min_N(cell_C) <= leaf_A[:, None]) & (leaf_A[:, None] <= s2.range_max_N(cell_C))
             places[cells:] = np.where(inside_AC.any(axis=1), inside_AC.argmax(axis=1), places[cells:])
         # Positions in a cell that nobody names: we can't know its size, and take what is near for one.
-        near_km = 2 * self._settings.least_km
+        near_km = 2 * _EARTH_KM / np.sqrt(self._photos.cells)
         for state in range(cells, len(places)):
             if places[state] == state:
                 is_near = self._apart_km_SS[state] <= near_km
@@ -274,13 +267,21 @@ class _Window:
     def _transitions(self, scale_km_T: Floats) -> Floats:
         """Return (T, S + 1, S + 1): the probability of going from one place (rows) to another between two photos.
 
+        Student's distribution in the plane, s² / (s² + d²)² / π a unit of area: half of all moves are shorter than the
+        scale s, one of a hundred is longer than ten. A cell gets that times its area, as if all had the same, but at
+        most all there is: whoever moves less than a cell stays in it.
+
         Whoever knows nothing of where they are knows as little afterwards: the matrices keep the prior. So a state
         more, such as a position that one photo has, tells nothing by being there.
         """
         states, known = len(self._weight_S), self._known
-        close_TSS = _closeness(self._apart_km_SS, scale_km_T[:, None, None])
-        # The sum over all K cells, as if evenly spread: closeness has a mean of s² / (s² + 4 R²) over the sphere.
-        evenly_T = 1 + (known - 1) * scale_km_T**2 / (scale_km_T**2 + 4 * _EARTH_KM**2)
+        prior = np.append(self._weight_S, known - self._weight_S.sum()) / known
+        scale_T, cell_km = scale_km_T[:, None, None], 2 * _EARTH_KM / np.sqrt(known)
+        close_TSS = 1 / (1 + ((scale_T**2 + self._apart_km_SS**2) / (cell_km * scale_T)) ** 2)
+        # Its sum over all K cells, as if evenly spread over the sphere: an integral; and the cell itself.
+        ratio_T = scale_km_T / cell_km
+        furthest_T = (scale_km_T**2 + 4 * _EARTH_KM**2) / (cell_km * scale_km_T)
+        evenly_T = 1 / (1 + ratio_T**2) + ratio_T * (np.arctan(furthest_T) - np.arctan(ratio_T))
         total_TS = np.maximum(close_TSS @ self._weight_S, evenly_T[:, None])
         matrix = np.empty((len(scale_km_T), states + 1, states + 1))
         inner = matrix[:, :states, :states]
@@ -290,17 +291,20 @@ class _Window:
         away_TS = np.maximum(1 - inner.sum(axis=2), 0.0)
         matrix[:, :states, states] = away_TS
         matrix[:, states, :states] = self._weight_S * away_TS / (known - self._weight_S.sum())
-        matrix[:, states, states] = np.maximum(1 - matrix[:, states, :states].sum(axis=1), _LEAST)
+        matrix[:, states, states] = np.maximum(1 - matrix[:, states, :states].sum(axis=1), 0.0)
+        matrix *= 1 - self._settings.unrelated
+        matrix += self._settings.unrelated * prior
         return matrix
 
     def _testimony(self) -> Floats:
-        """Return (N, S + 1): what each photo tells the others, its camera's position included."""
-        evidence = self._evidence**self._settings.trust
+        """Return (N, S + 1): what each photo tells the others: its camera's position, else what the model says."""
+        burst_N = np.append(0, np.cumsum(np.diff(self._photos.time_s_N) > self._settings.burst_s))
+        evidence = self._evidence ** (1 / np.bincount(burst_N)[burst_N])[:, None]
         wrong = self._settings.wrong_position / self._known
         for n in np.flatnonzero(self._anchor_N >= 0):
-            at_position = _closeness(self._apart_km_SS[self._anchor_N[n]], _POSITION_KM)
+            at_position = 1 / (1 + (self._apart_km_SS[self._anchor_N[n]] / _POSITION_KM) ** 2) ** 2
             at_position[: self._cells] = 0.0  # nobody was in the very middle of a cell
-            evidence[n] *= np.append(np.maximum(at_position, wrong), wrong)
+            evidence[n] = np.append(np.maximum(at_position, wrong), wrong)
         return np.asarray(evidence / evidence.max(axis=1, keepdims=True))
 
     def _without_own_position(self, mass: Floats) -> Floats:

@@ -48,8 +48,8 @@ _ROW_RULES = {
     "have half a context": """
         (context_lat_deg IS NULL) <> (context_photos IS NULL) OR (context_lat_deg IS NULL) <> (context_cell_id IS NULL)
         OR (context_lat_deg IS NULL) <> (context_lon_deg IS NULL)
-        OR context_lat_deg IS NOT NULL AND NOT coalesce(
-            context_radius_km >= 0 AND context_lat_deg BETWEEN -90 AND 90 AND context_lon_deg BETWEEN -180 AND 180, false)
+        OR context_lat_deg IS NOT NULL AND NOT coalesce(context_radius_km >= 0
+            AND context_lat_deg BETWEEN -90 AND 90 AND context_lon_deg BETWEEN -180 AND 180, false)
         OR context_lat_deg IS NOT NULL AND status <> 'located'""",
     "are located without levels": "status = 'located' AND coalesce(len(levels), 0) = 0",
     "have a probability that is none": f"""

@@ -22,12 +22,13 @@ from rich.table import Table
 from jobs import run_command
 from model.checkpoint import Checkpoint
 from model.engines import EngineName
-from pipeline import catalog, copies, dataflow, lease, publish, staging, storage
+from pipeline import albums, catalog, copies, dataflow, lease, publish, staging, storage
+from pipeline.context import ContextSettings
 from pipeline.decode import DecodeLimits, DecodeTarget
 from pipeline.fetch import FetchSettings
 from pipeline.locator import LocatorSettings, model_folder
 from pipeline.plan import Order, Plan, cut_to_staged, make_plan
-from pipeline.precision import PrecisionName
+from pipeline.precision import PrecisionName, cell_count
 from pipeline.reader import ReaderSettings
 from pipeline.verify import verify_output
 
@@ -53,6 +54,8 @@ class GeotagSettings:
     """Name of this run; the time if not given."""
     precision: PrecisionName = "street"
     """Store nothing finer than this, in any column."""
+    context: bool = False
+    """Let photos of one folder that were taken soon after each other explain each other, in columns of their own."""
     include: tuple[str, ...] = ()
     """Take only photos whose name below the source matches one of these patterns, such as *.jpg or 2024/**."""
     exclude: tuple[str, ...] = ()
@@ -71,6 +74,7 @@ class GeotagSettings:
     """Exit with 3 when more than this share of the run's photos failed."""
     batch_size: int = 32
     """Photos in one call of the engine."""
+    album: ContextSettings = field(default_factory=ContextSettings)
     lease: lease.LeaseSettings = field(default_factory=lease.LeaseSettings)
     cluster: dataflow.ClusterSettings = field(default_factory=dataflow.ClusterSettings)
     fetch: FetchSettings = field(default_factory=FetchSettings)
@@ -172,6 +176,12 @@ def _run_held(
             if left == plan.todo and not plan.staged:
                 log.error("--max-hours %g: that was over before the first photo was done", settings.max_hours)
                 return Outcome(1, plan)
+    explained: albums.AlbumCounts | None = None
+    if settings.context:
+        log.info("looking at albums")
+        cells = cell_count(checkpoint.hierarchy.levels[-1].cell_id_K, settings.precision)
+        explained = albums.add_context(stage, answering, cells, settings.precision, settings.album)
+        log.info("albums: %s", explained)
     log.info("publishing")
     published = dataflow.publish_on_ray(stage)
     wall_s = time.monotonic() - start_s
@@ -195,6 +205,7 @@ def _run_held(
             "fingerprint": published.fingerprint,
             "copies": copies.count(stage),
             "beyond_known_contents": unmatched,
+            "context": asdict(explained) if explained else None,
         },
         "files": [asdict(file) for file in published.files],
     }
@@ -253,6 +264,8 @@ def _stage(
     new = settings.run_id or dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
     stage = staging.Stage(output, settings.run_id or (unfinished[-1] if unfinished else new), attempt)
     wanted: dict[str, object] = {"model_id": model_id, "precision": settings.precision}
+    if settings.context:
+        wanted["context"] = asdict(settings.album)
     started = stage.settings()
     if started:
         log.info("taking up unfinished run %s", stage.run_id)

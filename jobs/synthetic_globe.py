@@ -1,6 +1,7 @@
 """The synthetic globe: what each idea of GeoDecoder is worth in a world with a known best answer, and its photographs.
 
 python -m jobs.synthetic_globe ablate
+python -m jobs.synthetic_globe context
 python -m jobs.synthetic_globe write globe-photos
 """
 
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 
 from jobs import run_command
 from pipeline import storage
-from training import globe_study
+from pipeline.context import ContextSettings
+from training import globe_albums, globe_study
 from training.globe_study import FINEST, PRODUCT, VARIANTS, YARDSTICKS, Answer, Result
 from training.synthetic_globe import Globe, GlobeConfig, write_archive
 
@@ -99,11 +101,44 @@ class Write:
 
 
 @dataclass(frozen=True)
+class Context:
+    """Train a network, let photographers travel, and print what their albums' context adds to its answers."""
+
+    seed: int = 0
+    """Another globe, other photos, another network, other journeys."""
+    photos_per_town: int = 24
+    """How many photos of each of the 48 towns to learn from."""
+    draws: int = 18_432
+    """Photos drawn in training."""
+    albums: int = 60
+    """Journeys; each is of `photos` photos."""
+    photos: int = 40
+    """Photos of each journey."""
+    with_position: tuple[float, ...] = (0.0, 0.1)
+    """Shares of photos in which the camera wrote its position."""
+    album: ContextSettings = field(default_factory=ContextSettings)
+
+    def run(self) -> int:
+        """Train, travel, print the table; return the exit code."""
+        counts = (self.photos_per_town, self.draws, self.albums, self.photos)
+        if min(counts) < 1 or not all(0 <= share <= 1 for share in self.with_position):
+            raise ValueError("give at least 1 of everything, and shares from 0 to 1")
+        journeys = globe_albums.Journeys(self.albums, self.photos)
+        results = globe_albums.study(
+            self.seed, self.photos_per_town, self.draws, journeys, self.with_position, self.album
+        )
+        print(globe_albums.table(results))
+        return 0
+
+
+@dataclass(frozen=True)
 class Settings:
     """A world with a known best answer, to try networks and trainers on."""
 
     command: tyro.conf.OmitSubcommandPrefixes[
-        Annotated[Ablate, tyro.conf.subcommand("ablate")] | Annotated[Write, tyro.conf.subcommand("write")]
+        Annotated[Ablate, tyro.conf.subcommand("ablate")]
+        | Annotated[Context, tyro.conf.subcommand("context")]
+        | Annotated[Write, tyro.conf.subcommand("write")]
     ]
 
 

@@ -23,7 +23,7 @@ def settle(stage: staging.Stage, published_files: Sequence[str]) -> int:
     copy_files, row_files = stage.copy_files(), stage.row_files()
     if not copy_files or not (row_files or published_files):
         return 0
-    own = (schema.PHOTO_ID, schema.URI, schema.ETAG, schema.RUN_ID, schema.PROCESSED_AT)
+    own = (schema.PHOTO_ID, schema.URI, schema.ETAG, schema.RUN_ID, schema.PROCESSED_AT, *schema.CONTEXT)
     columns = ", ".join(f"{'copies' if name in own else 'answers'}.{name}" for name in schema.PHOTOS.names)
     settled = 0
     with connect(stage.folder) as connection:
@@ -39,7 +39,8 @@ def settle(stage: staging.Stage, published_files: Sequence[str]) -> int:
                     SELECT 1 FROM (SELECT photo_id, processed_at {staged}) done
                     WHERE done.photo_id = copies.photo_id AND done.processed_at >= copies.processed_at)),
             answers AS (
-                SELECT * FROM read_parquet($answer_files) SEMI JOIN unsettled USING (content_hash, model_id)
+                SELECT * FROM read_parquet($answer_files, union_by_name = true)
+                SEMI JOIN unsettled USING (content_hash, model_id)
                 WHERE status = 'located' OR error_code = $model_failed
                 QUALIFY row_number() OVER (PARTITION BY content_hash ORDER BY processed_at DESC) = 1)
             SELECT {columns} FROM unsettled copies JOIN answers USING (content_hash, model_id)

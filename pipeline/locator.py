@@ -89,11 +89,12 @@ class Locator:
         without_place = pc.if_else(pc.is_valid(columns[schema.ERROR_CODE]), str(Status.FAILED), schema.COPIED)
         columns[schema.STATUS] = pc.if_else(pa.array(spread >= 0), str(Status.LOCATED), without_place)
         columns |= {name: values.take(spread_array) for name, values in self._answer_columns(answers).items()}
-        constants = {
+        constants: dict[str, object] = {
             schema.MODEL_ID: self._settings.model_id,
             schema.RUN_ID: self._settings.run_id,
             schema.PROCESSED_AT: now,
         }
+        constants |= dict.fromkeys(schema.CONTEXT)  # of which nothing is known before all of a folder's photos are
         for name, value in constants.items():
             columns[name] = pa.repeat(pa.scalar(value, schema.PHOTOS.field(name).type), read.num_rows)
         rows = pa.Table.from_arrays(

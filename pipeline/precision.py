@@ -30,7 +30,7 @@ def coarsen(rows: pa.Table, precision: PrecisionName) -> pa.Table:
     level = _FINEST_S2_LEVEL[precision]
     point = _Snapped(rows.column(schema.LAT_DEG), rows.column(schema.LON_DEG), level)
     exif = _Snapped(rows.column(schema.EXIF_LAT_DEG), rows.column(schema.EXIF_LON_DEG), level)
-    radius = pc.max_element_wise(rows.column(schema.RADIUS_KM), pa.scalar(_CELL_RADIUS_KM[precision], pa.float32()))
+    context = _Snapped(rows.column(schema.CONTEXT_LAT_DEG), rows.column(schema.CONTEXT_LON_DEG), level)
     finer = pa.array(PRECISIONS[: PRECISIONS.index(precision)], pa.string())
     named = rows.column(schema.PRECISION)
     columns = {
@@ -40,7 +40,13 @@ def coarsen(rows: pa.Table, precision: PrecisionName) -> pa.Table:
         schema.GEOMETRY: point.wkb,
         schema.EXIF_LAT_DEG: exif.lat_deg,
         schema.EXIF_LON_DEG: exif.lon_deg,
-        schema.RADIUS_KM: pc.if_else(pc.is_valid(rows.column(schema.LAT_DEG)), radius, None),
+        schema.RADIUS_KM: _at_least(rows, schema.RADIUS_KM, schema.LAT_DEG, _CELL_RADIUS_KM[precision]),
+        schema.CONTEXT_LAT_DEG: context.lat_deg,
+        schema.CONTEXT_LON_DEG: context.lon_deg,
+        schema.CONTEXT_CELL_ID: context.leaf_id,
+        schema.CONTEXT_RADIUS_KM: _at_least(
+            rows, schema.CONTEXT_RADIUS_KM, schema.CONTEXT_LAT_DEG, _CELL_RADIUS_KM[precision]
+        ),
         schema.PRECISION: pc.if_else(pc.is_in(named, finer), precision, named),
         schema.LEVELS: _coarsen_cells(rows.column(schema.LEVELS), level),
         schema.ALTERNATIVES: _coarsen_cells(rows.column(schema.ALTERNATIVES), level),
@@ -49,6 +55,11 @@ def coarsen(rows: pa.Table, precision: PrecisionName) -> pa.Table:
         index = rows.schema.get_field_index(name)
         rows = rows.set_column(index, rows.schema.field(name), values)
     return rows
+
+
+def cell_count(cell_ids: np.ndarray, precision: PrecisionName) -> int:
+    """Return how many of a level's cells can be told apart after coarsening."""
+    return len(np.unique(cell_ids if precision == "street" else _no_finer(cell_ids, _FINEST_S2_LEVEL[precision])))
 
 
 def wkb_points(lat_deg_N: np.ndarray, lon_deg_N: np.ndarray) -> pa.Array:
@@ -71,6 +82,12 @@ class _Snapped:
         self.wkb = pc.if_else(pa.array(missing), pa.scalar(None, pa.binary()), wkb_points(lat_deg_N, lon_deg_N))
 
 
+def _at_least(rows: pa.Table, radius: str, place: str, least_km: float) -> pa.ChunkedArray:
+    """Return the column `radius` with `least_km` for all that is smaller, null where there is no place."""
+    radius_km = pc.max_element_wise(rows.column(radius), pa.scalar(least_km, pa.float32()))
+    return pc.if_else(pc.is_valid(rows.column(place)), radius_km, None)
+
+
 def _coarsen_cells(lists: pa.ChunkedArray, level: int) -> pa.Array:
     """Return `lists` of cells (levels or alternatives) with every cell finer than `level` as its ancestor there."""
     column = lists.combine_chunks()
@@ -78,8 +95,7 @@ def _coarsen_cells(lists: pa.ChunkedArray, level: int) -> pa.Array:
     cell_ids = cells.field(schema.CELL_ID).to_numpy(zero_copy_only=False)
     s2_levels = s2.level_of_N(cell_ids)
     is_finer = s2_levels > level
-    ancestors = np.where(is_finer, s2.parent_N(np.where(is_finer, cell_ids, s2.cell_id_N([0.0], [0.0], 30)), level), 0)
-    coarse_ids = np.where(is_finer, ancestors, cell_ids).astype(np.uint64)
+    coarse_ids = _no_finer(cell_ids, level)
     lat_deg_N, lon_deg_N = s2.centre_deg_N(coarse_ids)
     replaced = {
         schema.CELL_ID: pa.array(coarse_ids),
@@ -91,3 +107,10 @@ def _coarsen_cells(lists: pa.ChunkedArray, level: int) -> pa.Array:
     fields = list(column.type.value_type)
     values = pa.StructArray.from_arrays([replaced.get(f.name, cells.field(f.name)) for f in fields], fields=fields)
     return pa.ListArray.from_arrays(column.offsets, values, type=column.type, mask=column.is_null())
+
+
+def _no_finer(cell_ids: np.ndarray, level: int) -> np.ndarray:
+    """Return the cells with those finer than `level` as their ancestor there."""
+    is_finer = s2.level_of_N(cell_ids) > level
+    ancestors = s2.parent_N(np.where(is_finer, cell_ids, s2.cell_id_N([0.0], [0.0], 30)), level)
+    return np.where(is_finer, ancestors, cell_ids).astype(np.uint64)

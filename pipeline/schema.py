@@ -129,6 +129,12 @@ SCENE = "scene"
 SCENE_PROBABILITY = "scene_probability"
 PRECISION = "precision"
 GEOMETRY = "geometry"
+CONTEXT_LAT_DEG = "context_lat_deg"
+CONTEXT_LON_DEG = "context_lon_deg"
+CONTEXT_RADIUS_KM = "context_radius_km"
+CONTEXT_CONFIDENCE = "context_confidence"
+CONTEXT_CELL_ID = "context_cell_id"
+CONTEXT_PHOTOS = "context_photos"
 MODEL_ID = "model_id"
 RUN_ID = "run_id"
 PROCESSED_AT = "processed_at"
@@ -188,12 +194,24 @@ PHOTOS = pa.schema(
         _column(PRECISION, pa.string(), "finest of country, region, city, street that is more likely right than not"),
         _column(CELL_ID, pa.uint64(), "S2 leaf cell of the point, for joins and range scans"),
         _column(GEOMETRY, pa.binary(), "the point as WKB (GeoParquet, OGC:CRS84)", extension=_GEOARROW),
+        _column(CONTEXT_LAT_DEG, pa.float64(), "latitude in the light of the folder's other photos; null without any"),
+        _column(CONTEXT_LON_DEG, pa.float64(), "longitude in the light of the folder's other photos"),
+        _column(CONTEXT_RADIUS_KM, pa.float32(), "around that point, holds 90 % of the probability"),
+        _column(CONTEXT_CONFIDENCE, pa.float32(), "probability of that point's cell"),
+        _column(CONTEXT_CELL_ID, pa.uint64(), "S2 leaf cell of that point"),
+        _column(CONTEXT_PHOTOS, pa.int32(), "how many other photos were looked at with it"),
         _column(MODEL_ID, pa.string(), "the model that answered, by content", nullable=False),
         _column(RUN_ID, pa.string(), "the run that wrote the row", nullable=False),
         _column(PROCESSED_AT, pa.timestamp("us", tz="UTC"), "when the row was made", nullable=False),
     ]
 )
 """One row a photo: what is staged, published and queried."""
+
+CONTEXT = (
+    *(CONTEXT_LAT_DEG, CONTEXT_LON_DEG, CONTEXT_RADIUS_KM),
+    *(CONTEXT_CONFIDENCE, CONTEXT_CELL_ID, CONTEXT_PHOTOS),
+)
+"""Columns that `--context` fills: what a photo's neighbours in its folder say of its place."""
 
 READ = pa.schema(
     [

@@ -45,9 +45,16 @@ _ROW_RULES = {
         status = 'located' AND NOT coalesce(lat_deg BETWEEN -90 AND 90 AND lon_deg BETWEEN -180 AND 180, false)""",
     "are located without a cell, radius or confidence": """
         status = 'located' AND (cell_id IS NULL OR NOT coalesce(radius_km >= 0, false) OR confidence IS NULL)""",
+    "have half a context": """
+        (context_lat_deg IS NULL) <> (context_photos IS NULL) OR (context_lat_deg IS NULL) <> (context_cell_id IS NULL)
+        OR (context_lat_deg IS NULL) <> (context_lon_deg IS NULL)
+        OR context_lat_deg IS NOT NULL AND NOT coalesce(context_radius_km >= 0
+            AND context_lat_deg BETWEEN -90 AND 90 AND context_lon_deg BETWEEN -180 AND 180, false)
+        OR context_lat_deg IS NOT NULL AND status <> 'located'""",
     "are located without levels": "status = 'located' AND coalesce(len(levels), 0) = 0",
     "have a probability that is none": f"""
-        NOT coalesce(confidence {_IS_PROBABILITY}, true) OR NOT coalesce(scene_probability {_IS_PROBABILITY}, true)
+        NOT coalesce(confidence {_IS_PROBABILITY}, true) OR NOT coalesce(context_confidence {_IS_PROBABILITY}, true)
+        OR NOT coalesce(scene_probability {_IS_PROBABILITY}, true)
         OR len(list_filter(levels, lambda cell: NOT cell.probability {_IS_PROBABILITY})) > 0
         OR len(list_filter(alternatives, lambda cell: NOT cell.probability {_IS_PROBABILITY})) > 0""",
     "are of another run": "run_id <> $run_id",

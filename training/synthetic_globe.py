@@ -129,8 +129,11 @@ class Globe:
 
     def photos(self, photos_per_town: int, draw: int) -> GlobePhotos:
         """Take as many photographs in every town; every number `draw` gives another, repeatable set of them."""
+        return self.photos_of(np.repeat(np.arange(self.towns), photos_per_town), draw)
+
+    def photos_of(self, town_N: NDArray[np.int64], draw: int) -> GlobePhotos:
+        """Take a photograph in each of these towns; every number `draw` gives other ones."""
         random = np.random.default_rng([self.config.seed, 1, draw])
-        town_N = np.repeat(np.arange(self.towns), photos_per_town)
         scene_N = random.integers(len(self.config.scenes), size=len(town_N))
         meant = [scene_N, *(book[scene_N, self.symbol_T3[town_N, cue]] for cue, book in enumerate(self.code_books))]
         symbol_N4 = np.stack(

@@ -67,7 +67,7 @@ def load_engine(
     if name == "auto":
         name = "torch" if torch.cuda.is_available() else "openvino"
     if precision == "fp16" and name != "tensorrt":
-        raise ValueError(f"the {name} engine does not compute in fp16: use precision auto, fp32 or bf16")
+        raise ValueError(f"the {name} engine does not compute in fp16: use precision auto")
     if name == "torch":
         from model.engines.torch_engine import TorchEngine
 

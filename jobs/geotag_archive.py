@@ -24,6 +24,7 @@ from model.checkpoint import Checkpoint
 from model.engines import EngineName
 from pipeline import albums, catalog, copies, dataflow, lease, publish, staging, storage
 from pipeline.context import ContextSettings
+from model.engines.tensorrt_engine import TensorRtSettings
 from pipeline.decode import DecodeLimits, DecodeTarget
 from pipeline.fetch import FetchSettings
 from pipeline.locator import LocatorSettings, model_folder
@@ -50,6 +51,9 @@ class GeotagSettings:
     """Checkpoint folder, local or remote; `bundled` is the small model that ships with Graticule."""
     engine: EngineName = "auto"
     """What runs the model: auto takes torch on a GPU and openvino on a CPU."""
+    engines: str | None = None
+    """Folder or object prefix where machines keep compiled engines in common (onnxruntime and tensorrt), each compiled
+    by one of them, or by jobs.compile_engine before. Name one that only people write to whom you trust."""
     run_id: str | None = None
     """Name of this run; the time if not given."""
     precision: PrecisionName = "street"
@@ -75,6 +79,7 @@ class GeotagSettings:
     batch_size: int = 32
     """Photos in one call of the engine."""
     album: ContextSettings = field(default_factory=ContextSettings)
+    tensorrt: TensorRtSettings = field(default_factory=TensorRtSettings)
     lease: lease.LeaseSettings = field(default_factory=lease.LeaseSettings)
     cluster: dataflow.ClusterSettings = field(default_factory=dataflow.ClusterSettings)
     fetch: FetchSettings = field(default_factory=FetchSettings)
@@ -163,6 +168,8 @@ def _run_held(
             batch_size=settings.batch_size,
             precision=settings.precision,
             engine_cache=storage.cache_folder() / "engines",
+            engine_share=None if settings.engines is None else storage.absolute(settings.engines),
+            tensorrt=settings.tensorrt,
         )
         flow_start_s = time.monotonic()
         answered = copies.answered_contents(stage, answering, checkpoint.model_id, settings.cluster.known_contents)

@@ -6,7 +6,7 @@ Shapes: B photos of a batch · N photos of a table that have pixels · H levels 
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,10 @@ import model
 from model import s2
 from model.checkpoint import Checkpoint
 from model.engines import Engine, EngineName, NumpyAnswers, load_engine
+from model.engines.tensorrt_engine import TensorRtSettings
 from model.hierarchy import Level
 from pipeline import schema, storage
+from pipeline.engine_share import EngineShare
 from pipeline.precision import PRECISIONS, PrecisionName, coarsen, wkb_points
 from pipeline.schema import ErrorCode, Status
 
@@ -37,6 +39,8 @@ class LocatorSettings:
         batch_size: photos in one call of the engine.
         precision: nothing finer than this is kept.
         engine_cache: local folder that keeps compiled models, or None.
+        engine_share: folder or object prefix where machines keep them in common, or None.
+        tensorrt: what the tensorrt engine is compiled for.
     """
 
     model_uri: str
@@ -47,6 +51,8 @@ class LocatorSettings:
     batch_size: int = 32
     precision: PrecisionName = "street"
     engine_cache: Path | None = None
+    engine_share: str | None = None
+    tensorrt: TensorRtSettings = field(default_factory=TensorRtSettings)
 
 
 class Locator:
@@ -63,7 +69,12 @@ class Locator:
         self._scene_names = pa.array(checkpoint.config.scenes, pa.string())
         self._levels = [_Cells(level) for level in checkpoint.hierarchy.levels]
         self.engine: Engine = load_engine(
-            settings.engine, checkpoint, threads=settings.threads, cache_dir=settings.engine_cache
+            settings.engine,
+            checkpoint,
+            threads=settings.threads,
+            cache_dir=settings.engine_cache,
+            share=EngineShare(settings.engine_share) if settings.engine_share else None,
+            tensorrt=settings.tensorrt,
         )
 
     def __call__(self, read: pa.Table) -> pa.Table:

@@ -24,6 +24,10 @@ HOMES = {
     # storage teaches DuckDB to read remote files, which takes the type's name only
     "duckdb": ("pipeline/plan.py", "pipeline/catalog.py", "pipeline/storage.py"),
     "tensorrt": ("model/engines/",),
+    "onnx": ("model/engines/",),
+    "onnx_ir": ("model/engines/",),
+    "onnxruntime": ("model/engines/",),
+    "onnxscript": ("model/engines/",),
     "openvino": ("model/engines/", "training/teacher.py"),
     "transformers": ("model/backbone.py", "model/engines/export.py"),
     "PIL": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,12 @@ import torch
 from model.checkpoint import Checkpoint
 from model.readout import Answers
 
-EngineName = Literal["auto", "torch", "openvino", "tensorrt"]
-Precision = Literal["auto", "fp32", "bf16"]
+if TYPE_CHECKING:
+    from model.engines.cache import Share
+    from model.engines.tensorrt_engine import TensorRtSettings
+
+EngineName = Literal["auto", "torch", "openvino", "onnxruntime", "tensorrt"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 NumpyAnswers = Answers[npt.NDArray[Any]]
 
 
@@ -21,8 +25,8 @@ class Engine(Protocol):
     """A compiled model. Not safe to call from several threads at once; one call uses all the threads it was given.
 
     Attributes:
-        name: "torch" or "openvino".
-        precision: what the network computes in, "fp32" or "bf16"; probabilities are fp32 either way.
+        name: "torch", "openvino", "onnxruntime" or "tensorrt".
+        precision: what the network computes in, "fp32", "bf16" or "fp16"; probabilities are fp32 whichever it is.
         image_size_px: height and width of the pixels it takes.
     """
 
@@ -41,14 +45,19 @@ def load_engine(
     threads: int | None = None,
     cache_dir: Path | None = None,
     precision: Precision = "auto",
+    share: Share | None = None,
+    tensorrt: TensorRtSettings | None = None,
 ) -> Engine:
     """Load `checkpoint` into an engine.
 
     Args:
         name: "auto" is torch where there is a CUDA device, else openvino.
         threads: CPU threads; all if not given.
-        cache_dir: a local folder that keeps what was compiled, for the next start; only openvino uses it.
-        precision: "auto" is bf16 where the processor computes in it, else fp32.
+        cache_dir: a local folder that keeps what was compiled, for the next start; torch compiles nothing.
+        precision: "auto" is bf16 where the processor computes in it, else fp32 (fp16 on older GPUs with tensorrt, the
+            only engine that has it).
+        share: where machines keep compiled engines in common; onnxruntime and tensorrt use it.
+        tensorrt: what tensorrt compiles for.
 
     Raises:
         ValueError: an engine or a precision that is not to be had here.
@@ -57,6 +66,8 @@ def load_engine(
         raise ValueError(f"an engine needs at least one thread, not {threads}")
     if name == "auto":
         name = "torch" if torch.cuda.is_available() else "openvino"
+    if precision == "fp16" and name != "tensorrt":
+        raise ValueError(f"the {name} engine does not compute in fp16: use precision auto")
     if name == "torch":
         from model.engines.torch_engine import TorchEngine
 
@@ -65,6 +76,12 @@ def load_engine(
         from model.engines.openvino_engine import OpenVinoEngine
 
         return OpenVinoEngine(checkpoint, threads=threads, cache_dir=cache_dir, precision=precision)
+    if name == "onnxruntime":
+        from model.engines.onnxruntime_engine import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(checkpoint, threads=threads, cache_dir=cache_dir, precision=precision, share=share)
     if name == "tensorrt":
-        raise ValueError("the tensorrt engine is not built yet: use torch on a GPU, or openvino on a CPU")
-    raise ValueError(f"no engine is called {name!r}: choose auto, torch or openvino")
+        from model.engines.tensorrt_engine import TensorRtEngine
+
+        return TensorRtEngine(checkpoint, cache_dir=cache_dir, precision=precision, settings=tensorrt, share=share)
+    raise ValueError(f"no engine is called {name!r}: choose auto, torch, openvino, onnxruntime or tensorrt")

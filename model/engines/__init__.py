@@ -41,6 +41,7 @@ def load_engine(
     threads: int | None = None,
     cache_dir: Path | None = None,
     precision: Precision = "auto",
+    group_K: npt.NDArray[np.int64] | None = None,
 ) -> Engine:
     """Load `checkpoint` into an engine.
 
@@ -49,6 +50,7 @@ def load_engine(
         threads: CPU threads; all if not given.
         cache_dir: a local folder that keeps what was compiled, for the next start; only openvino uses it.
         precision: "auto" is bf16 where the processor computes in it, else fp32.
+        group_K: the group of each of the finest level's cells, for `Answers.group_probability_BG`.
 
     Raises:
         ValueError: an engine or a precision that is not to be had here.
@@ -60,11 +62,11 @@ def load_engine(
     if name == "torch":
         from model.engines.torch_engine import TorchEngine
 
-        return TorchEngine(checkpoint, threads=threads, precision=precision)
+        return TorchEngine(checkpoint, threads=threads, precision=precision, group_K=group_K)
     if name == "openvino":
         from model.engines.openvino_engine import OpenVinoEngine
 
-        return OpenVinoEngine(checkpoint, threads=threads, cache_dir=cache_dir, precision=precision)
+        return OpenVinoEngine(checkpoint, threads=threads, cache_dir=cache_dir, precision=precision, group_K=group_K)
     if name == "tensorrt":
         raise ValueError("the tensorrt engine is not built yet: use torch on a GPU, or openvino on a CPU")
     raise ValueError(f"no engine is called {name!r}: choose auto, torch or openvino")

@@ -1,6 +1,6 @@
 """OpenVINO on the CPU: the default engine of machines without a GPU.
 
-Shapes: B batch · H, W height and width · C 3 colours.
+Shapes: B batch · H, W height and width · C 3 colours · K the finest level's cells.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class OpenVinoEngine:
     """The serving graph, compiled for one batch at a time on all given threads; see `Engine`.
 
     With `cache_dir`, the converted graph stays in a folder named by OpenVINO's version, the model's id and a hash of
-    the code that made it, and the next start skips export and conversion.
+    groups and code that made it, and the next start skips export and conversion.
 
     Raises:
         ValueError: bf16 on a processor that does not compute in it.
@@ -50,6 +50,7 @@ class OpenVinoEngine:
         threads: int | None = None,
         cache_dir: Path | None = None,
         precision: Precision = "auto",
+        group_K: npt.NDArray[np.int64] | None = None,
     ) -> None:
         core = openvino.Core()
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -64,7 +65,10 @@ class OpenVinoEngine:
         }
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        graph = _cached_graph(core, checkpoint, cache_dir) if cache_dir is not None else _converted_graph(checkpoint)
+        if cache_dir is None:
+            graph = _converted_graph(checkpoint, group_K)
+        else:
+            graph = _cached_graph(core, checkpoint, group_K, cache_dir)
         self._request = core.compile_model(graph, "CPU", settings).create_infer_request()
 
     def __call__(self, pixels_BHWC: npt.NDArray[np.uint8]) -> NumpyAnswers:
@@ -75,24 +79,24 @@ class OpenVinoEngine:
         return Answers(*(results[output] for output in range(len(Answers._fields))))
 
 
-def _converted_graph(checkpoint: Checkpoint) -> Any:
-    program = export_program(ServingGraph(checkpoint))
+def _converted_graph(checkpoint: Checkpoint, group_K: npt.NDArray[np.int64] | None) -> Any:
+    program = export_program(ServingGraph(checkpoint, group_K=group_K))
     with warnings.catch_warnings():
         # torch 2.13 warns about its own copy of a LeafSpec when OpenVINO decomposes the program.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
         return openvino.convert_model(program)
 
 
-def _cached_graph(core: Any, checkpoint: Checkpoint, cache_dir: Path) -> Any:
+def _cached_graph(core: Any, checkpoint: Checkpoint, group_K: npt.NDArray[np.int64] | None, cache_dir: Path) -> Any:
     """The converted graph, from `cache_dir` if it is there, else put there by one rename."""
-    entry = cache_dir / f"openvino-{openvino.__version__.split('-')[0]}-{graph_fingerprint(checkpoint)}"
+    entry = cache_dir / f"openvino-{openvino.__version__.split('-')[0]}-{graph_fingerprint(checkpoint, group_K)}"
     if (entry / _GRAPH_FILE).is_file():
         try:
             return core.read_model(entry / _GRAPH_FILE)
         except RuntimeError:
             _log.warning("the cached graph %s cannot be read: converting the model again", entry)
             shutil.rmtree(entry)
-    graph = _converted_graph(checkpoint)
+    graph = _converted_graph(checkpoint, group_K)
     cache_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_dir) as partial:
         # compress_to_fp16 is save_model's default and would round the weights.

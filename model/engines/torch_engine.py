@@ -1,6 +1,6 @@
 """Torch, eager: the GPU's engine until TensorRT, and the yardstick of every other.
 
-Shapes: B batch · H, W height and width · C 3 colours.
+Shapes: B batch · H, W height and width · C 3 colours · K the finest level's cells.
 """
 
 from __future__ import annotations
@@ -23,14 +23,21 @@ class TorchEngine:
 
     name: str = "torch"
 
-    def __init__(self, checkpoint: Checkpoint, *, threads: int | None = None, precision: Precision = "auto") -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        threads: int | None = None,
+        precision: Precision = "auto",
+        group_K: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.precision: str = precision if precision != "auto" else ("bf16" if _has_bf16(self.device) else "fp32")
         self.image_size_px = checkpoint.config.preprocessing.image_size_px
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        self._graph = ServingGraph(checkpoint, dtype).to(self.device)
+        self._graph = ServingGraph(checkpoint, dtype, group_K).to(self.device)
 
     def __call__(self, pixels_BHWC: npt.NDArray[np.uint8]) -> NumpyAnswers:
         require_pixels(pixels_BHWC, self.image_size_px)

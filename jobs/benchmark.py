@@ -1,6 +1,6 @@
 """Measure Graticule against its alternatives, both in the same run: what counts is the ratio.
 
-python -m jobs.benchmark s2 | partition | plan | pipeline | isolation | train [--photos FOLDER]
+python -m jobs.benchmark s2 | partition | plan | places | pipeline | isolation | train [--photos FOLDER]
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from PIL import Image, ImageOps
 
 from jobs import geotag_archive, run_command
 from jobs import train as train_job
+from jobs.benchmark_places import PlacesBenchmark
 from jobs.benchmark_plan import PlanBenchmark
 from jobs.benchmark_query import QueryBenchmark
 from jobs.demo_photos import write_demo_archive
@@ -407,6 +408,7 @@ class Settings:
         Annotated[S2Benchmark, tyro.conf.subcommand("s2")]
         | Annotated[PartitionBenchmark, tyro.conf.subcommand("partition")]
         | Annotated[PlanBenchmark, tyro.conf.subcommand("plan")]
+        | Annotated[PlacesBenchmark, tyro.conf.subcommand("places")]
         | Annotated[QueryBenchmark, tyro.conf.subcommand("query")]
         | Annotated[PipelineBenchmark, tyro.conf.subcommand("pipeline")]
         | Annotated[IsolationBenchmark, tyro.conf.subcommand("isolation")]

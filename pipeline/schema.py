@@ -222,6 +222,14 @@ PHOTOS = pa.schema(
 )
 """One row a photo: what is staged, published and queried."""
 
+ADDED_LATER = frozenset(
+    {
+        *(EXIF_COUNTRY_CODE, EXIF_COUNTRY, EXIF_REGION, EXIF_PLACE),
+        *(COUNTRY_CODE, COUNTRY, REGION, PLACE, COUNTRY_PROBABILITY, COUNTRIES),
+    }
+)
+"""Columns that files of older versions lack; null stands for them there."""
+
 READ = pa.schema(
     [
         *(PHOTOS.field(name) for name in (PHOTO_ID, URI, ETAG, SIZE_BYTES, CONTENT_HASH, ERROR_CODE, ERROR_MESSAGE)),

@@ -1,6 +1,6 @@
 """Measure Graticule against its alternatives, both in the same run: what counts is the ratio.
 
-python -m jobs.benchmark s2 | partition | plan | engine | pipeline | isolation | train [--photos FOLDER]
+python -m jobs.benchmark s2 | partition | plan | places | engine | pipeline | isolation | train [--photos FOLDER]
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from PIL import Image, ImageOps
 from jobs import geotag_archive, run_command
 from jobs import train as train_job
 from jobs.benchmark_engine import EngineBenchmark, crowded_photos
+from jobs.benchmark_places import PlacesBenchmark
 from jobs.benchmark_plan import PlanBenchmark
 from jobs.benchmark_query import QueryBenchmark
 from jobs.demo_photos import write_demo_archive
@@ -403,6 +404,7 @@ class Settings:
         Annotated[S2Benchmark, tyro.conf.subcommand("s2")]
         | Annotated[PartitionBenchmark, tyro.conf.subcommand("partition")]
         | Annotated[PlanBenchmark, tyro.conf.subcommand("plan")]
+        | Annotated[PlacesBenchmark, tyro.conf.subcommand("places")]
         | Annotated[QueryBenchmark, tyro.conf.subcommand("query")]
         | Annotated[EngineBenchmark, tyro.conf.subcommand("engine")]
         | Annotated[PipelineBenchmark, tyro.conf.subcommand("pipeline")]

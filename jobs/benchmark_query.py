@@ -27,7 +27,6 @@ _ROWS_PER_PART = 100_000
 _S2_LEVELS = (3, 6, 9)
 _ALTERNATIVE_S2_LEVELS = (9, 9, 9, 9, 9)
 _TOWNS, _TOWN_KM = 5000, 30.0
-_COUNTRY = "country_code"
 _SOURCES = {
     "all photos": "photos",
     "bbox, 2° × 2°": "bbox(19, 49, 21, 51)",
@@ -35,6 +34,7 @@ _SOURCES = {
     "within_km, 50 km": "within_km(50.06, 19.94, 50)",
     "in_cell, S2 level 6": "in_cell('4717')",
     "in_cell, a face": "in_cell('5')",
+    "one country": f"photos WHERE {schema.COUNTRY_CODE} = 'NJ'",
 }
 
 
@@ -60,8 +60,7 @@ class QueryBenchmark:
             start_s = time.perf_counter()
             catalog = Catalog(folder)
             opening_s = time.perf_counter() - start_s
-            sources = _SOURCES | ({"one country": f"photos WHERE {_COUNTRY} = 'NJ'"} if _has_countries() else {})
-            queries = {name: f"SELECT count(*), max(uri) FROM {source}" for name, source in sources.items()}
+            queries = {name: f"SELECT count(*), max(uri) FROM {source}" for name, source in _SOURCES.items()}
             taken_s: dict[str, list[float]] = {name: [] for name in queries}
             for _ in range(self.repeats):
                 for name, query in queries.items():
@@ -140,19 +139,20 @@ def synthetic_rows(numbers: Sequence[int], run_id: str) -> pa.Table:
         schema.ALTERNATIVES: _cells(schema.ALTERNATIVES, lat_deg, lon_deg, probability, _ALTERNATIVE_S2_LEVELS),
         schema.CELL_ID: pa.array(s2.leaf_id_N(lat_deg, lon_deg), mask=has_none),
         schema.GEOMETRY: pc.if_else(pa.array(has_none), None, wkb_points(lat_deg, lon_deg)),
+        schema.COUNTRY_CODE: pa.array(_squares(lat_deg, lon_deg), mask=has_none),
+        schema.COUNTRY: pa.array(_squares(lat_deg, lon_deg), mask=has_none),
         schema.MODEL_ID: ["synthetic"] * count,
         schema.RUN_ID: [run_id] * count,
         schema.PROCESSED_AT: [dt.datetime.now(dt.UTC)] * count,
     }
-    if _has_countries():
-        squares = zip((lon_deg // 15 + 12).astype(int), (lat_deg // 15 + 6).astype(int), strict=True)
-        values[_COUNTRY] = pa.array([chr(65 + x) + chr(65 + y) for x, y in squares], mask=has_none)
     absent = [None] * count
     return pa.table({name: values.get(name, absent) for name in schema.PHOTOS.names}, schema=schema.PHOTOS)
 
 
-def _has_countries() -> bool:
-    return _COUNTRY in schema.PHOTOS.names
+def _squares(lat_deg_N: np.ndarray, lon_deg_N: np.ndarray) -> list[str]:
+    """Return the made-up country of each point: a square of 15°."""
+    squares = zip((lon_deg_N // 15 + 12).astype(int), (lat_deg_N // 15 + 6).astype(int), strict=True)
+    return [chr(65 + x) + chr(65 + y) for x, y in squares]
 
 
 def _anywhere(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:

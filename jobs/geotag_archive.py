@@ -22,9 +22,9 @@ from rich.table import Table
 from jobs import run_command
 from model.checkpoint import Checkpoint
 from model.engines import EngineName
+from model.engines.tensorrt_engine import TensorRtSettings
 from pipeline import albums, catalog, copies, dataflow, lease, publish, staging, storage
 from pipeline.context import ContextSettings
-from model.engines.tensorrt_engine import TensorRtSettings
 from pipeline.decode import DecodeLimits, DecodeTarget
 from pipeline.fetch import FetchSettings
 from pipeline.locator import LocatorSettings, model_folder

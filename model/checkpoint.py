@@ -8,6 +8,7 @@ MODEL_CARD.md        optional, for people
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -18,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -54,6 +57,7 @@ class Checkpoint:
         training: whatever the trainer wanted to remember: data, split, numbers. It does not enter `model_id`.
         model_id: the name and 12 hexadecimal digits of a SHA-256 over network, weights, hierarchy and temperatures:
             the same id means the same answers.
+        group_K: the group of each of the finest level's cells, for `Answers.group_probability_BG`; None for one group.
     """
 
     folder: Path
@@ -64,6 +68,11 @@ class Checkpoint:
     weights_sha256: str
     training: dict[str, Any]
     model_id: str
+    group_K: NDArray[np.int64] | None = None
+
+    def grouping(self, group_K: NDArray[np.int64]) -> Checkpoint:
+        """The same model, whose answers also have the probabilities of these groups of the finest level's cells."""
+        return dataclasses.replace(self, group_K=group_K)
 
     @staticmethod
     def save(

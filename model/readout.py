@@ -1,7 +1,7 @@
 """From logits to answers, inside the exported graph: probabilities, place, radius, scene.
 
 Shapes: B batch · H levels · K cells of one level (of the finest where nothing else is said) · S scenes · T top cells
-· 4 named radii · 3 coordinates of a unit vector.
+· 4 named radii · 3 coordinates of a unit vector · G groups of cells (countries).
 
 Everything here is fp32 whatever the network's precision is, and free of matrix products: OpenVINO's CPU plugin, asked
 for bf16, keeps in fp32 what follows the last matrix product (`Graph::EnforceInferencePrecision`).
@@ -14,6 +14,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.geodecoder import GeoDecoderOutput
@@ -58,6 +59,8 @@ class Answers(NamedTuple, Generic[Array]):
     """float32, the smallest radius around the point that holds 90 % of the finest level's probability."""
     mass_within_B4: Array
     """float32, the probability within 1, 25, 200 and 750 km of the point."""
+    group_probability_BG: Array
+    """float32, the probability of each group of the finest level's cells, to a millionth; adds up to 1."""
     finite_B: Array
     """bool, whether all of the network's outputs were finite numbers; where false, nothing else means anything."""
 
@@ -75,12 +78,18 @@ class ReadOut(nn.Module):
 
     Args:
         temperatures: one positive number a level, coarse → fine; 1 leaves the logits as they are.
+        group_K: the group, from 0, of each of the finest level's cells; all are in one if not given.
 
     Raises:
         ValueError: temperatures that are not one positive number a level.
     """
 
-    def __init__(self, hierarchy: Hierarchy, temperatures: tuple[float, ...] | None = None) -> None:
+    def __init__(
+        self,
+        hierarchy: Hierarchy,
+        temperatures: tuple[float, ...] | None = None,
+        group_K: NDArray[np.int64] | None = None,
+    ) -> None:
         super().__init__()
         levels = hierarchy.levels
         temperatures = temperatures or (1.0,) * len(levels)
@@ -96,6 +105,14 @@ class ReadOut(nn.Module):
         self.spread_rad_K: Tensor
         self.register_buffer("spread_rad_K", torch.from_numpy(finest.spread_km_K / EARTH_RADIUS_KM).float())
         self.top_cells = min(TOP_CELLS, len(finest.cell_id_K))
+        group_K = np.zeros(len(finest), np.int64) if group_K is None else group_K
+        assert group_K.shape == (len(finest),), f"{len(finest)} cells can't have {group_K.shape} groups"
+        # A group is what the running sum over the cells, sorted by group, grows by from its first cell to its last:
+        # adding at an index, the plain way, is an operation that not every runtime has.
+        self.by_group_K: Tensor
+        self.register_buffer("by_group_K", torch.from_numpy(np.argsort(group_K, kind="stable")))
+        self.group_end_G: Tensor
+        self.register_buffer("group_end_G", torch.from_numpy(np.cumsum(np.bincount(group_K))))
 
     def forward(self, output: GeoDecoderOutput) -> Answers[Tensor]:
         joints = self.log_probabilities(output.logits)
@@ -119,6 +136,7 @@ class ReadOut(nn.Module):
             mass_within_B4=torch.stack(
                 [_mass_within(probability_BK, reach_rad_BK, km / EARTH_RADIUS_KM) for km in PRECISION_RADII_KM], dim=1
             ),
+            group_probability_BG=self._group_probability(probability_BK),
             finite_B=finite_B,
         )
 
@@ -132,6 +150,12 @@ class ReadOut(nn.Module):
                 log_BK = (log_BK + factor_BK).log_softmax(dim=1)
             joints.append(log_BK)
         return tuple(joints)
+
+    def _group_probability(self, probability_BK: Tensor) -> Tensor:
+        sum_BK = probability_BK.index_select(1, self.by_group_K).cumsum(dim=1)
+        sum_BK = torch.cat([torch.zeros_like(sum_BK[:, :1]), sum_BK], dim=1)
+        end_BG = sum_BK.index_select(1, self.group_end_G)
+        return torch.cat([end_BG[:, :1], end_BG[:, 1:] - end_BG[:, :-1]], dim=1).clamp(min=0.0)
 
     def _reach_rad(self, point_B: Tensor) -> Tensor:
         """reach_rad_BK: the angle around the cell `point_B` within which all of a cell lies.

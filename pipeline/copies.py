@@ -1,6 +1,7 @@
 """Rows of copies, photos whose bytes are another's, get that photo's answer under their own names.
 
-They wait in the staging until all else is done; which photo answers is decided by `content_index`.
+They wait in the staging until all else is done; which photo answers is decided by `content_index`. Answers of an older
+version, which named no countries, are not copied: the photo is located again.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ def settle(stage: staging.Stage, published_files: Sequence[str]) -> int:
                     SELECT 1 FROM (SELECT photo_id, processed_at {staged}) done
                     WHERE done.photo_id = copies.photo_id AND done.processed_at >= copies.processed_at)),
             answers AS (
-                SELECT * FROM read_parquet($answer_files, union_by_name = true)
-                SEMI JOIN unsettled USING (content_hash, model_id)
-                WHERE status = 'located' OR error_code = $model_failed
+                SELECT * FROM (
+                    FROM no_rows UNION ALL BY NAME FROM read_parquet($answer_files, union_by_name = true)
+                ) SEMI JOIN unsettled USING (content_hash, model_id)
+                WHERE (status = 'located' AND country IS NOT NULL) OR error_code = $model_failed
                 QUALIFY row_number() OVER (PARTITION BY content_hash ORDER BY processed_at DESC) = 1)
             SELECT {columns} FROM unsettled copies JOIN answers USING (content_hash, model_id)
             """,
@@ -81,11 +83,13 @@ def answered_contents(stage: staging.Stage, published_files: Sequence[str], mode
     if not plan_files or not published_files:
         return []
     with connect(stage.folder) as connection:
+        connection.register("no_rows", schema.PHOTOS.empty_table())
         found = connection.sql(
             """
-            SELECT DISTINCT content_hash FROM read_parquet($published)
+            SELECT DISTINCT content_hash
+            FROM (FROM no_rows UNION ALL BY NAME FROM read_parquet($published, union_by_name = true))
             SEMI JOIN (SELECT DISTINCT size_bytes FROM read_parquet($plan)) USING (size_bytes)
-            WHERE model_id = $model_id AND status = 'located' LIMIT $limit
+            WHERE model_id = $model_id AND status = 'located' AND country IS NOT NULL LIMIT $limit
             """,
             params={"published": list(published_files), "plan": plan_files, "model_id": model_id, "limit": limit},
         ).to_arrow_table()

@@ -25,11 +25,11 @@ FileFormat = Literal["geojson", "geojsonl", "csv", "kml"]
 Bbox = tuple[float, float, float, float]
 """West, south, east, north in degrees; west is more than east where the box crosses the antimeridian."""
 
-# Named together, since an output may or may not have them.
-PLACE_NAMES = ["country_code", "country", "region", "place"]
+PLACE_NAMES = [schema.COUNTRY_CODE, schema.COUNTRY, schema.REGION, schema.PLACE]
 _MEASURES = (schema.RADIUS_KM, schema.CONFIDENCE, schema.PRECISION, schema.SCENE)
 _ROWS_PER_BATCH = 10_000
-_DIGITS = {schema.LAT_DEG: 6, schema.LON_DEG: 6, schema.RADIUS_KM: 3, schema.CONFIDENCE: 6}
+_DIGITS = {schema.LAT_DEG: 6, schema.LON_DEG: 6, schema.RADIUS_KM: 3}
+_DIGITS |= {schema.CONFIDENCE: 6, schema.COUNTRY_PROBABILITY: 6}
 """Decimals written: a millionth of a degree is a decimetre."""
 _LEFT_OUT = "left_out"
 
@@ -120,7 +120,8 @@ def export(catalog: Catalog, selection: Selection, file_format: FileFormat, to: 
     """
     status = [schema.STATUS, schema.ERROR_CODE] if selection.with_failed else []
     position = [schema.LAT_DEG, schema.LON_DEG]
-    wanted = [schema.URI, *status, *position, *_MEASURES, schema.TAKEN_AT, *PLACE_NAMES, schema.MODEL_ID]
+    wanted = [schema.URI, *status, *position, *_MEASURES, schema.TAKEN_AT, *PLACE_NAMES]
+    wanted += [schema.COUNTRY_PROBABILITY, schema.MODEL_ID]
     columns = columns_of(catalog, wanted)
     bbox = _bbox(catalog, selection) if file_format == "geojson" else None  # first: DuckDB has one open answer
     rows = taken_rows(catalog, selection, columns)

@@ -1,6 +1,7 @@
 """Rows with pixels become prediction rows: owns one engine.
 
-Shapes: B photos of a batch · N photos of a table that have pixels · H levels · T alternatives · K cells of a level.
+Shapes: B photos of a batch · N photos of a table that have pixels · H levels · T alternatives · K cells of a level
+· G countries.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from model.engines.tensorrt_engine import TensorRtSettings
 from model.hierarchy import Level
 from pipeline import schema, storage
 from pipeline.engine_share import EngineShare
+from pipeline.places import Gazetteer
 from pipeline.precision import PRECISIONS, PrecisionName, coarsen, wkb_points
 from pipeline.schema import ErrorCode, Status
 
+TOP_COUNTRIES = 3
 BUNDLED_MODEL = Path(model.__file__).parent / "bundled"
 
 
@@ -68,9 +71,19 @@ class Locator:
         self._settings = settings
         self._scene_names = pa.array(checkpoint.config.scenes, pa.string())
         self._levels = [_Cells(level) for level in checkpoint.hierarchy.levels]
+        self._gazetteer = Gazetteer()
+        # Names are looked up once, for the cells that can be a photo's point; the graph adds up each country's cells.
+        finest = checkpoint.hierarchy.levels[-1]
+        self._names = self._gazetteer.names_N(finest.lat_deg_K, finest.lon_deg_K)
+        _, first_G, self._country_K = np.unique(
+            self._names.country.to_numpy(False), return_index=True, return_inverse=True
+        )
+        self._country_code_G, self._country_G = (
+            names.take(pa.array(first_G)) for names in (self._names.country_code, self._names.country)
+        )
         self.engine: Engine = load_engine(
             settings.engine,
-            checkpoint,
+            checkpoint.grouping(self._country_K),
             threads=settings.threads,
             cache_dir=settings.engine_cache,
             share=EngineShare(settings.engine_share) if settings.engine_share else None,
@@ -99,6 +112,7 @@ class Locator:
         )
         without_place = pc.if_else(pc.is_valid(columns[schema.ERROR_CODE]), str(Status.FAILED), schema.COPIED)
         columns[schema.STATUS] = pc.if_else(pa.array(spread >= 0), str(Status.LOCATED), without_place)
+        columns |= self._exif_names(read)
         columns |= {name: values.take(spread_array) for name, values in self._answer_columns(answers).items()}
         constants: dict[str, object] = {
             schema.MODEL_ID: self._settings.model_id,
@@ -111,7 +125,7 @@ class Locator:
         rows = pa.Table.from_arrays(
             [_cast(columns[field.name], field.type) for field in schema.PHOTOS], schema=schema.PHOTOS
         )
-        return coarsen(rows, self._settings.precision)
+        return coarsen(rows, self._settings.precision, self._gazetteer)
 
     def _answer(self, pixels: pa.BinaryArray, rows_N: np.ndarray) -> NumpyAnswers:
         size_px, batch_size = self.engine.image_size_px, self._settings.batch_size
@@ -125,7 +139,8 @@ class Locator:
     def _answer_columns(self, answers: NumpyAnswers) -> dict[str, pa.Array]:
         """Return the columns that answers decide, one row a photo with pixels."""
         finest = self._levels[-1]
-        point = pa.array(answers.top_index_BT[:, 0])
+        point_B = answers.top_index_BT[:, 0]
+        point = pa.array(point_B)
         return {
             schema.LAT_DEG: finest.lat_deg.take(point),
             schema.LON_DEG: finest.lon_deg.take(point),
@@ -137,8 +152,40 @@ class Locator:
             schema.ALTERNATIVES: self._alternative_lists(answers),
             schema.SCENE: self._scene_names.take(pa.array(answers.scene_index_B)),
             schema.SCENE_PROBABILITY: pa.array(answers.scene_probability_B),
+            schema.COUNTRY_CODE: self._names.country_code.take(point),
+            schema.COUNTRY: self._names.country.take(point),
+            schema.REGION: self._names.region.take(point),
+            schema.PLACE: self._names.place.take(point),
+            schema.COUNTRY_PROBABILITY: pa.array(
+                np.take_along_axis(answers.group_probability_BG, self._country_K[point_B][:, None], axis=1)[:, 0]
+            ),
+            schema.COUNTRIES: self._country_lists(answers.group_probability_BG),
             schema.PRECISION: _precision_names(answers.mass_within_B4),
         }
+
+    def _exif_names(self, read: pa.Table) -> dict[str, pa.Array]:
+        """Return the names of the cameras' own positions, null where there is none."""
+        lat_deg, lon_deg = (read.column(name) for name in (schema.EXIF_LAT_DEG, schema.EXIF_LON_DEG))
+        has_both = pc.and_(pc.is_valid(lat_deg), pc.is_valid(lon_deg)).to_numpy()
+        known_N = np.flatnonzero(has_both)
+        names = self._gazetteer.names_N(lat_deg.to_numpy()[known_N], lon_deg.to_numpy()[known_N])
+        row_N = np.cumsum(has_both) - 1
+        rows = pa.array(row_N, mask=~has_both)
+        columns = (schema.EXIF_COUNTRY_CODE, schema.EXIF_COUNTRY, schema.EXIF_REGION, schema.EXIF_PLACE)
+        return {column: values.take(rows) for column, values in zip(columns, names, strict=True)}
+
+    def _country_lists(self, probability_BG: np.ndarray) -> pa.ListArray:
+        photos, count = len(probability_BG), min(TOP_COUNTRIES, probability_BG.shape[1])
+        best_BT = np.argsort(-probability_BG, axis=1, kind="stable")[:, :count]
+        best = pa.array(best_BT.ravel())
+        columns = {
+            schema.COUNTRY_CODE: self._country_code_G.take(best),
+            schema.COUNTRY: self._country_G.take(best),
+            schema.PROBABILITY: pa.array(np.take_along_axis(probability_BG, best_BT, axis=1).ravel(), pa.float32()),
+        }
+        fields = list(schema.PHOTOS.field(schema.COUNTRIES).type.value_type)
+        values = pa.StructArray.from_arrays([columns[field.name] for field in fields], fields=fields)
+        return pa.ListArray.from_arrays(pa.array(np.arange(photos + 1) * count, pa.int32()), values)
 
     def _level_lists(self, answers: NumpyAnswers) -> pa.ListArray:
         photos, levels = answers.level_index_BH.shape

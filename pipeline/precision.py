@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from model import s2
 from pipeline import schema
+from pipeline.places import Gazetteer
 
 PrecisionName = Literal["street", "city", "region", "country"]
 PRECISIONS: tuple[PrecisionName, ...] = ("street", "city", "region", "country")
@@ -17,13 +18,17 @@ PRECISIONS: tuple[PrecisionName, ...] = ("street", "city", "region", "country")
 
 _FINEST_S2_LEVEL = {"city": 9, "region": 6, "country": 4}
 """Cells of about 18, 144 and 575 km across; `street` leaves everything as it is."""
+_POINT_NAMES = (schema.COUNTRY_CODE, schema.REGION, schema.PLACE)
+_EXIF_NAMES = (schema.EXIF_COUNTRY_CODE, schema.EXIF_REGION, schema.EXIF_PLACE)
 _CELL_RADIUS_KM = {"city": 18.0, "region": 144.0, "country": 575.0}
 
 
-def coarsen(rows: pa.Table, precision: PrecisionName) -> pa.Table:
+def coarsen(rows: pa.Table, precision: PrecisionName, gazetteer: Gazetteer) -> pa.Table:
     """Return `rows` of `schema.PHOTOS` with every position moved to the centre of its cell of the allowed size.
 
-    Cells finer than that become their ancestor; `radius_km` grows to at least the cell's own size.
+    Cells finer than that become their ancestor; `radius_km` grows to at least the cell's own size. Countries stay, as
+    the coarsest there is to allow: a cell's centre may be in another, or at sea. Region and town are those of the
+    centre, within the country, and null where finer than allowed.
     """
     if precision == "street":
         return rows
@@ -51,6 +56,8 @@ def coarsen(rows: pa.Table, precision: PrecisionName) -> pa.Table:
         schema.LEVELS: _coarsen_cells(rows.column(schema.LEVELS), level),
         schema.ALTERNATIVES: _coarsen_cells(rows.column(schema.ALTERNATIVES), level),
     }
+    columns |= _names(rows, _POINT_NAMES, point, precision, gazetteer)
+    columns |= _names(rows, _EXIF_NAMES, exif, precision, gazetteer)
     for name, values in columns.items():
         index = rows.schema.get_field_index(name)
         rows = rows.set_column(index, rows.schema.field(name), values)
@@ -76,6 +83,8 @@ class _Snapped:
         missing = np.asarray(pc.is_null(lat_deg).to_numpy())
         lat_deg_N, lon_deg_N = (values.fill_null(0.0).to_numpy() for values in (lat_deg, lon_deg))
         lat_deg_N, lon_deg_N = s2.centre_deg_N(s2.cell_id_N(lat_deg_N, lon_deg_N, level))
+        self.known_N = np.flatnonzero(~missing)
+        self.lat_deg_N, self.lon_deg_N = lat_deg_N, lon_deg_N
         self.lat_deg = pa.array(lat_deg_N, mask=missing)
         self.lon_deg = pa.array(lon_deg_N, mask=missing)
         self.leaf_id = pa.array(s2.leaf_id_N(lat_deg_N, lon_deg_N), mask=missing)
@@ -86,6 +95,25 @@ def _at_least(rows: pa.Table, radius: str, place: str, least_km: float) -> pa.Ch
     """Return the column `radius` with `least_km` for all that is smaller, null where there is no place."""
     radius_km = pc.max_element_wise(rows.column(radius), pa.scalar(least_km, pa.float32()))
     return pc.if_else(pc.is_valid(rows.column(place)), radius_km, None)
+
+
+def _names(
+    rows: pa.Table, columns: tuple[str, str, str], at: _Snapped, precision: PrecisionName, gazetteer: Gazetteer
+) -> dict[str, pa.Array]:
+    """Return the columns of region and town at coarse positions, by those of country, region and town."""
+    code_column, region_column, place_column = columns
+    region_row, place_row = np.full((2, rows.num_rows), -1)
+    known_N = at.known_N
+    codes = rows.column(code_column).take(pa.array(known_N)).to_pylist()
+    names = gazetteer.names_within_N(codes, at.lat_deg_N[known_N], at.lon_deg_N[known_N])
+    if precision != "country":
+        region_row[known_N] = np.arange(len(known_N))
+    if precision == "city":
+        place_row[known_N] = np.arange(len(known_N))
+    return {
+        region_column: names.region.take(pa.array(region_row, mask=region_row < 0)),
+        place_column: names.place.take(pa.array(place_row, mask=place_row < 0)),
+    }
 
 
 def _coarsen_cells(lists: pa.ChunkedArray, level: int) -> pa.Array:

@@ -311,8 +311,13 @@ class _Accounts:
     def _view(self, name: str, files: Sequence[str], columns: pa.Schema) -> None:
         if files:
             is_staged = columns is _STAGED
-            self._connection.read_parquet(
-                list(files), hive_partitioning=False, filename=is_staged, file_row_number=is_staged
-            ).create_view(name)
+            rows = self._connection.read_parquet(
+                list(files), hive_partitioning=False, filename=is_staged, file_row_number=is_staged, union_by_name=True
+            )
+            if not set(columns.names) <= set(rows.columns):  # all were staged by an older version
+                self._connection.register(f"no_{name}", columns.empty_table())
+                rows.create_view(f"older_{name}")
+                rows = self._connection.sql(f"FROM no_{name} UNION ALL BY NAME FROM older_{name}")
+            rows.create_view(name)
         else:
             self._connection.register(name, columns.empty_table())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from model import s2
 from pipeline import schema
 from pipeline.catalog import Catalog
 from pipeline.map_bins import MapBins
-from pipeline.places import Places
+from pipeline.places import OPEN_SEA, Places, country_names
 from pipeline.precision import PRECISIONS
 
 THRESHOLDS_KM = (1, 25, 200, 750, 2500)
@@ -75,7 +74,8 @@ class Reliability:
 class Accuracy:
     """How far predictions are from where cameras say they were; over `photos` that have both.
 
-    `curve`: (km, share within it), ascending; `inside_radius`: share within its own radius_km.
+    `curve`: (km, share within it), ascending; `inside_radius`: share within its own radius_km; `same_country`: share in
+    the country of the camera's position, None where no row names countries.
     """
 
     photos: int
@@ -83,6 +83,7 @@ class Accuracy:
     share_within: dict[int, float]
     curve: Sequence[tuple[float, float]]
     inside_radius: float
+    same_country: float | None
     reliability: Sequence[Reliability]
 
 
@@ -99,6 +100,7 @@ class Example:
     confidence: float | None
     error_km: float | None
     country: str | None
+    place: str | None
 
 
 @dataclass(frozen=True)
@@ -148,12 +150,6 @@ def gather(catalog: Catalog, output: str, where: str | None = None) -> Report:
     return _Gathering(catalog, where).report(output)
 
 
-def country_names() -> dict[str, str]:
-    """Return the English short name of each ISO 3166-1 code, as the tz database has it."""
-    lines = resources.files("tzdata").joinpath("zoneinfo/iso3166.tab").read_text("utf-8").splitlines()
-    return dict(line.split("\t")[:2] for line in lines if not line.startswith("#"))
-
-
 class _Gathering:
     def __init__(self, catalog: Catalog, where: str | None) -> None:
         self._catalog = catalog
@@ -162,8 +158,6 @@ class _Gathering:
         self._where = where
         self._names = country_names()
         self._places = Places()
-        has_country = catalog.rows("FROM (DESCRIBE photos) WHERE column_name = 'country_code'").num_rows
-        self._country = "country_code::VARCHAR" if has_country else "NULL::VARCHAR"
 
     def report(self, output: str) -> Report:
         """Count everything."""
@@ -223,15 +217,16 @@ class _Gathering:
         photos_in: dict[str | None, int] = {}
         sea: list[tuple[float, int]] = []
         columns = (
-            f"(cell_id >> {_CELL_SHIFT})::BIGINT AS cell, {self._country} AS country, count(*) AS n,"
+            f"(cell_id >> {_CELL_SHIFT})::BIGINT AS cell, country_code, country, count(*) AS n,"
             " sum(lat_deg) AS lat, sum(lon_deg) AS lon, sum(confidence::DOUBLE) AS sure, max(confidence) AS surest"
         )
-        for batch in self._batches(columns, f"WHERE {_HAS_PLACE} GROUP BY 1, 2"):
+        for batch in self._batches(columns, f"WHERE {_HAS_PLACE} GROUP BY 1, 2, 3"):
             cell_K, lat_K, lon_K, photos_K, sure_K, surest_K = (
                 batch.column(name).to_numpy() for name in ("cell", "lat", "lon", "n", "sure", "surest")
             )
             lat_deg_K, lon_deg_K = lat_K / photos_K, lon_K / photos_K
-            codes = self._countries(batch.column("country").to_pylist(), lat_deg_K, lon_deg_K)
+            known, named = (batch.column(name).to_pylist() for name in (schema.COUNTRY_CODE, schema.COUNTRY))
+            codes = self._countries(known, named, lat_deg_K, lon_deg_K)
             for code, photos in zip(codes, photos_K.tolist(), strict=True):
                 numbers.setdefault(code, len(numbers))
                 photos_in[code] = photos_in.get(code, 0) + photos
@@ -243,17 +238,22 @@ class _Gathering:
         return bins, countries, [cell for _, cell in sea]
 
     def _countries(
-        self, known: list[str | None], lat_deg_K: NDArray[np.float64], lon_deg_K: NDArray[np.float64]
+        self,
+        codes: list[str | None],
+        names: list[str | None],
+        lat_deg_K: NDArray[np.float64],
+        lon_deg_K: NDArray[np.float64],
     ) -> list[str | None]:
-        """Return each cell's country: as the output has it; looked up where it has none, as on the open sea."""
-        missing = [row for row, code in enumerate(known) if code is None]
+        """Return each cell's country: as the output has it; looked up where an older version named none."""
+        missing = [row for row, name in enumerate(names) if name is None]
         found = self._places.country_code_N(lat_deg_K[missing], lon_deg_K[missing])
+        codes = list(codes)
         for row, code in zip(missing, found, strict=True):
-            known[row] = code
-        return known
+            codes[row] = code
+        return codes
 
     def _name(self, code: str | None) -> str:
-        return "open sea" if code is None else self._names.get(code, code)
+        return OPEN_SEA if code is None else self._names.get(code, code)
 
     def _periods(self, first: dt.datetime | None, last: dt.datetime | None) -> tuple[list[tuple[str, int]], bool]:
         """Return photos by month, or by year where that would be too many; and whether the first gathers older ones."""
@@ -296,9 +296,11 @@ class _Gathering:
 
     def _accuracy(self) -> Accuracy | None:
         within = ", ".join(f"avg((e <= {km})::INTEGER) AS within_{km}" for km in THRESHOLDS_KM)
-        source = f"(SELECT {_ERROR_KM} AS e, radius_km AS r FROM {self._photos} WHERE {_HAS_TRUTH})"
+        source = f"(SELECT {_ERROR_KM} AS e, radius_km AS r, exif_country = country AS c"
+        source += f" FROM {self._photos} WHERE {_HAS_TRUTH})"
         (found,) = self._catalog.rows(
-            f"SELECT count(*) AS n, approx_quantile(e, 0.5) AS median, avg((e <= r)::INTEGER) AS inside, {within}"
+            f"SELECT count(*) AS n, approx_quantile(e, 0.5) AS median, avg((e <= r)::INTEGER) AS inside,"
+            f" avg(c::INTEGER) AS same_country, {within}"
             f" FROM {source}"
         ).to_pylist()
         if not found["n"]:
@@ -313,7 +315,15 @@ class _Gathering:
             so_far += photos.get(step, 0)
             curve.append((min(10 ** (step / _STEPS_PER_DECADE), _FARTHEST_KM), so_far / found["n"]))
         shares = {km: found[f"within_{km}"] for km in THRESHOLDS_KM}
-        return Accuracy(found["n"], found["median"], shares, curve, found["inside"], self._reliability())
+        return Accuracy(
+            photos=found["n"],
+            median_km=found["median"],
+            share_within=shares,
+            curve=curve,
+            inside_radius=found["inside"],
+            same_country=found["same_country"],
+            reliability=self._reliability(),
+        )
 
     def _reliability(self) -> list[Reliability]:
         """Compare confidence with how often the camera's position is in the cell that it was given for."""
@@ -347,12 +357,13 @@ class _Gathering:
     def _examples(self, condition: str, order: str) -> list[Example]:
         rows = self._rows(
             "photo_id AS id, uri, status, lat_deg AS lat, lon_deg AS lon, radius_km AS radius, confidence AS sure,"
-            f" {_ERROR_KM} AS error, {self._country} AS country",
+            f" {_ERROR_KM} AS error, country_code, country, place",
             f"WHERE {condition} ORDER BY {order} LIMIT {EXAMPLES}",
         )
         placed = [row for row in rows if row["lat"] is not None]
-        positions = (np.array([row[name] for row in placed], np.float64) for name in ("lat", "lon"))
-        codes = self._countries([row["country"] for row in placed], *positions)
+        lat_deg_K, lon_deg_K = (np.array([row[name] for row in placed], np.float64) for name in ("lat", "lon"))
+        known, named = ([row[name] for row in placed] for name in (schema.COUNTRY_CODE, schema.COUNTRY))
+        codes = self._countries(known, named, lat_deg_K, lon_deg_K)
         for row, code in zip(placed, codes, strict=True):
             row["country"] = self._name(code)
         return [
@@ -366,6 +377,7 @@ class _Gathering:
                 row["sure"],
                 row["error"],
                 row["country"],
+                row["place"],
             )
             for row in rows
         ]

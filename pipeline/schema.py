@@ -114,6 +114,10 @@ PIXELS_HWC = "pixels_HWC"
 
 # Columns that the Locator adds.
 STATUS = "status"
+EXIF_COUNTRY_CODE = "exif_country_code"
+EXIF_COUNTRY = "exif_country"
+EXIF_REGION = "exif_region"
+EXIF_PLACE = "exif_place"
 LAT_DEG = "lat_deg"
 LON_DEG = "lon_deg"
 RADIUS_KM = "radius_km"
@@ -127,6 +131,12 @@ CELL_TOKEN = "cell_token"
 PROBABILITY = "probability"
 SCENE = "scene"
 SCENE_PROBABILITY = "scene_probability"
+COUNTRY_CODE = "country_code"
+COUNTRY = "country"
+REGION = "region"
+PLACE = "place"
+COUNTRY_PROBABILITY = "country_probability"
+COUNTRIES = "countries"
 PRECISION = "precision"
 GEOMETRY = "geometry"
 CONTEXT_LAT_DEG = "context_lat_deg"
@@ -158,6 +168,13 @@ _ALTERNATIVE_STRUCT = pa.struct(
         pa.field(PROBABILITY, pa.float32(), nullable=False),
     ]
 )
+_COUNTRY_STRUCT = pa.struct(
+    [
+        pa.field(COUNTRY_CODE, pa.string()),
+        pa.field(COUNTRY, pa.string(), nullable=False),
+        pa.field(PROBABILITY, pa.float32(), nullable=False),
+    ]
+)
 _GEOARROW = {"ARROW:extension:name": "geoarrow.wkb", "ARROW:extension:metadata": '{"crs":"OGC:CRS84"}'}
 
 
@@ -183,6 +200,10 @@ PHOTOS = pa.schema(
         _column(TAKEN_AT, pa.timestamp("us"), "when the camera says it was taken, in its local time"),
         _column(EXIF_LAT_DEG, pa.float64(), "latitude the camera wrote into the file"),
         _column(EXIF_LON_DEG, pa.float64(), "longitude the camera wrote into the file"),
+        _column(EXIF_COUNTRY_CODE, pa.string(), "the camera's position, named as the predicted one"),
+        _column(EXIF_COUNTRY, pa.string(), "the same: country"),
+        _column(EXIF_REGION, pa.string(), "the same: region"),
+        _column(EXIF_PLACE, pa.string(), "the same: town"),
         _column(LAT_DEG, pa.float64(), "predicted latitude"),
         _column(LON_DEG, pa.float64(), "predicted longitude"),
         _column(RADIUS_KM, pa.float32(), "around the point, holds 90 % of the predicted probability"),
@@ -191,6 +212,16 @@ PHOTOS = pa.schema(
         _column(ALTERNATIVES, pa.list_(_ALTERNATIVE_STRUCT), "the finest level's five most probable cells"),
         _column(SCENE, pa.string(), "the kind of scene whose queries answered"),
         _column(SCENE_PROBABILITY, pa.float32(), "probability of that scene"),
+        _column(COUNTRY_CODE, pa.string(), "the point's country, ISO 3166-1 alpha-2; null on the open sea"),
+        _column(
+            COUNTRY, pa.string(), "its name in English, or `open sea`, which begins 12 nautical miles off the coast"
+        ),
+        _column(REGION, pa.string(), "state or province of the country's nearest town; null if none within 200 km"),
+        _column(PLACE, pa.string(), "the country's nearest town, or the city around it; null if none within 50 km"),
+        _column(
+            COUNTRY_PROBABILITY, pa.float32(), "probability of that country: of all the finest level's cells there"
+        ),
+        _column(COUNTRIES, pa.list_(_COUNTRY_STRUCT), "the three most probable countries, the open sea counted as one"),
         _column(PRECISION, pa.string(), "finest of country, region, city, street that is more likely right than not"),
         _column(CELL_ID, pa.uint64(), "S2 leaf cell of the point, for joins and range scans"),
         _column(GEOMETRY, pa.binary(), "the point as WKB (GeoParquet, OGC:CRS84)", extension=_GEOARROW),
@@ -212,6 +243,15 @@ CONTEXT = (
     *(CONTEXT_CONFIDENCE, CONTEXT_CELL_ID, CONTEXT_PHOTOS),
 )
 """Columns that `--context` fills: what a photo's neighbours in its folder say of its place."""
+
+ADDED_LATER = frozenset(
+    {
+        *(EXIF_COUNTRY_CODE, EXIF_COUNTRY, EXIF_REGION, EXIF_PLACE),
+        *(COUNTRY_CODE, COUNTRY, REGION, PLACE, COUNTRY_PROBABILITY, COUNTRIES),
+        *CONTEXT,
+    }
+)
+"""Columns that files of older versions lack; null stands for them there."""
 
 READ = pa.schema(
     [

@@ -26,7 +26,7 @@ from pipeline.xml_text import xml_text
 
 COLUMNS = [
     *(schema.URI, schema.ETAG, schema.LAT_DEG, schema.LON_DEG, schema.RADIUS_KM, schema.CONFIDENCE, schema.PRECISION),
-    *PLACE_NAMES,
+    *(*PLACE_NAMES, schema.COUNTRY_PROBABILITY),
     *(schema.MODEL_ID, schema.RUN_ID),
 ]
 """What `Sidecars` asks of a row."""
@@ -46,8 +46,10 @@ _BEFORE = (
 _AFTER = b'</rdf:RDF>\n</x:xmpmeta>\n<?xpacket end="w"?>\n'
 _END = b"</rdf:Description>"
 _SEAL = re.compile(rb'(graticule:Seal=")([0-9a-f]*)(")')
-_NAMED_FROM: dict[str, PrecisionName] = dict(zip(PLACE_NAMES, ("country", "country", "region", "city"), strict=True))
-"""The coarsest precision, of `precision.PRECISIONS`, at which a place's name is worth writing."""
+_NAMED_FROM: dict[str, PrecisionName] = {schema.REGION: "region", schema.PLACE: "city"}
+"""The coarsest precision, of `precision.PRECISIONS`, at which a finer name than the country's is worth writing."""
+_SURE = 0.5
+"""A country less probable than this is not named, nor is anything in it."""
 _PLACE_PROPERTIES = dict(
     zip(
         PLACE_NAMES,
@@ -308,10 +310,9 @@ def _description(row: Mapping[str, Any], about: str, taken: frozenset[str]) -> b
         "exif:GPSHPositioningError": f"{radius_m}/1",  # a rational, in metres
         "exif:GPSProcessingMethod": method,
     }
-    finest = row[schema.PRECISION]
-    for column, (tag, name) in _PLACE_PROPERTIES.items():
-        is_sure = finest in PRECISIONS and PRECISIONS.index(finest) <= PRECISIONS.index(_NAMED_FROM[column])
-        if is_sure and row.get(column) and name not in taken:
+    for column in _sure_names(row):
+        tag, name = _PLACE_PROPERTIES[column]
+        if name not in taken:
             properties[tag] = xml_text(row[column])
     lines = "".join(f"  <{tag}>{text}</{tag}>\n" for tag, text in properties.items())
     unsealed = (
@@ -320,6 +321,19 @@ def _description(row: Mapping[str, Any], about: str, taken: frozenset[str]) -> b
         f'  graticule:ModelId="{model}" graticule:RunId="{xml_text(row[schema.RUN_ID])}" graticule:Seal="">\n{lines}'
     ).encode() + _END
     return _SEAL.sub(rb"\g<1>" + _seal(unsealed) + rb"\g<3>", unsealed, count=1)
+
+
+def _sure_names(row: Mapping[str, Any]) -> list[str]:
+    """Return the columns of those place names that are more likely right than not: none on the open sea."""
+    if not row[schema.COUNTRY_CODE] or (row[schema.COUNTRY_PROBABILITY] or 0.0) < _SURE:
+        return []
+    finest = row[schema.PRECISION]
+    fineness = PRECISIONS.index(finest) if finest in PRECISIONS else len(PRECISIONS)
+    return [
+        column
+        for column in PLACE_NAMES
+        if row[column] and (column not in _NAMED_FROM or fineness <= PRECISIONS.index(_NAMED_FROM[column]))
+    ]
 
 
 def _seal(unsealed: bytes) -> bytes:

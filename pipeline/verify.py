@@ -203,7 +203,10 @@ class _Run:
         except _UNREADABLE as error:
             return self._found(path, f"can't be read as Parquet: {error}")
         with parquet:
-            if not parquet.schema_arrow.equals(schema.PHOTOS):
+            added = schema.ADDED_LATER.difference(parquet.schema_arrow.names)
+            if not parquet.schema_arrow.equals(
+                pa.schema([field for field in schema.PHOTOS if field.name not in added])
+            ):
                 return self._found(path, "has other columns than published photos have")
             if row_count is not None and parquet.metadata.num_rows != row_count:
                 self._found(path, f"has {parquet.metadata.num_rows} rows, not {row_count}")

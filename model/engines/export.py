@@ -1,6 +1,6 @@
 """The serving graph that every engine runs: uint8 pixels in, answers out.
 
-Shapes: B batch · H, W height and width · C 3 colours.
+Shapes: B batch · H, W height and width · C 3 colours · K the finest level's cells.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ServingGraph(nn.Module):
         self.image_size_px = preprocessing.image_size_px
         self.network_dtype = network_dtype
         self.network = checkpoint.build_model().to(network_dtype)
-        self.read_out = ReadOut(checkpoint.hierarchy, checkpoint.temperatures)
+        self.read_out = ReadOut(checkpoint.hierarchy, checkpoint.temperatures, checkpoint.group_K)
         self.mean_C: Tensor
         self.register_buffer("mean_C", torch.tensor(preprocessing.mean_rgb))
         self.std_C: Tensor
@@ -55,13 +55,15 @@ def export_program(graph: ServingGraph) -> torch.export.ExportedProgram:
 
 
 def graph_fingerprint(checkpoint: Checkpoint) -> str:
-    """A name for what `export_program` makes of `checkpoint`: its id, and a hash of the code that shapes it.
+    """A name for what `export_program` makes: the checkpoint's id, and a hash of groups and code that shape the graph.
 
     A compiled graph kept under this name is never older than the code that asks for it.
     """
     digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
     for module in (backbone, decoder, geodecoder, geodesy, readout, sys.modules[__name__]):
         digest.update(inspect.getsource(module).encode())
+    if checkpoint.group_K is not None:
+        digest.update(checkpoint.group_K.astype(np.int64).tobytes())
     return f"{checkpoint.model_id}-{digest.hexdigest()[:8]}"
 
 

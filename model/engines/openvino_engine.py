@@ -35,7 +35,7 @@ class OpenVinoEngine:
     """The serving graph, compiled for one batch at a time on all given threads; see `Engine`.
 
     With `cache_dir`, the converted graph stays in a folder named by OpenVINO's version, the model's id and a hash of
-    the code that made it, and the next start skips export and conversion.
+    groups and code that made it, and the next start skips export and conversion.
 
     Raises:
         ValueError: bf16 on a processor that does not compute in it.
@@ -64,7 +64,10 @@ class OpenVinoEngine:
         }
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        graph = _cached_graph(core, checkpoint, cache_dir) if cache_dir is not None else _converted_graph(checkpoint)
+        if cache_dir is None:
+            graph = _converted_graph(checkpoint)
+        else:
+            graph = _cached_graph(core, checkpoint, cache_dir)
         self._request = core.compile_model(graph, "CPU", settings).create_infer_request()
 
     def __call__(self, pixels_BHWC: npt.NDArray[np.uint8]) -> NumpyAnswers:

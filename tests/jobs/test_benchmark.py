@@ -1,6 +1,10 @@
+import json
+from pathlib import Path
+
 import pytest
 
 from jobs.benchmark import PartitionBenchmark, S2Benchmark
+from jobs.benchmark_places import PlacesBenchmark
 from jobs.benchmark_plan import PlanBenchmark
 
 
@@ -21,3 +25,24 @@ def test_plan_prints_a_line_for_each_size_and_the_growth(capsys: pytest.CaptureF
     _, first, second = capsys.readouterr().out.splitlines()
     assert (first.split()[0], second.split()[0]) == ("1,000", "20,000")
     assert "photos × 20.0, CPU × " in second
+
+
+def test_places_lists_every_miss(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = [
+        ("Görlitz", "Germany", "DE", 51.155, 14.985),
+        ("Zgorzelec", "Germany", "DE", 51.152, 15.005),
+        ("Pristina", "Kosovo", "-99", 42.66, 21.16),
+        ("Atlantis", "Greece", "GR", 30.0, -45.0),
+        ("Null Island", "Greece", "GR", 0.0, 0.0),
+    ]
+    names = ("name", "adm0name", "iso_a2", "latitude", "longitude")
+    features = [{"type": "Feature", "properties": dict(zip(names, row, strict=True))} for row in rows]
+    file = tmp_path / "towns.json"
+    file.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    assert PlacesBenchmark(file, positions=100).measure() == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "all towns 3 in 2 countries 33.33% right"
+    assert lines[3:6] == ["DE → PL 1 Zgorzelec", "GR → open sea 1 Atlantis", "Kosovo → RS 1 Pristina"]
+    file.write_text("[]")
+    with pytest.raises(ValueError, match="give Natural Earth's populated places"):
+        PlacesBenchmark(file).measure()

@@ -69,6 +69,26 @@ def test_a_photos_answer_does_not_depend_on_its_batch(name: str, request: pytest
         assert_same(alone, type(together)(*(field[row : row + 1] for field in together)))
 
 
+def test_engines_agree_on_groups_and_keep_graphs_of_other_groups_apart(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    count = checkpoint.hierarchy.class_counts[-1]
+    names = set()
+    for group_K in (np.arange(count) % 5, np.arange(count) % 3):
+        reference, compiled = (
+            load_engine(name, checkpoint.grouping(group_K), precision="fp32", cache_dir=tmp_path)
+            for name in ("torch", "openvino")
+        )
+        for batch in (0, 1, 7):
+            assert_same(reference(photos(batch)), compiled(photos(batch)))
+        answers = compiled(photos(4))
+        assert answers.group_probability_BG.shape == (4, group_K.max() + 1)
+        best_B = group_K[answers.top_index_BT[:, 0]]
+        of_best_B = np.take_along_axis(answers.group_probability_BG, best_B[:, None], axis=1)[:, 0]
+        assert (of_best_B > answers.top_probability_BT[:, 0]).all()
+        names.add(graph_fingerprint(checkpoint.grouping(group_K)))
+    assert len(names | {graph_fingerprint(checkpoint)}) == 3
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_answers_are_the_networks(checkpoint: Checkpoint, torch_engine: Engine) -> None:
     """Normalisation, checked apart from the serving graph that the engines share."""
     pixels_BHWC = photos(3)

@@ -83,6 +83,44 @@ def test_answers_are_what_brute_force_finds(hierarchy: Hierarchy, scale: float) 
     assert answers.finite_B.all()
 
 
+@pytest.mark.parametrize("scale", [0.3, 12.0])
+def test_a_groups_probability_is_that_of_all_its_cells(hierarchy: Hierarchy, scale: float) -> None:
+    output = random_logits(hierarchy, 12, scale)
+    count = hierarchy.class_counts[-1]
+    group_K = np.random.default_rng(0).permutation(np.arange(count) % 7)
+    answers = ReadOut(hierarchy, group_K=group_K)(output)
+    for b in range(12):
+        p_K = joints(hierarchy, [logits[b].double().numpy() for logits in output.logits])[-1]
+        expected_G = np.bincount(group_K, p_K)
+        np.testing.assert_allclose(answers.group_probability_BG[b].numpy(), expected_G, atol=2e-6)
+    assert (answers.group_probability_BG >= 0).all()
+    everything = ReadOut(hierarchy)(output).group_probability_BG
+    torch.testing.assert_close(everything, torch.ones(12, 1), rtol=0, atol=2e-6)
+
+
+def test_groups_of_many_cells_are_added_up_to_a_millionth() -> None:
+    """fp32 running sums over as many cells as the paper's finest level has, for the likeliest and the least."""
+    count = 21_673
+    rng = np.random.default_rng(0)
+    cell_id_K = np.unique(s2.cell_id_N(rng.uniform(-80, 80, 3 * count), rng.uniform(-180, 180, 3 * count), 12))[:count]
+    lat_deg_K, lon_deg_K = s2.centre_deg_N(cell_id_K)
+    level = Level(
+        cell_id_K=cell_id_K,
+        s2_level_K=np.full(count, 12, np.int8),
+        lat_deg_K=lat_deg_K,
+        lon_deg_K=lon_deg_K,
+        spread_km_K=np.ones(count, np.float32),
+        photo_count_K=np.ones(count, np.int64),
+        parent_K=np.full(count, -1),
+    )
+    logits_BK = torch.randn(4, count, generator=torch.Generator().manual_seed(0)) * 3
+    group_K = rng.integers(0, 220, count)
+    found_BG = ReadOut(Hierarchy((level,)), group_K=group_K)(GeoDecoderOutput((logits_BK,), torch.zeros(4, 1)))
+    p_BK = logits_BK.double().softmax(dim=1).numpy()
+    expected_BG = np.stack([np.bincount(group_K, p_K) for p_K in p_BK])
+    np.testing.assert_allclose(found_BG.group_probability_BG.numpy(), expected_BG, rtol=0, atol=2e-6)
+
+
 def test_every_level_is_a_distribution_in_fp32_even_for_bf16_logits(hierarchy: Hierarchy) -> None:
     output = random_logits(hierarchy, 4, 5.0)
     read_out = ReadOut(hierarchy)

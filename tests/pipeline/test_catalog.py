@@ -256,6 +256,7 @@ def test_history_levels_accuracy_and_runs(tmp_path: Path) -> None:
     assert accuracy["error_km"] == pytest.approx(geodesy.haversine_km(10, 179, 10, -178), rel=1e-12)
     assert [accuracy[f"within_{km}_km"] for km in (1, 25, 200, 750, 2500)] == [False, False, False, True, True]
     assert accuracy["inside_radius"]
+    assert (accuracy["exif_country"], accuracy["country"], accuracy["same_country"]) == ("Fiji", "open sea", False)
     runs = catalog.rows("SELECT * EXCLUDE (record) FROM runs ORDER BY run_id").to_pylist()
     assert runs[0]["failed_by_code"] == [("empty", 1)]
     assert runs[0]["started_at"] == NOON

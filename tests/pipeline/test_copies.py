@@ -91,6 +91,24 @@ def test_an_answer_of_an_earlier_run_will_do(tiny_checkpoint: Path, tmp_path: Pa
     assert staged(stage)["b"][schema.LAT_DEG] == rows.column(schema.LAT_DEG)[0].as_py()
 
 
+def test_an_answer_without_names_of_an_older_version_is_not_copied(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, tiny_checkpoint, {"a": china_jpeg(), "c": flower_jpeg()}, ContentIndex(10))
+    published = [Stage(f"{tmp_path}/out", "r0").put_rows(rows.slice(index, 1)) for index in (0, 1)]
+    pq.write_table(pq.read_table(published[0]).drop_columns(sorted(schema.ADDED_LATER)), published[0])
+    stage = Stage(f"{tmp_path}/out", "r1")
+    sizes = (len(china_jpeg()), len(flower_jpeg()))
+    planned = [{schema.PHOTO_ID: b"0" * 16, schema.URI: "u", schema.SIZE_BYTES: size} for size in sizes]
+    pq.write_table(pa.Table.from_pylist(planned, schema=schema.MANIFEST), _made(Path(stage.plan_uri("todo", 0))))
+    model_id = rows.column(schema.MODEL_ID)[0].as_py()
+    for files, known in ((published, 1), (published[::-1], 1), (published[:1], 0)):
+        assert len(copies.answered_contents(stage, files, model_id, 10)) == known
+    (tmp_path / "new").mkdir()
+    stage.put_copies(
+        rows_of(tmp_path / "new", tiny_checkpoint, {"b": china_jpeg()}, ContentIndex(10, [content_of(rows)]))
+    )
+    assert copies.settle(stage, published) == 0
+
+
 def content_of(rows: pa.Table) -> bytes:
     content: bytes = rows.column(schema.CONTENT_HASH)[0].as_py()
     return content

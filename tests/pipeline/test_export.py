@@ -15,7 +15,7 @@ import duckdb
 import pytest
 from geojson_pydantic import FeatureCollection
 
-from pipeline import local_files, storage
+from pipeline import local_files, schema, storage
 from pipeline.catalog import Catalog
 from pipeline.export import FileFormat, Selection, count, export
 from pipeline.schema import ErrorCode
@@ -190,15 +190,18 @@ def test_nothing_taken_is_an_empty_file_of_its_kind(hostile: Catalog, tmp_path: 
     assert ET.fromstring(exported(hostile, tmp_path, "kml", nothing)).find(f".//{KML}Placemark") is None
 
 
-def test_place_names_appear_where_the_output_has_them(tmp_path: Path) -> None:
-    catalog = publish_rows(str(tmp_path / "out"), [located_row("/a", 1, 1)])
-    catalog.connection.execute("ALTER VIEW photos RENAME TO without")
-    catalog.connection.execute(
-        "CREATE VIEW photos AS SELECT COLUMNS(lambda c: c NOT IN ('country', 'place')), 'Türkiye' AS country,"
-        " '+ünlü' AS place FROM without"
-    )
-    (line,) = csv.DictReader(io.StringIO(exported(catalog, tmp_path, "csv").decode(), newline=""))
-    assert (line["country"], line["place"]) == ("Türkiye", "'+ünlü")
+def test_place_names_are_in_every_format(tmp_path: Path) -> None:
+    names = {schema.COUNTRY_CODE: "TR", schema.COUNTRY: "Türkiye", schema.PLACE: "+ünlü & <b>"}
+    row = located_row("/a", 1, 1, **names, **{schema.COUNTRY_PROBABILITY: 0.75})
+    catalog = publish_rows(str(tmp_path / "out"), [row, located_row("/without", 1, 1)])
+    line, without = csv.DictReader(io.StringIO(exported(catalog, tmp_path, "csv").decode(), newline=""))
+    assert (line["country_code"], line["country"], line["place"]) == ("TR", "Türkiye", "'+ünlü & <b>")
+    assert (line["region"], line["country_probability"], without["country"]) == ("", "0.75", "")
+    [feature, _] = json.loads(exported(catalog, tmp_path, "geojson"))["features"]
+    assert {name: feature["properties"][name] for name in names} == names
+    root = ET.fromstring(exported(catalog, tmp_path, "kml"))
+    found = {data.attrib["name"]: data.findtext(f"{KML}value") for data in root.iter(f"{KML}Data")}
+    assert {name: found[name] for name in names} == names
 
 
 @pytest.mark.s3

@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from jobs.demo_photos import write_demo_archive
 from model import s2
 from model.checkpoint import Checkpoint
 from model.engines import Engine, EngineName, NumpyAnswers, load_engine
+from model.engines.export import ServingGraph
 from pipeline import schema, storage
 from pipeline.decode import DecodeTarget
 from pipeline.locator import BUNDLED_MODEL, Locator, LocatorSettings, model_folder
+from pipeline.places import OPEN_SEA, Gazetteer
 from pipeline.reader import Reader, ReaderSettings
 from tests.photo_rows import NOON
 
@@ -97,6 +100,56 @@ def test_rows_equal_what_the_engine_and_the_hierarchy_say(checkpoint: Checkpoint
         assert row[schema.PRECISION] == (enough[0] if enough else None)
         assert (row[schema.MODEL_ID], row[schema.RUN_ID]) == (checkpoint.model_id, "r1")
         assert row[schema.PROCESSED_AT] > NOON.replace(year=2025)
+
+
+def test_names_and_countries_are_those_of_the_cells(checkpoint: Checkpoint, locator: Locator) -> None:
+    pixels = random_pixels(6)
+    table = locator(read_table([*pixels, None]))
+    assert table.column(schema.COUNTRY).null_count == 1
+    finest = checkpoint.hierarchy.levels[-1]
+    names = Gazetteer().names_N(finest.lat_deg_K, finest.lon_deg_K)
+    country_K = np.array(names.country.to_pylist())
+    with torch.no_grad():
+        graph = ServingGraph(checkpoint)
+        output = graph.network(
+            ((torch.tensor(np.stack(pixels)).float() / 255 - graph.mean_C) / graph.std_C).permute(0, 3, 1, 2)
+        )
+        probability_BK = graph.read_out.log_probabilities(output.logits)[-1].exp().double().numpy()
+    for row, p_K in zip(table.to_pylist()[:6], probability_BK, strict=True):
+        cell = int(
+            np.flatnonzero((finest.lat_deg_K == row[schema.LAT_DEG]) & (finest.lon_deg_K == row[schema.LON_DEG]))[0]
+        )
+        for column, values in zip(
+            (schema.COUNTRY_CODE, schema.COUNTRY, schema.REGION, schema.PLACE), names, strict=True
+        ):
+            assert row[column] == values[cell].as_py()
+        mass = {country: p_K[country_K == country].sum() for country in set(country_K.tolist())}
+        assert row[schema.COUNTRY_PROBABILITY] == pytest.approx(mass[row[schema.COUNTRY]], abs=1e-5)
+        assert row[schema.COUNTRY_PROBABILITY] >= row[schema.CONFIDENCE] - 1e-6
+        said = [country[schema.PROBABILITY] for country in row[schema.COUNTRIES]]
+        assert len(said) == min(3, len(mass))
+        assert said == pytest.approx(sorted(mass.values(), reverse=True)[:3], abs=1e-5)
+        for country in row[schema.COUNTRIES]:
+            assert country[schema.PROBABILITY] == pytest.approx(mass[country[schema.COUNTRY]], abs=1e-5)
+            assert (country[schema.COUNTRY_CODE] is None) == (country[schema.COUNTRY] == OPEN_SEA)
+
+
+def test_positions_of_cameras_are_named_even_of_photos_that_failed(locator: Locator) -> None:
+    read = read_table([*random_pixels(3), None, None])
+    places = {0: (48.8584, 2.2945), 2: (30.0, -45.0), 3: (-16.85, -179.98), 4: (None, 3.0)}
+    for column, axis in ((schema.EXIF_LAT_DEG, 0), (schema.EXIF_LON_DEG, 1)):
+        values = pa.array([places.get(row, (None, None))[axis] for row in range(5)], pa.float64())
+        read = read.set_column(read.schema.get_field_index(column), read.schema.field(column), values)
+    columns = (schema.EXIF_COUNTRY_CODE, schema.EXIF_COUNTRY, schema.EXIF_REGION, schema.EXIF_PLACE)
+    rows = [tuple(row[name] for name in columns) for row in locator(read).to_pylist()]
+    none = (None, None, None, None)
+    assert rows == [
+        ("FR", "France", "Île-de-France", "Paris"),
+        none,
+        (None, OPEN_SEA, None, None),
+        ("FJ", "Fiji", "Northern", None),
+        none,
+    ]
 
 
 def test_failed_rows_pass_through_untouched(locator: Locator) -> None:

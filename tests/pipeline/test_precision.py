@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +12,32 @@ import pytest
 from model import s2
 from model.geodesy import haversine_km
 from pipeline import schema
+from pipeline.places import OPEN_SEA, Gazetteer
 from pipeline.precision import PRECISIONS, PrecisionName, coarsen, wkb_points
 from pipeline.schema import ErrorCode
 from tests.photo_rows import failed_row, located_row, photos
 
 ALLOWED_S2_LEVEL = {"city": 9, "region": 6, "country": 4}
+POINT_NAMES = (schema.COUNTRY_CODE, schema.COUNTRY, schema.REGION, schema.PLACE)
+EXIF_NAMES = (schema.EXIF_COUNTRY_CODE, schema.EXIF_COUNTRY, schema.EXIF_REGION, schema.EXIF_PLACE)
 PLACES = [(48.137, 11.575), (-17.7, 179.9999), (-17.7, -179.9999), (89.9, 12.0), (-90.0, 0.0), (0.0, 0.0)]
+
+
+@pytest.fixture(scope="module")
+def gazetteer() -> Gazetteer:
+    return Gazetteer()
+
+
+def named(row: dict[str, Any], gazetteer: Gazetteer) -> dict[str, Any]:
+    """Return `row` with its positions' names, as the Locator puts them in."""
+    for columns, lat, lon in (
+        (POINT_NAMES, schema.LAT_DEG, schema.LON_DEG),
+        (EXIF_NAMES, schema.EXIF_LAT_DEG, schema.EXIF_LON_DEG),
+    ):
+        if row[lat] is not None:
+            names = gazetteer.names_N([row[lat]], [row[lon]])
+            row = row | {name: values[0].as_py() for name, values in zip(columns, names, strict=True)}
+    return row
 
 
 def rows() -> pa.Table:
@@ -39,15 +60,15 @@ def positions_deg(table: pa.Table) -> list[tuple[float, float]]:
     return [(lat, lon) for lat, lon in found if lat is not None]
 
 
-def test_street_changes_nothing() -> None:
-    assert coarsen(rows(), "street").equals(rows())
+def test_street_changes_nothing(gazetteer: Gazetteer) -> None:
+    assert coarsen(rows(), "street", gazetteer).equals(rows())
 
 
 @pytest.mark.parametrize("precision", ["city", "region", "country"])
-def test_every_position_is_the_centre_of_an_allowed_cell(precision: PrecisionName) -> None:
+def test_every_position_is_the_centre_of_an_allowed_cell(precision: PrecisionName, gazetteer: Gazetteer) -> None:
     level = ALLOWED_S2_LEVEL[precision]
     coarse_cells_only = rows().schema.get_field_index(schema.LEVELS)
-    table = coarsen(rows(), precision)
+    table = coarsen(rows(), precision, gazetteer)
     lists = table.column(coarse_cells_only).to_pylist()
     kept = {(c[schema.LAT_DEG], c[schema.LON_DEG]) for cells in lists if cells for c in cells if c["s2_level"] < level}
     checked = [position for position in positions_deg(table) if position not in kept]
@@ -58,9 +79,9 @@ def test_every_position_is_the_centre_of_an_allowed_cell(precision: PrecisionNam
 
 
 @pytest.mark.parametrize("precision", ["city", "region", "country"])
-def test_no_cell_is_finer_than_allowed(precision: PrecisionName) -> None:
+def test_no_cell_is_finer_than_allowed(precision: PrecisionName, gazetteer: Gazetteer) -> None:
     level = ALLOWED_S2_LEVEL[precision]
-    for row, before in zip(coarsen(rows(), precision).to_pylist(), rows().to_pylist(), strict=True):
+    for row, before in zip(coarsen(rows(), precision, gazetteer).to_pylist(), rows().to_pylist(), strict=True):
         if row[schema.STATUS] == "failed":
             assert row[schema.LEVELS] is row[schema.ALTERNATIVES] is row[schema.CELL_ID] is row[schema.GEOMETRY] is None
             continue
@@ -79,12 +100,12 @@ def test_no_cell_is_finer_than_allowed(precision: PrecisionName) -> None:
 
 
 @pytest.mark.parametrize("precision", ["city", "region", "country"])
-def test_two_photos_of_one_cell_can_not_be_told_apart_by_place(precision: PrecisionName) -> None:
+def test_two_photos_of_one_cell_can_not_be_told_apart_by_place(precision: PrecisionName, gazetteer: Gazetteer) -> None:
     """Whatever differs between two photos a few metres apart is gone: nothing finer hides in any column."""
     exif = {schema.EXIF_LAT_DEG: 48.1, schema.EXIF_LON_DEG: 11.5}
     near = {schema.EXIF_LAT_DEG: 48.1001, schema.EXIF_LON_DEG: 11.5001}
     one, two = (
-        coarsen(photos([row]), precision).to_pylist()[0]
+        coarsen(photos([named(row, gazetteer)]), precision, gazetteer).to_pylist()[0]
         for row in (located_row("/a", 48.1, 11.5, **exif), located_row("/a", 48.1001, 11.5001, **near))
     )
     for cell_of_one, cell_of_two in zip(one[schema.LEVELS], two[schema.LEVELS], strict=True):
@@ -96,7 +117,7 @@ def test_two_photos_of_one_cell_can_not_be_told_apart_by_place(precision: Precis
 
 
 @pytest.mark.parametrize("precision", ["city", "region", "country"])
-def test_radius_and_named_precision_are_honest(precision: PrecisionName) -> None:
+def test_radius_and_named_precision_are_honest(precision: PrecisionName, gazetteer: Gazetteer) -> None:
     cell_km = {"city": 18, "region": 144, "country": 575}[precision]
     table = photos(
         [
@@ -106,15 +127,15 @@ def test_radius_and_named_precision_are_honest(precision: PrecisionName) -> None
             failed_row("/failed", ErrorCode.EMPTY),
         ]
     )
-    coarse = coarsen(table, precision)
+    coarse = coarsen(table, precision, gazetteer)
     assert coarse.column(schema.RADIUS_KM).to_pylist() == [cell_km, 9000.0, cell_km, None]
     assert coarse.column(schema.PRECISION).to_pylist() == [precision, "country", None, None]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_schema_stays_and_other_columns_are_untouched(precision: PrecisionName) -> None:
+def test_the_schema_stays_and_other_columns_are_untouched(precision: PrecisionName, gazetteer: Gazetteer) -> None:
     for table in (rows(), rows().slice(0, 0), rows().slice(2, 3), pa.concat_tables([rows(), rows().slice(1)])):
-        coarse = coarsen(table, precision)
+        coarse = coarsen(table, precision, gazetteer)
         assert coarse.schema.equals(schema.PHOTOS, check_metadata=True)
         coarse.validate(full=True)
         assert coarse.num_rows == table.num_rows
@@ -122,9 +143,36 @@ def test_the_schema_stays_and_other_columns_are_untouched(precision: PrecisionNa
             assert coarse.column(name).equals(table.column(name))
 
 
-def test_a_coarse_point_lies_near_the_fine_one() -> None:
+def test_names_are_no_finer_than_the_position(gazetteer: Gazetteer) -> None:
+    """The country stays; region and town are what is nearest to the coarse position there, or gone."""
+    place = located_row("/a", 50.0617, 19.937, **{schema.EXIF_LAT_DEG: 51.155, schema.EXIF_LON_DEG: 14.985})
+    before = named(place, gazetteer)
+    assert [before[name] for name in POINT_NAMES] == ["PL", "Poland", "Lesser Poland", "Kraków"]
+    assert [before[name] for name in EXIF_NAMES] == ["DE", "Germany", "Saxony", "Görlitz"]
+    for precision, kept in (("city", 4), ("region", 3), ("country", 2)):
+        [row] = coarsen(photos([before]), precision, gazetteer).to_pylist()  # type: ignore[arg-type]
+        for columns, lat, lon, code in (
+            (POINT_NAMES, schema.LAT_DEG, schema.LON_DEG, "PL"),
+            (EXIF_NAMES, schema.EXIF_LAT_DEG, schema.EXIF_LON_DEG, "DE"),
+        ):
+            names = gazetteer.names_within_N([code], [row[lat]], [row[lon]])
+            expected = [values[0].as_py() for values in names]
+            assert [row[name] for name in columns] == expected[:kept] + [None] * (4 - kept)
+
+
+def test_the_open_sea_stays_open_sea_and_what_has_no_names_gets_none(gazetteer: Gazetteer) -> None:
+    """The centre of a coarse cell may be a country's where the point is not, and the other way round."""
+    at_sea = named(located_row("/sea", 40.0, -6.0 - 20.0), gazetteer)
+    bare = failed_row("/failed", ErrorCode.CORRUPT)
+    for row in coarsen(photos([at_sea, bare]), "city", gazetteer).to_pylist():
+        is_sea = row[schema.URI] == "/sea"
+        for columns in (POINT_NAMES, EXIF_NAMES):
+            assert [row[name] for name in columns] == [None, OPEN_SEA if is_sea else None, None, None]
+
+
+def test_a_coarse_point_lies_near_the_fine_one(gazetteer: Gazetteer) -> None:
     for precision, cell_km in (("city", 18), ("region", 144), ("country", 575)):
-        table = coarsen(rows(), precision)  # type: ignore[arg-type]
+        table = coarsen(rows(), precision, gazetteer)  # type: ignore[arg-type]
         for (lat, lon), row in zip(PLACES, table.to_pylist(), strict=False):
             assert haversine_km(lat, lon, row[schema.LAT_DEG], row[schema.LON_DEG]) <= cell_km
 

@@ -129,6 +129,19 @@ def test_photos_staged_twice_are_published_once_and_newest(tmp_path: Path) -> No
     assert [rows[row[schema.URI]][schema.ETAG] for row in LOCATED[:6]] == ["v2"] * 5 + ["v1"]
 
 
+@pytest.mark.parametrize("old_parts", [1, 2])
+def test_rows_staged_by_an_older_version_have_null_for_columns_added_since(tmp_path: Path, old_parts: int) -> None:
+    named = [row | {schema.COUNTRY: "Poland"} for row in LOCATED[:2]]
+    stage = plan_and_stage(str(tmp_path), named, named[:1], named[1:])
+    for file in stage.row_files()[:old_parts]:
+        pq.write_table(pq.read_table(file, partitioning=None).drop_columns(sorted(schema.ADDED_LATER)), file)
+    published = publish(stage)
+    table = read_all(tmp_path, [file.path for file in published.files])
+    assert table.schema.equals(schema.PHOTOS, check_metadata=False)
+    assert table.column(schema.COUNTRY).null_count == old_parts
+    assert table.column(schema.LAT_DEG).null_count == 0
+
+
 def test_rows_that_are_not_planned_any_more_are_left_out(tmp_path: Path) -> None:
     published = publish(plan_and_stage(str(tmp_path), LOCATED[:10], LOCATED))
     assert published.located == 10

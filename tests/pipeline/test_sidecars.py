@@ -43,6 +43,7 @@ def photo(folder: Path, name: str = "china.jpg", lat_deg: float = 39.9995, lon_d
 
 def row(uri: str, lat_deg: float = 1, lon_deg: float = 2) -> dict[str, Any]:
     places = {"country_code": "CN", "country": "China & Co", "region": "Beijing", "place": "Peking"}
+    places |= {"country_probability": 0.5}  # type: ignore[dict-item]
     return (
         located_row(uri, lat_deg, lon_deg)
         | places
@@ -126,6 +127,15 @@ def test_names_only_as_precise_as_the_prediction(tmp_path: Path) -> None:
     assert "CN" in text
     assert "Beijing" not in text
     assert "Peking" not in text
+
+
+@pytest.mark.parametrize("changed", [{"country_probability": 0.49}, {"country_code": None, "country": "open sea"}])
+def test_no_name_of_an_unlikely_country_or_of_the_sea(tmp_path: Path, changed: dict[str, Any]) -> None:
+    sidecars()(photo(tmp_path) | changed)
+    text = (tmp_path / "china.jpg.xmp").read_text()
+    assert "GPSLatitude" in text
+    for name in ("China", "CN<", "Beijing", "Peking", "open sea", "photoshop:C", "photoshop:S"):
+        assert name not in text
 
 
 def test_what_another_program_wrote_stays_as_it_is(tmp_path: Path, exiftool: Callable[..., Any]) -> None:

@@ -262,6 +262,15 @@ def test_wrong_geo_metadata_is_found(output: Path, geo: object) -> None:
     assert problems(output) == [f"{PARTS[0]}: its `geo` metadata is not what GeoParquet asks for these rows"]
 
 
+def test_files_of_an_older_version_are_whole_without_the_columns_added_since(output: Path) -> None:
+    edit_record(output, make_old)
+    for part in PARTS:
+        table = pq.read_table(output / part, partitioning=None)
+        older = table.drop_columns(sorted(schema.ADDED_LATER))
+        pq.write_table(older, output / part, sorting_columns=None)
+    assert problems(output) == []
+
+
 def test_other_columns_are_found(output: Path) -> None:
     edit_record(output, make_old)
     table = pq.read_table(output / PARTS[0])

@@ -1,6 +1,6 @@
 """Measure Graticule against its alternatives, both in the same run: what counts is the ratio.
 
-python -m jobs.benchmark s2 | partition | plan | pipeline | isolation | train [--photos FOLDER]
+python -m jobs.benchmark s2 | partition | plan | pipeline | decode | isolation | train [--photos FOLDER]
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from PIL import Image, ImageOps
 
 from jobs import geotag_archive, run_command
 from jobs import train as train_job
+from jobs.benchmark_decode import DecodeBenchmark
 from jobs.benchmark_plan import PlanBenchmark
 from jobs.benchmark_query import QueryBenchmark
 from jobs.demo_photos import write_demo_archive
@@ -409,6 +410,7 @@ class Settings:
         | Annotated[PlanBenchmark, tyro.conf.subcommand("plan")]
         | Annotated[QueryBenchmark, tyro.conf.subcommand("query")]
         | Annotated[PipelineBenchmark, tyro.conf.subcommand("pipeline")]
+        | Annotated[DecodeBenchmark, tyro.conf.subcommand("decode")]
         | Annotated[IsolationBenchmark, tyro.conf.subcommand("isolation")]
         | Annotated[TrainBenchmark, tyro.conf.subcommand("train")]
     ]

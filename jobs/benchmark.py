@@ -1,6 +1,6 @@
 """Measure Graticule against its alternatives, both in the same run: what counts is the ratio.
 
-python -m jobs.benchmark s2 | partition | plan | pipeline | decode | isolation | train [--photos FOLDER]
+python -m jobs.benchmark s2 | partition | plan | pipeline | decode | shrink | isolation | train [--photos FOLDER]
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from jobs import train as train_job
 from jobs.benchmark_decode import DecodeBenchmark
 from jobs.benchmark_plan import PlanBenchmark
 from jobs.benchmark_query import QueryBenchmark
+from jobs.benchmark_shrink import ShrinkBenchmark
 from jobs.demo_photos import write_demo_archive
 from model import s2
 from model.checkpoint import Checkpoint
@@ -411,6 +412,7 @@ class Settings:
         | Annotated[QueryBenchmark, tyro.conf.subcommand("query")]
         | Annotated[PipelineBenchmark, tyro.conf.subcommand("pipeline")]
         | Annotated[DecodeBenchmark, tyro.conf.subcommand("decode")]
+        | Annotated[ShrinkBenchmark, tyro.conf.subcommand("shrink")]
         | Annotated[IsolationBenchmark, tyro.conf.subcommand("isolation")]
         | Annotated[TrainBenchmark, tyro.conf.subcommand("train")]
     ]

@@ -1,6 +1,6 @@
 """Measure Graticule against its alternatives, both in the same run: what counts is the ratio.
 
-python -m jobs.benchmark s2 | partition | plan | places | engine | pipeline | isolation | train [--photos FOLDER]
+python -m jobs.benchmark s2 | partition | plan | places | engine | pipeline | decode | shrink | isolation | train [--photos FOLDER]
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ from PIL import Image, ImageOps
 
 from jobs import geotag_archive, run_command
 from jobs import train as train_job
+from jobs.benchmark_decode import DecodeBenchmark
 from jobs.benchmark_engine import EngineBenchmark, crowded_photos
 from jobs.benchmark_places import PlacesBenchmark
 from jobs.benchmark_plan import PlanBenchmark
 from jobs.benchmark_query import QueryBenchmark
+from jobs.benchmark_shrink import ShrinkBenchmark
 from jobs.demo_photos import write_demo_archive
 from model import s2
 from model.checkpoint import Checkpoint
@@ -408,6 +410,8 @@ class Settings:
         | Annotated[QueryBenchmark, tyro.conf.subcommand("query")]
         | Annotated[EngineBenchmark, tyro.conf.subcommand("engine")]
         | Annotated[PipelineBenchmark, tyro.conf.subcommand("pipeline")]
+        | Annotated[DecodeBenchmark, tyro.conf.subcommand("decode")]
+        | Annotated[ShrinkBenchmark, tyro.conf.subcommand("shrink")]
         | Annotated[IsolationBenchmark, tyro.conf.subcommand("isolation")]
         | Annotated[TrainBenchmark, tyro.conf.subcommand("train")]
     ]

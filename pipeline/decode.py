@@ -49,6 +49,9 @@ pillow_heif.options.DECODE_THREADS = 1
 pillow_heif.options.THUMBNAILS = False
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
+SHRINK_MARGIN = 1.0
+"""Chosen by `jobs.benchmark shrink`."""
+
 _Box = tuple[float, float, float, float]
 
 _READERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
@@ -96,12 +99,19 @@ _SRGB = ImageCms.createProfile("sRGB")
 
 @dataclass(frozen=True)
 class DecodeTarget:
-    """What the model wants: the shorter side resized to `resize_px`, then the centre `image_size_px` square of it."""
+    """What the model wants: the shorter side resized to `resize_px`, then the centre `image_size_px` square of it.
+
+    `shrink_margin`: a JPEG is loaded at the smallest of 1/8, 1/4, 1/2 of its size and all of it that has at least so
+    many times `resize_px`, then resized; infinite for all of it, always.
+    """
 
     image_size_px: int
     resize_px: int
+    shrink_margin: float = SHRINK_MARGIN
 
     def __post_init__(self) -> None:
+        if not self.shrink_margin >= 1:
+            raise ValueError(f"shrink_margin {self.shrink_margin:g}: give 1 or more")
         if not 1 <= self.image_size_px <= self.resize_px:
             raise ValueError(f"need 1 <= image_size_px <= resize_px, got {self.image_size_px} and {self.resize_px}")
 
@@ -237,7 +247,7 @@ class _JpegSource(_Source):
         self._set_facts("jpeg", (header.width_px, header.height_px), read_exif(header.exif))
 
     def load(self, target: DecodeTarget) -> tuple[Image.Image, float]:
-        eighths = shrink_eighths(self._header, target.resize_px)
+        eighths = shrink_eighths(self._header, target.resize_px * target.shrink_margin)
         return decode_jpeg_shrunk(self._data, self._header, eighths), eighths / 8
 
 

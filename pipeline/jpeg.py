@@ -133,7 +133,7 @@ def _refuse_many_scans(data: bytes, at: int) -> None:
         raise PhotoError(ErrorCode.TOO_LARGE, f"jpeg: more than {_MAX_SCANS} scans")
 
 
-def shrink_eighths(header: JpegHeader, min_side_px: int) -> int:
+def shrink_eighths(header: JpegHeader, min_side_px: float) -> int:
     """Return the smallest k of 1, 2, 4, 8 for which the picture at k/8 of its size is at least `min_side_px` both ways.
 
     Only powers of two: the others have no fast transform in libjpeg-turbo (640×480 at 5/8 takes longer than in full).

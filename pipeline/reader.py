@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import collections
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+from blake3 import blake3
 
 from pipeline import schema, storage
 from pipeline.decode import DecodeFailure, DecodeLimits, DecodeTarget, PhotoFacts, decode_photo
@@ -113,7 +113,7 @@ class Reader:
             # never be done: the next run compares with what is listed then.
             row[schema.ETAG] = listed[schema.ETAG] or blob.etag or None
             row[schema.SIZE_BYTES] = len(blob.data)
-            row[schema.CONTENT_HASH] = hashlib.blake2b(blob.data, digest_size=16).digest()
+            row[schema.CONTENT_HASH] = blake3(blob.data).digest(length=16)
             fetched_rows.append(row)
             photos.append(blob.data)
         for row, answer in zip(fetched_rows, self._decode(photos), strict=True):

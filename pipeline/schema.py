@@ -190,7 +190,7 @@ PHOTOS = pa.schema(
         _column(URI, pa.string(), "where the photo is", nullable=False),
         _column(ETAG, pa.string(), "the photo's version as listed: the store's ETag, or a local file's time and size"),
         _column(SIZE_BYTES, pa.int64(), "bytes read; as listed where nothing could be read"),
-        _column(CONTENT_HASH, pa.binary(16), "BLAKE2b-128 of the bytes read"),
+        _column(CONTENT_HASH, pa.binary(16), "the first 128 bits of the BLAKE3 of the bytes read"),
         _column(STATUS, pa.string(), "`located` or `failed`", nullable=False),
         _column(ERROR_CODE, pa.string(), "why it failed, one of the error codes; null where located"),
         _column(ERROR_MESSAGE, pa.string(), "the reason in words"),

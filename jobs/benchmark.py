@@ -1,6 +1,7 @@
 """Measure Graticule against its alternatives, both in the same run: what counts is the ratio.
 
-python -m jobs.benchmark s2 | partition | plan | pipeline | isolation | train [--photos FOLDER]
+python -m jobs.benchmark s2 | partition | plan | query | pipeline | isolation | scale | train [--photos FOLDER]
+python -m jobs.benchmark size-cluster --photos SOURCE
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from jobs import geotag_archive, run_command
 from jobs import train as train_job
 from jobs.benchmark_plan import PlanBenchmark
 from jobs.benchmark_query import QueryBenchmark
+from jobs.benchmark_scale import ScaleBenchmark
+from jobs.benchmark_sizing import SizeClusterBenchmark
 from jobs.demo_photos import write_demo_archive
 from model import s2
 from model.checkpoint import Checkpoint
@@ -410,6 +413,8 @@ class Settings:
         | Annotated[QueryBenchmark, tyro.conf.subcommand("query")]
         | Annotated[PipelineBenchmark, tyro.conf.subcommand("pipeline")]
         | Annotated[IsolationBenchmark, tyro.conf.subcommand("isolation")]
+        | Annotated[SizeClusterBenchmark, tyro.conf.subcommand("size-cluster")]
+        | Annotated[ScaleBenchmark, tyro.conf.subcommand("scale")]
         | Annotated[TrainBenchmark, tyro.conf.subcommand("train")]
     ]
 

@@ -6,6 +6,7 @@ Shapes: B photos of a batch · N photos of a table that have pixels · H levels 
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +50,18 @@ class LocatorSettings:
     engine_cache: Path | None = None
 
 
+def _load_engine(checkpoint: Checkpoint, settings: LocatorSettings) -> Engine:
+    return load_engine(settings.engine, checkpoint, threads=settings.threads, cache_dir=settings.engine_cache)
+
+
+EngineLoader = Callable[[Checkpoint, LocatorSettings], Engine]
+"""Makes the engine of a Locator; a module's function, since it travels to the process that runs it."""
+
+
 class Locator:
     """Predicts places: a table of `schema.READ` in, one of `schema.PHOTOS` out, row for row."""
 
-    def __init__(self, settings: LocatorSettings) -> None:
+    def __init__(self, settings: LocatorSettings, load: EngineLoader = _load_engine) -> None:
         """Load model and engine; ValueError where the checkpoint is damaged or not the one expected."""
         checkpoint = Checkpoint.load(model_folder(settings.model_uri))
         if checkpoint.model_id != settings.model_id:
@@ -62,9 +71,7 @@ class Locator:
         self._settings = settings
         self._scene_names = pa.array(checkpoint.config.scenes, pa.string())
         self._levels = [_Cells(level) for level in checkpoint.hierarchy.levels]
-        self.engine: Engine = load_engine(
-            settings.engine, checkpoint, threads=settings.threads, cache_dir=settings.engine_cache
-        )
+        self.engine: Engine = load(checkpoint, settings)
 
     def __call__(self, read: pa.Table) -> pa.Table:
         """Locate every photo of `read` that has pixels; the others keep their error code, or are copies of others."""

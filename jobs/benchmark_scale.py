@@ -46,7 +46,8 @@ _MARK = "GRATICULE_BENCHMARK"
 _INTERVAL_S = 0.5
 _STEADY = (0.25, 0.95)
 """Of the rows, in the order in which they are made: before, processes are starting; after, the last of them idle."""
-_PARTS = ("driver", "reading", "decoders", "engines", "staging", "Ray")
+_PARTS = ("driver", "workers", "decoders", "engines", "Ray")
+"""Workers read and stage; Ray is its own processes: raylet, control store and what watches them."""
 
 
 @dataclass(frozen=True)
@@ -268,15 +269,11 @@ class _Watch:
 
 
 def _part(title: bytes) -> str:
-    for word, part in (
-        (b"pipeline.isolation", "decoders"),
-        (b"_LocatorActor", "engines"),
-        (b"_read_rows", "reading"),
-        (b"Write", "staging"),
-    ):
-        if word in title:
-            return part
-    return "Ray"
+    if b"pipeline.isolation" in title:
+        return "decoders"
+    if b"_LocatorActor" in title:
+        return "engines"
+    return "workers" if title.startswith(b"ray::") or b"default_worker.py" in title else "Ray"
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, Datasink, Datasource
+from ray.data import ActorPoolStrategy, Datasink, Datasource, TaskPoolStrategy
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
@@ -146,7 +146,7 @@ def run_dataflow(
     readers, fetches_each = shares(reader.fetch.concurrent, cluster.readers or size.cpus)
     reader = replace(reader, concurrent_fetches=fetches_each)
     is_bounded = cluster.readers is not None or reader.fetch.concurrent is not None
-    at_once: dict[str, Any] = {"concurrency": readers} if is_bounded else {}
+    at_once: dict[str, Any] = {"compute": TaskPoolStrategy(size=readers)} if is_bounded else {}
     threads = locator.threads or (math.ceil(cluster.locator_cpus) if cluster.locator_cpus else max(2, int(cpus_each)))
     log.info("%d engine(s) over %d CPUs and %d GPUs", locators, size.cpus, size.gpus)
     # Ray fuses a task into the actor pool behind it when both ask for the same, and decoder and engine would then take

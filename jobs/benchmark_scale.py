@@ -273,6 +273,8 @@ def _part(title: bytes) -> str:
         return "decoders"
     if b"_LocatorActor" in title:
         return "engines"
+    if any(word in title for word in (b"Agent", b"_StatsActor", b"_AutoscalingCoordinator", b"ActorLocationTracker")):
+        return "Ray"
     return "workers" if title.startswith(b"ray::") or b"default_worker.py" in title else "Ray"
 
 

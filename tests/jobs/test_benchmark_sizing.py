@@ -18,7 +18,7 @@ from jobs.benchmark_sizing import SizeClusterBenchmark, list_archive, measure_co
 from jobs.demo_photos import write_demo_archive
 from model.checkpoint import Checkpoint
 from model.engines import NumpyAnswers
-from pipeline import schema
+from pipeline import schema, storage
 from pipeline.decode import DecodeTarget
 from pipeline.locator import LocatorSettings
 from pipeline.reader import ReaderSettings
@@ -104,6 +104,18 @@ def test_photos_that_never_come_are_counted(archive: Path, tmp_path: Path) -> No
     assert costs.decode_ms_N[lost] == 0
     assert np.isnan(costs.size_bytes_N[lost])
     assert costs.decode_ms_N[1 - lost] > 0
+
+
+@pytest.mark.s3
+def test_an_archive_in_a_bucket_is_sampled_where_it_is(archive: Path, s3_bucket: str) -> None:
+    prefix = f"s3://{s3_bucket}/sizing"
+    for name in ("china.jpg", "flower.jpg", "coffee.png"):
+        storage.write_bytes(f"{prefix}/{name}", (archive / name).read_bytes())
+    listed = list_archive([prefix], 2)
+    costs = measure_costs(listed.sample, READING, load=load_null_engine)
+    assert (listed.photos, len(costs.outcome_N), costs.is_failed_N.any()) == (3, 2, False)
+    assert costs.fetch_ms_N.min() > 0
+    assert names(listed.sample) < {f"{prefix}/{name}" for name in ("china.jpg", "flower.jpg", "coffee.png")}
 
 
 def test_a_command_prints_costs_clusters_and_what_is_not_known(

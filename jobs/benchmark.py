@@ -1,6 +1,6 @@
 """Measure Graticule against its alternatives, both in the same run: what counts is the ratio.
 
-python -m jobs.benchmark s2 | partition | plan | places | engine | pipeline | decode | shrink | isolation | train [--photos FOLDER]
+python -m jobs.benchmark NAME [--photos SOURCE]     --help lists the names
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from jobs.benchmark_engine import EngineBenchmark, crowded_photos
 from jobs.benchmark_places import PlacesBenchmark
 from jobs.benchmark_plan import PlanBenchmark
 from jobs.benchmark_query import QueryBenchmark
+from jobs.benchmark_scale import ScaleBenchmark
 from jobs.benchmark_shrink import ShrinkBenchmark
+from jobs.benchmark_sizing import SizeClusterBenchmark
 from jobs.demo_photos import write_demo_archive
 from model import s2
 from model.checkpoint import Checkpoint
@@ -413,6 +415,8 @@ class Settings:
         | Annotated[DecodeBenchmark, tyro.conf.subcommand("decode")]
         | Annotated[ShrinkBenchmark, tyro.conf.subcommand("shrink")]
         | Annotated[IsolationBenchmark, tyro.conf.subcommand("isolation")]
+        | Annotated[SizeClusterBenchmark, tyro.conf.subcommand("size-cluster")]
+        | Annotated[ScaleBenchmark, tyro.conf.subcommand("scale")]
         | Annotated[TrainBenchmark, tyro.conf.subcommand("train")]
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
 import sys
 import threading
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, Datasink, Datasource
+from ray.data import ActorPoolStrategy, Datasink, Datasource, TaskPoolStrategy
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
@@ -31,7 +32,7 @@ from pipeline.reader import IsolatedReader, ReaderSettings
 from pipeline.staging import Stage
 
 if TYPE_CHECKING:  # imported only where it runs: a process that reads photos is spared four seconds and 200 MB
-    from pipeline.locator import LocatorSettings
+    from pipeline.locator import EngineLoader, LocatorSettings
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +51,26 @@ class ClusterSettings:
     """How the work is spread.
 
     Attributes:
-        locators: engine processes; None for one a GPU, or one a node where there is no GPU.
+        locators: engine processes, all there from the start; None for one a GPU, or one a node where there is no GPU.
+        locator_cpus: CPUs and threads of each, where there is no GPU; None for half of a node's for all of
+            the node's engines.
+        readers: reading processes at once; None for as many as there are CPUs for.
         rows_per_part: rows that are staged together; at most so many a writer are lost when a machine dies.
         known_contents: photos' contents that are remembered, some 200 bytes each, to infer identical bytes once.
     """
 
     locators: int | None = None
+    locator_cpus: float | None = None
+    readers: int | None = None
     rows_per_part: int = 2000
     known_contents: int = 5_000_000
+
+    def __post_init__(self) -> None:
+        for name, value in (("locators", self.locators), ("readers", self.readers)):
+            if value is not None and value < 1:
+                raise ValueError(f"--cluster.{name} {value}: give at least 1")
+        if self.locator_cpus is not None and not self.locator_cpus > 0:
+            raise ValueError(f"--cluster.locator-cpus {self.locator_cpus:g}: give more than 0")
 
 
 @dataclass(frozen=True)
@@ -120,21 +133,25 @@ def run_dataflow(
     size: ClusterSize,
     answered: Sequence[bytes] = (),
     stop_at_s: float | None = None,
+    load: EngineLoader | None = None,
 ) -> int:
     """Process every photo of the plan that isn't staged yet; returns once all rows are staged.
 
     From `stop_at_s` on, by the nodes' own clocks since 1970, no more photos are begun: those that are left have no row.
 
     `answered` are contents that have their answer elsewhere: photos with these bytes wait for it, too. Returns how many
-    photos were inferred without looking for their like, as there were more contents than are remembered.
+    photos were inferred without looking for their like, as there were more contents than are remembered. `load` makes
+    the engines, if it is not the settings' one that is wanted. ValueError where the cluster is too small for `cluster`.
 
     An exception in a stage that is no photo's expected failure stops the flow and is raised here.
     """
     _configure_ray_data()
-    readers, fetches_each = shares(reader.fetch.concurrent, size.cpus)
-    reader = replace(reader, concurrent_fetches=fetches_each)
-    at_once: dict[str, Any] = {} if reader.fetch.concurrent is None else {"concurrency": readers}
     locators, cpus_each = _locator_pool(cluster, size)
+    readers, fetches_each = shares(reader.fetch.concurrent, cluster.readers or size.cpus)
+    reader = replace(reader, concurrent_fetches=fetches_each)
+    is_bounded = cluster.readers is not None or reader.fetch.concurrent is not None
+    at_once: dict[str, Any] = {"compute": TaskPoolStrategy(size=readers)} if is_bounded else {}
+    threads = locator.threads or (math.ceil(cluster.locator_cpus) if cluster.locator_cpus else max(2, int(cpus_each)))
     log.info("%d engine(s) over %d CPUs and %d GPUs", locators, size.cpus, size.gpus)
     # Ray fuses a task into the actor pool behind it when both ask for the same, and decoder and engine would then take
     # turns: an engine never asks for one CPU. Reading the plan is to be fused with reading its photos.
@@ -148,7 +165,7 @@ def run_dataflow(
     photos = photos.map_batches(read_rows, num_cpus=1, **at_once, **batches)
     photos = photos.map_batches(
         _LocatorActor,
-        fn_constructor_args=(replace(locator, threads=locator.threads or max(2, int(cpus_each))),),
+        fn_constructor_args=(replace(locator, threads=threads), load),
         compute=ActorPoolStrategy(size=locators),
         **({"num_gpus": 1} if size.gpus else {"num_cpus": cpus_each}),
         **batches,
@@ -193,9 +210,30 @@ def _configure_ray_data() -> None:
 
 
 def _locator_pool(cluster: ClusterSettings, size: ClusterSize) -> tuple[int, float]:
-    """Return how many locators there are and the CPUs each takes: one a GPU, else one a node with half of its CPUs."""
-    cpus_each = size.largest_node_cpus // 2 if size.largest_node_cpus >= 4 else 0.5
-    return cluster.locators or size.gpus or max(1, size.cpus // size.largest_node_cpus), cpus_each
+    """Return how many locators there are and the CPUs each takes: one a GPU, else one a node with half of its CPUs.
+
+    Never exactly the one CPU that a reading task asks for.
+
+    ValueError for what the cluster doesn't have: Ray would wait for it for ever.
+    """
+    if cluster.readers is not None and cluster.readers > size.cpus:
+        raise ValueError(f"--cluster.readers {cluster.readers}: the cluster has {size.cpus} CPUs, and each takes one")
+    nodes = max(1, size.cpus // size.largest_node_cpus)
+    locators = cluster.locators or size.gpus or nodes
+    half = size.largest_node_cpus // 2 if size.largest_node_cpus >= 4 else 0.5
+    if size.gpus:
+        if locators > size.gpus:
+            raise ValueError(f"--cluster.locators {locators}: the cluster has {size.gpus} GPUs, one for each")
+        if cluster.locator_cpus is not None:
+            raise ValueError(f"--cluster.locator-cpus is for clusters without GPUs, and this one has {size.gpus}")
+        return locators, half
+    cpus_each = cluster.locator_cpus or half / -(-locators // nodes)
+    if locators * cpus_each + 1 > size.cpus:
+        raise ValueError(
+            f"{locators} engines of {cpus_each:g} CPUs leave none of the cluster's {size.cpus} to read photos with:"
+            " give a smaller --cluster.locators or --cluster.locator-cpus"
+        )
+    return locators, 0.9999 if cpus_each == 1 else cpus_each
 
 
 @contextlib.contextmanager
@@ -264,10 +302,10 @@ def _read_rows(plan: pa.Table, settings: ReaderSettings, index: Any, stop_at_s: 
 class _LocatorActor:
     """Gives a Locator to Ray: the engine is loaded once in each actor."""
 
-    def __init__(self, settings: LocatorSettings) -> None:
+    def __init__(self, settings: LocatorSettings, load: EngineLoader | None) -> None:
         from pipeline.locator import Locator
 
-        self._locator = Locator(settings)
+        self._locator = Locator(settings) if load is None else Locator(settings, load)
 
     def __call__(self, read: pa.Table) -> pa.Table:
         return self._locator(read)

@@ -7,6 +7,7 @@ Shapes: B photos of a batch · N photos of a table that have pixels · H levels 
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,10 +59,25 @@ class LocatorSettings:
     tensorrt: TensorRtSettings = field(default_factory=TensorRtSettings)
 
 
+def _load_engine(checkpoint: Checkpoint, settings: LocatorSettings) -> Engine:
+    return load_engine(
+        settings.engine,
+        checkpoint,
+        threads=settings.threads,
+        cache_dir=settings.engine_cache,
+        share=EngineShare(settings.engine_share) if settings.engine_share else None,
+        tensorrt=settings.tensorrt,
+    )
+
+
+EngineLoader = Callable[[Checkpoint, LocatorSettings], Engine]
+"""Makes the engine of a Locator; a module's function, since it travels to the process that runs it."""
+
+
 class Locator:
     """Predicts places: a table of `schema.READ` in, one of `schema.PHOTOS` out, row for row."""
 
-    def __init__(self, settings: LocatorSettings) -> None:
+    def __init__(self, settings: LocatorSettings, load: EngineLoader = _load_engine) -> None:
         """Load model and engine; ValueError where the checkpoint is damaged or not the one expected."""
         checkpoint = Checkpoint.load(model_folder(settings.model_uri))
         if checkpoint.model_id != settings.model_id:
@@ -81,18 +97,12 @@ class Locator:
         self._country_code_G, self._country_G = (
             names.take(pa.array(first_G)) for names in (self._names.country_code, self._names.country)
         )
-        self.engine: Engine = load_engine(
-            settings.engine,
-            checkpoint.grouping(self._country_K),
-            threads=settings.threads,
-            cache_dir=settings.engine_cache,
-            share=EngineShare(settings.engine_share) if settings.engine_share else None,
-            tensorrt=settings.tensorrt,
-        )
+        self.engine: Engine = load(checkpoint.grouping(self._country_K), settings)
 
     def __call__(self, read: pa.Table) -> pa.Table:
         """Locate every photo of `read` that has pixels; the others keep their error code, or are copies of others."""
-        pixels = read.column(schema.PIXELS_HWC).combine_chunks()
+        column = read.column(schema.PIXELS_HWC)
+        pixels = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies, even one
         rows_N = np.flatnonzero(pixels.is_valid().to_numpy(zero_copy_only=False))
         answers = self._answer(pixels, rows_N)
         finite_N = answers.finite_B.astype(bool)
@@ -131,9 +141,8 @@ class Locator:
         size_px, batch_size = self.engine.image_size_px, self._settings.batch_size
         parts = []
         for start in range(0, max(len(rows_N), 1), batch_size):
-            batch = pixels.take(pa.array(rows_N[start : start + batch_size], pa.int64()))
-            flat = np.frombuffer(b"".join(batch.to_pylist()), np.uint8)
-            parts.append(self.engine(flat.reshape(len(batch), size_px, size_px, 3)))
+            flat = _bytes_of(pixels, rows_N[start : start + batch_size], 3 * size_px**2)
+            parts.append(self.engine(flat.reshape(-1, size_px, size_px, 3)))
         return NumpyAnswers(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def _answer_columns(self, answers: NumpyAnswers) -> dict[str, pa.Array]:
@@ -212,6 +221,23 @@ class Locator:
             len(self._levels) - 1,
         )
         return pa.ListArray.from_arrays(pa.array(np.arange(photos + 1) * count, pa.int32()), values)
+
+
+def _bytes_of(values: pa.BinaryArray, rows_B: np.ndarray, length_bytes: int) -> np.ndarray:
+    """Return rows of `length_bytes` one after the other, uint8 and read-only: as they lie where they do so already.
+
+    They nearly always do. By way of Python's bytes the pixels would be copied three times.
+    """
+    if not len(rows_B):
+        return np.empty(0, np.uint8)
+    _, offsets, data = values.buffers()
+    offsets_N = np.frombuffer(offsets, np.int32)[values.offset :][: len(values) + 1]
+    data_N = np.frombuffer(data, np.uint8)
+    start_B = offsets_N[rows_B]
+    assert (offsets_N[rows_B + 1] - start_B == length_bytes).all(), "pixels of another size than the engine's"
+    if (np.diff(start_B) == length_bytes).all():
+        return data_N[start_B[0] : start_B[0] + len(rows_B) * length_bytes]
+    return np.concatenate([data_N[start : start + length_bytes] for start in start_B])
 
 
 def model_folder(model_uri: str) -> Path:

@@ -155,6 +155,11 @@ def cut_to_staged(stage: staging.Stage) -> int:
         return planned - kept
 
 
+def rows_per_task(photos: int) -> int:
+    """Return how many photos each file of a plan for so many holds, but the last."""
+    return min(max(-(-photos // _TASKS), _ROWS_PER_TASK[0]), _ROWS_PER_TASK[1])
+
+
 @contextlib.contextmanager
 def _database(stage: staging.Stage) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open an empty database on local disk, for as long as it takes."""
@@ -297,10 +302,9 @@ def _write_plan(
     """Write what this run takes on, the staged rows too (publishing checks against all), and return the files to do."""
     stage.delete_plan()
     files: list[str] = []
-    rows_per_task = min(max(-(-todo // _TASKS), _ROWS_PER_TASK[0]), _ROWS_PER_TASK[1])
     for name, condition, rows_per_file in (
         ("staged", "is_staged", _ROWS_PER_TASK[1]),
-        ("todo", "NOT is_staged", rows_per_task),
+        ("todo", "NOT is_staged", rows_per_task(todo)),
     ):
         rows = connection.sql(
             f"SELECT {', '.join(schema.MANIFEST.names)} {taken} AND {condition} ORDER BY {_ORDER_BY[order]}"

@@ -273,3 +273,42 @@ def _answers(engine: Engine, read: pa.Table) -> NumpyAnswers:
     pixels = [value for value in read.column(schema.PIXELS_HWC).to_pylist() if value is not None]
     flat = np.frombuffer(b"".join(pixels), np.uint8)
     return engine(flat.reshape(len(pixels), engine.image_size_px, engine.image_size_px, 3))
+
+
+def test_pixels_reach_the_engine_however_they_lie(checkpoint: Checkpoint) -> None:
+    seen: list[np.ndarray] = []
+
+    class Watching:
+        name, precision, image_size_px = "watching", "fp32", SIZE_PX
+
+        def __init__(self, engine: Engine) -> None:
+            self._engine = engine
+
+        def __call__(self, pixels_BHWC: np.ndarray) -> NumpyAnswers:
+            seen.extend(pixels_BHWC.copy())
+            return self._engine(pixels_BHWC)
+
+    watching = Locator(settings(checkpoint, batch_size=4), lambda *given: Watching(load_engine("torch", given[0])))
+    pixels = random_pixels(9)
+    plain = read_table([None, *pixels[:4], None, *pixels[4:]])
+    index = plain.schema.get_field_index(schema.PIXELS_HWC)
+    values = plain.column(index).combine_chunks()
+    # A null may lie over bytes: here two photos' pixels are there, and not to be looked at.
+    covered = pa.array([row in (2, 7) for row in range(plain.num_rows)])
+    validity = pa.array([valid and not hidden for valid, hidden in zip(
+        values.is_valid().to_pylist(), covered.to_pylist(), strict=True)])  # fmt: skip
+    bits = np.packbits(validity.to_numpy(zero_copy_only=False), bitorder="little")
+    _, offsets, data = values.buffers()
+    hiding = pa.Array.from_buffers(pa.binary(), len(values), [pa.py_buffer(bits.tobytes()), offsets, data])
+    hidden = plain.set_column(index, plain.schema.field(index), hiding)
+    chunked = pa.concat_tables([plain.slice(0, 3), plain.slice(3, 5), plain.slice(8)])
+    for table, expected in (
+        (plain, pixels),
+        (plain.slice(3, 6), pixels[2:7]),
+        (chunked, pixels),
+        (hidden, [p for number, p in enumerate(pixels) if number not in (1, 5)]),
+    ):
+        seen.clear()
+        rows = watching(table)
+        assert rows.num_rows == table.num_rows
+        np.testing.assert_array_equal(np.stack(seen), np.stack(expected))

@@ -1,0 +1,54 @@
+"""How a cluster is divided, and what is refused because Ray would wait for it for ever."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.dataflow import ClusterSettings, ClusterSize, _locator_pool
+
+LAPTOP = ClusterSize(cpus=3, gpus=0, largest_node_cpus=3)
+NODES = ClusterSize(cpus=64, gpus=0, largest_node_cpus=16)
+GPUS = ClusterSize(cpus=64, gpus=8, largest_node_cpus=16)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "pool"),
+    [
+        (ClusterSettings(), LAPTOP, (1, 0.5)),
+        (ClusterSettings(), NODES, (4, 8)),
+        (ClusterSettings(), GPUS, (8, 8)),
+        (ClusterSettings(locators=2), GPUS, (2, 8)),
+        (ClusterSettings(locators=8), NODES, (8, 4)),
+        (ClusterSettings(locators=5), NODES, (5, 4)),
+        (ClusterSettings(locator_cpus=11), NODES, (4, 11)),
+        (ClusterSettings(locators=2, locator_cpus=0.5), LAPTOP, (2, 0.5)),
+    ],
+)
+def test_engines_and_the_cpus_of_each(settings: ClusterSettings, size: ClusterSize, pool: tuple[int, float]) -> None:
+    assert _locator_pool(settings, size) == pool
+
+
+@pytest.mark.parametrize("settings", [ClusterSettings(locator_cpus=1), ClusterSettings(locators=32)])
+def test_an_engine_never_asks_for_exactly_what_a_reading_task_asks_for(settings: ClusterSettings) -> None:
+    _, cpus_each = _locator_pool(settings, NODES)
+    assert 0.9 < cpus_each < 1  # else Ray would fuse the two, which then take turns
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "flag"),
+    [
+        (ClusterSettings(readers=65), NODES, "--cluster.readers 65"),
+        (ClusterSettings(locators=9), GPUS, "--cluster.locators 9"),
+        (ClusterSettings(locator_cpus=2), GPUS, "--cluster.locator-cpus"),
+        (ClusterSettings(locator_cpus=16), NODES, "a smaller --cluster.locators or --cluster.locator-cpus"),
+    ],
+)
+def test_what_the_cluster_does_not_have_is_refused(settings: ClusterSettings, size: ClusterSize, flag: str) -> None:
+    with pytest.raises(ValueError, match=flag):
+        _locator_pool(settings, size)
+
+
+@pytest.mark.parametrize("wrong", [{"locators": 0}, {"readers": 0}, {"locator_cpus": 0.0}])
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="--cluster"):
+        ClusterSettings(**wrong)  # type: ignore[arg-type]

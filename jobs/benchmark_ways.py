@@ -341,7 +341,7 @@ def _require(way: Way) -> None:
 
 
 def _photos_of(size: Size, photos: str | None, count: int, folder: Path) -> list[str]:
-    """Return the paths of `count` photos of that size, made from the JPEGs and PNGs of a folder; or those as they are."""
+    """Return paths of `count` photos of that size, made from the JPEGs and PNGs of a folder, or those as they are."""
     folder.mkdir()
     if photos is None:
         write_demo_archive(folder / "archive")

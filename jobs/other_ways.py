@@ -1,4 +1,4 @@
-"""How photos are usually put through a network, as the tools' own documentation shows it; `jobs.benchmark ways` runs it.
+"""How photos are usually put through a network, as the tools' documentation shows it; `jobs.benchmark ways` runs it.
 
     python -m jobs.other_ways ray|daft|dataloader ORDER.json ANSWERS.json
 

@@ -5,27 +5,23 @@ python -m jobs.benchmark NAME [--photos SOURCE]     --help lists the names
 
 from __future__ import annotations
 
-import functools
-import multiprocessing
 import os
 import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import pillow_heif
 import pyarrow as pa
 import torch
 import tyro
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from jobs import geotag_archive, run_command
+from jobs import run_command
 from jobs import train as train_job
 from jobs.benchmark_decode import DecodeBenchmark
 from jobs.benchmark_engine import EngineBenchmark, crowded_photos
@@ -35,15 +31,12 @@ from jobs.benchmark_query import QueryBenchmark
 from jobs.benchmark_scale import ScaleBenchmark
 from jobs.benchmark_shrink import ShrinkBenchmark
 from jobs.benchmark_sizing import SizeClusterBenchmark
+from jobs.benchmark_ways import WaysBenchmark
 from jobs.demo_photos import write_demo_archive
 from model import s2
-from model.checkpoint import Checkpoint
-from model.readout import ReadOut
-from pipeline import catalog, schema, storage
-from pipeline.catalog import Catalog
-from pipeline.dataflow import ClusterSettings, start_ray
+from pipeline import schema, storage
+from pipeline.dataflow import start_ray
 from pipeline.decode import DecodeTarget
-from pipeline.locator import Locator, LocatorSettings, model_folder
 from pipeline.reader import IsolatedReader, Reader, ReaderSettings
 from training import partition
 from training.dataset import PhotoStore
@@ -112,115 +105,6 @@ class PartitionBenchmark:
             f"{self.photos:,} photos → cells {hierarchy.class_counts}: {seconds:.1f} s, process peak {peak_gb:.2f} GB"
         )
         return 0
-
-
-@dataclass(frozen=True)
-class PipelineBenchmark:
-    """Photos a second of the whole job, its two ceilings (decode only, engine only) and the plain way, in one run.
-
-    The ceiling of both is what these cores allow when decoder and engine share them and all else is free.
-    """
-
-    photos: str | None = None
-    """Folder of photos to measure on; the demo's little archive if not given."""
-    model: str = "bundled"
-    """Checkpoint folder."""
-    copies: int = 4
-    """The job runs over so many links to each photo, so that its start weighs less."""
-    sample: int = 256
-    """The ceilings and the plain way are measured on so many of the photos that the job located."""
-    repeats: int = 3
-    """The ceilings are timed this often and the best time counts: the machine may be busy."""
-
-    def measure(self) -> int:
-        """Print photos a second beside their ceilings; return the exit code."""
-        with tempfile.TemporaryDirectory(prefix="graticule-bench-") as folder:
-            return self._measure(Path(folder))
-
-    def _measure(self, folder: Path) -> int:
-        model_uri = self.model if self.model == "bundled" else str(Path(self.model).resolve())
-        checkpoint = Checkpoint.load(model_folder(model_uri))
-        if self.photos is None:
-            write_demo_archive(folder / "archive")
-        links = folder / "photos"
-        for entry in storage.list_files(storage.absolute(self.photos or str(folder / "archive"))):
-            for copy in range(self.copies):
-                link = links / str(copy) / Path(entry.uri).name
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(entry.uri)
-        output = folder / "output"
-        whole_s = _seconds(
-            lambda: geotag_archive.run(
-                geotag_archive.GeotagSettings(
-                    photos=(str(links),),
-                    output=str(output),
-                    model=model_uri,
-                    cluster=ClusterSettings(known_contents=0),  # copies here stand for other photos
-                )
-            )
-        )
-        record = catalog.run_records(str(output))[0]
-        photos, flow_s = record["plan"]["todo"], record["dataflow_s"]
-        rows = Catalog(str(output)).sql("SELECT uri FROM photos WHERE status = 'located' ORDER BY photo_id").fetchall()
-        uris = [uri for (uri,) in rows[: self.sample]]
-
-        decode_per_s = self._decode_per_s(uris, checkpoint)
-        engine_per_s = self._engine_per_s(uris, checkpoint, model_uri)
-        both_per_s = 1 / (1 / decode_per_s + 1 / engine_per_s)
-        plain_per_s = len(uris) / _seconds(lambda: _plain_way(uris, checkpoint))
-        print(f"{photos} photos by {checkpoint.model_id} on {os.cpu_count()} cores")
-        for name, per_s in (
-            ("whole command, start to published", photos / whole_s),
-            ("its dataflow: read, locate, stage", photos / flow_s),
-            ("decode only, all cores", decode_per_s),
-            ("engine only, all cores", engine_per_s),
-            ("ceiling of both on these cores", both_per_s),
-            ("plain way: PIL, fp32 torch, 1 process", plain_per_s),
-        ):
-            print(f"{name:<40}{per_s:>9.1f} photos/s")
-        print(f"dataflow ÷ ceiling   {photos / flow_s / both_per_s:.2f}")
-        print(f"dataflow ÷ plain way {photos / flow_s / plain_per_s:.2f}")
-        print(f"command ÷ plain way  {photos / whole_s / plain_per_s:.2f}")
-        return 0
-
-    def _decode_per_s(self, uris: list[str], checkpoint: Checkpoint) -> float:
-        cores = os.cpu_count() or 1
-        settings = ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing))
-        shares = [uris[start::cores] for start in range(cores)]
-        with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as processes:
-            work = functools.partial(_read_share, settings)
-            list(processes.map(work, [share[:2] for share in shares]))  # warm: imports are no part of decoding
-            return len(uris) / min(_seconds(lambda: list(processes.map(work, shares))) for _ in range(self.repeats))
-
-    def _engine_per_s(self, uris: list[str], checkpoint: Checkpoint, model_uri: str) -> float:
-        read = _read_share(ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing)), uris)
-        locator = Locator(LocatorSettings(model_uri=model_uri, model_id=checkpoint.model_id, run_id="benchmark"))
-        locator(read)
-        return len(uris) / min(_seconds(lambda: locator(read)) for _ in range(self.repeats))
-
-
-def _read_share(settings: ReaderSettings, uris: list[str]) -> pa.Table:
-    rows = [{schema.PHOTO_ID: schema.photo_id(uri), schema.URI: uri} for uri in uris]
-    return Reader(settings)(pa.Table.from_pylist(rows, schema=schema.MANIFEST))
-
-
-def _plain_way(uris: list[str], checkpoint: Checkpoint) -> None:
-    """Do what a script of thirty lines does: PIL decodes everything, torch runs eagerly in fp32, one process."""
-    pillow_heif.register_heif_opener()
-    size = checkpoint.config.preprocessing
-    model, read_out = checkpoint.build_model().eval(), ReadOut(checkpoint.hierarchy, checkpoint.temperatures).eval()
-    mean, std = torch.tensor(size.mean_rgb)[:, None, None], torch.tensor(size.std_rgb)[:, None, None]
-    for start in range(0, len(uris), 32):
-        pictures = []
-        for uri in uris[start : start + 32]:
-            with Image.open(uri) as opened:
-                picture = ImageOps.fit(ImageOps.exif_transpose(opened).convert("RGB"), (size.resize_px,) * 2)
-            inset = (size.resize_px - size.image_size_px) // 2
-            picture = picture.crop((inset, inset, inset + size.image_size_px, inset + size.image_size_px))
-            pictures.append((torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 - mean) / std)
-        with torch.inference_mode():
-            output = model(torch.stack(pictures))
-            read_out(output)
 
 
 @dataclass(frozen=True)
@@ -411,9 +295,9 @@ class Settings:
         | Annotated[PlacesBenchmark, tyro.conf.subcommand("places")]
         | Annotated[QueryBenchmark, tyro.conf.subcommand("query")]
         | Annotated[EngineBenchmark, tyro.conf.subcommand("engine")]
-        | Annotated[PipelineBenchmark, tyro.conf.subcommand("pipeline")]
         | Annotated[DecodeBenchmark, tyro.conf.subcommand("decode")]
         | Annotated[ShrinkBenchmark, tyro.conf.subcommand("shrink")]
+        | Annotated[WaysBenchmark, tyro.conf.subcommand("ways")]
         | Annotated[IsolationBenchmark, tyro.conf.subcommand("isolation")]
         | Annotated[SizeClusterBenchmark, tyro.conf.subcommand("size-cluster")]
         | Annotated[ScaleBenchmark, tyro.conf.subcommand("scale")]

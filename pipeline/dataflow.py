@@ -27,6 +27,7 @@ from ray.data.datasource import ReadTask
 from pipeline import geoparquet, schema, storage
 from pipeline.content_index import ContentIndex, claims, without_copies
 from pipeline.fetch import shares
+from pipeline.isolation import keep_heap
 from pipeline.publish import FileRange, Published, PublishedFile, Selection, file_index, publish, put_file, sort_keys
 from pipeline.reader import IsolatedReader, ReaderSettings
 from pipeline.staging import Stage
@@ -288,6 +289,7 @@ def _plan_blocks(uri: str) -> Iterator[pa.Table]:
 @functools.lru_cache(maxsize=1)
 def _process_reader(settings: ReaderSettings) -> IsolatedReader:
     """One reader, and its decoder, for each worker process, whichever tasks it runs."""
+    keep_heap()
     return IsolatedReader(settings)
 
 

@@ -22,6 +22,7 @@ from rich.table import Table
 from jobs import run_command
 from model.checkpoint import Checkpoint
 from model.engines import EngineName
+from model.readout import BEST_CELL, PointRule
 from pipeline import catalog, copies, dataflow, lease, publish, staging, storage
 from pipeline.decode import DecodeLimits, DecodeTarget
 from pipeline.fetch import FetchSettings
@@ -53,6 +54,8 @@ class GeotagSettings:
     """Name of this run; the time if not given."""
     precision: PrecisionName = "street"
     """Store nothing finer than this, in any column."""
+    point: PointRule = BEST_CELL
+    """Where a photo's point is: at the most probable cell, or where the photo is least far away on average."""
     include: tuple[str, ...] = ()
     """Take only photos whose name below the source matches one of these patterns, such as *.jpg or 2024/**."""
     exclude: tuple[str, ...] = ()
@@ -80,7 +83,7 @@ def run(settings: GeotagSettings) -> int:
     _check(settings)
     output = storage.absolute(settings.output)
     model_uri = settings.model if settings.model == "bundled" else storage.absolute(settings.model)
-    checkpoint = Checkpoint.load(model_folder(model_uri))
+    checkpoint = Checkpoint.load(model_folder(model_uri)).pointing(settings.point)
     storage.check_writable(output)
     try:
         with lease.held(output, settings.run_id or "(new)", settings.lease) as held:
@@ -130,6 +133,7 @@ def _run_held(settings: GeotagSettings, output: str, model_uri: str, checkpoint:
             engine=settings.engine,
             batch_size=settings.batch_size,
             precision=settings.precision,
+            point=settings.point,
             engine_cache=storage.cache_folder() / "engines",
         )
         flow_start_s = time.monotonic()

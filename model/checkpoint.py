@@ -8,6 +8,7 @@ MODEL_CARD.md        optional, for people
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -25,6 +26,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from model.geodecoder import GeoDecoder, GeoDecoderConfig
 from model.hierarchy import Hierarchy
+from model.readout import BEST_CELL, PointRule
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -53,7 +55,8 @@ class Checkpoint:
         temperatures: one positive number a level, coarse → fine, that the logits are divided by.
         training: whatever the trainer wanted to remember: data, split, numbers. It does not enter `model_id`.
         model_id: the name and 12 hexadecimal digits of a SHA-256 over network, weights, hierarchy and temperatures:
-            the same id means the same answers.
+            the same id means the same answers. Where `point` is not the default, "+" and its name follow.
+        point: where its answers have their point.
     """
 
     folder: Path
@@ -64,6 +67,12 @@ class Checkpoint:
     weights_sha256: str
     training: dict[str, Any]
     model_id: str
+    point: PointRule = BEST_CELL
+
+    def pointing(self, point: PointRule) -> Checkpoint:
+        """The same model, whose answers have their point elsewhere, and so another `model_id`."""
+        suffix = "" if point == BEST_CELL else f"+{point}"
+        return dataclasses.replace(self, point=point, model_id=weights_id(self.model_id) + suffix)
 
     @staticmethod
     def save(
@@ -174,6 +183,11 @@ class Checkpoint:
             detail = " ".join(str(error).split())[:300]
             raise ValueError(f"{weights} does not fit the network in {CONFIG_FILE}: {detail}") from error
         return model.eval()
+
+
+def weights_id(model_id: str) -> str:
+    """A `model_id` without what it says of the point."""
+    return model_id.partition("+")[0]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

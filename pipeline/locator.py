@@ -18,6 +18,7 @@ from model import s2
 from model.checkpoint import Checkpoint
 from model.engines import Engine, EngineName, NumpyAnswers, load_engine
 from model.hierarchy import Level
+from model.readout import BEST_CELL, PointRule
 from pipeline import schema, storage
 from pipeline.precision import PRECISIONS, PrecisionName, coarsen, wkb_points
 from pipeline.schema import ErrorCode, Status
@@ -31,11 +32,12 @@ class LocatorSettings:
 
     Attributes:
         model_uri: checkpoint folder, local or remote, or `bundled`.
-        model_id: what that checkpoint must be; another one there by now is an error.
+        model_id: what that checkpoint must be, pointing as `point` says; another one there by now is an error.
         engine: which engine runs it.
         threads: CPU threads of the engine, all if None.
         batch_size: photos in one call of the engine.
         precision: nothing finer than this is kept.
+        point: where an answer has its point.
         engine_cache: local folder that keeps compiled models, or None.
     """
 
@@ -46,6 +48,7 @@ class LocatorSettings:
     threads: int | None = None
     batch_size: int = 32
     precision: PrecisionName = "street"
+    point: PointRule = BEST_CELL
     engine_cache: Path | None = None
 
 
@@ -54,7 +57,7 @@ class Locator:
 
     def __init__(self, settings: LocatorSettings) -> None:
         """Load model and engine; ValueError where the checkpoint is damaged or not the one expected."""
-        checkpoint = Checkpoint.load(model_folder(settings.model_uri))
+        checkpoint = Checkpoint.load(model_folder(settings.model_uri)).pointing(settings.point)
         if checkpoint.model_id != settings.model_id:
             raise ValueError(
                 f"{settings.model_uri} holds {checkpoint.model_id} now, not {settings.model_id}: start again"
@@ -113,14 +116,14 @@ class Locator:
     def _answer_columns(self, answers: NumpyAnswers) -> dict[str, pa.Array]:
         """Return the columns that answers decide, one row a photo with pixels."""
         finest = self._levels[-1]
-        point = pa.array(answers.top_index_BT[:, 0])
+        point = pa.array(answers.point_index_B)
         return {
             schema.LAT_DEG: finest.lat_deg.take(point),
             schema.LON_DEG: finest.lon_deg.take(point),
             schema.CELL_ID: finest.leaf_id.take(point),
             schema.GEOMETRY: finest.wkb.take(point),
             schema.RADIUS_KM: pa.array(answers.radius_km_B),
-            schema.CONFIDENCE: pa.array(answers.top_probability_BT[:, 0]),
+            schema.CONFIDENCE: pa.array(answers.point_probability_B),
             schema.LEVELS: self._level_lists(answers),
             schema.ALTERNATIVES: self._alternative_lists(answers),
             schema.SCENE: self._scene_names.take(pa.array(answers.scene_index_B)),

@@ -318,7 +318,7 @@ class _Gathering:
     def _reliability(self) -> list[Reliability]:
         """Compare confidence with how often the camera's position is in the cell that it was given for."""
         photos_S, said_S, right_S = np.zeros((3, _CONFIDENCE_STEPS))
-        columns = "confidence AS said, levels[-1].cell_id AS cell, exif_lat_deg AS lat, exif_lon_deg AS lon"
+        columns = "levels[-1].probability AS said, levels[-1].cell_id AS cell, exif_lat_deg AS lat, exif_lon_deg AS lon"
         for batch in self._batches(columns, f"WHERE {_HAS_TRUTH} AND len(levels) > 0"):
             said_N, cell_N, lat_N, lon_N = (batch.column(name).to_numpy() for name in ("said", "cell", "lat", "lon"))
             leaf_N = s2.leaf_id_N(lat_N, lon_N)

@@ -176,7 +176,7 @@ PHOTOS = pa.schema(
         _column(LAT_DEG, pa.float64(), "predicted latitude"),
         _column(LON_DEG, pa.float64(), "predicted longitude"),
         _column(RADIUS_KM, pa.float32(), "around the point, holds 90 % of the predicted probability"),
-        _column(CONFIDENCE, pa.float32(), "probability of the finest level's best cell"),
+        _column(CONFIDENCE, pa.float32(), "probability of the point's own cell, at the finest level"),
         _column(LEVELS, pa.list_(_LEVEL_STRUCT), "the best cell at every geographic level, coarse → fine"),
         _column(ALTERNATIVES, pa.list_(_ALTERNATIVE_STRUCT), "the finest level's five most probable cells"),
         _column(SCENE, pa.string(), "the kind of scene whose queries answered"),
@@ -184,7 +184,7 @@ PHOTOS = pa.schema(
         _column(PRECISION, pa.string(), "finest of country, region, city, street that is more likely right than not"),
         _column(CELL_ID, pa.uint64(), "S2 leaf cell of the point, for joins and range scans"),
         _column(GEOMETRY, pa.binary(), "the point as WKB (GeoParquet, OGC:CRS84)", extension=_GEOARROW),
-        _column(MODEL_ID, pa.string(), "the model that answered, by content", nullable=False),
+        _column(MODEL_ID, pa.string(), "the model that answered, by content; after a `+` its `--point`, where that is not the default", nullable=False),
         _column(RUN_ID, pa.string(), "the run that wrote the row", nullable=False),
         _column(PROCESSED_AT, pa.timestamp("us", tz="UTC"), "when the row was made", nullable=False),
     ]

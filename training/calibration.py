@@ -22,7 +22,7 @@ from torch import Tensor
 
 from model import geodesy
 from model.hierarchy import Hierarchy
-from model.readout import ReadOut
+from model.readout import BEST_CELL, PointRule, ReadOut
 from training.loss import UNKNOWN
 from training.metrics import right_in_cell
 
@@ -153,11 +153,11 @@ class Judged(NamedTuple):
 
 
 class Judge:
-    """Logits and the truth → `Judged`, under one set of temperatures."""
+    """Logits and the truth → `Judged`, under one set of temperatures, the points being where `point` says."""
 
-    def __init__(self, hierarchy: Hierarchy, temperatures: tuple[float, ...]) -> None:
+    def __init__(self, hierarchy: Hierarchy, temperatures: tuple[float, ...], point: PointRule = BEST_CELL) -> None:
         self.finest = hierarchy.levels[-1]
-        self.read_out = ReadOut(hierarchy, temperatures)
+        self.read_out = ReadOut(hierarchy, temperatures, point)
 
     def __call__(
         self,
@@ -170,12 +170,14 @@ class Judge:
         joints = self.read_out.log_probabilities(logits)
         best = [joint_BK.max(dim=1) for joint_BK in joints]
         best_BH = torch.stack([level.indices for level in best], dim=1).numpy()
+        top_BT = joints[-1].topk(self.read_out.top_cells, dim=1).indices
+        point_B = self.read_out.point_index(joints[-1].exp(), top_BT).numpy()
         found = [joint_BK.numpy()[np.arange(len(label_BH)), label_BH[:, h]] for h, joint_BK in enumerate(joints)]
         return Judged(
             torch.stack([level.values for level in best], dim=1).double().exp().numpy(),
             np.stack([right_in_cell(*level) for level in zip(best_BH.T, label_BH.T, strict=True)], axis=1),
             np.where(label_BH == UNKNOWN, np.nan, -np.stack(found, axis=1).astype(np.float64)),
-            self._mass_nearer_B(joints[-1].double().exp().numpy(), best_BH[:, -1], lat_deg_B, lon_deg_B),
+            self._mass_nearer_B(joints[-1].double().exp().numpy(), point_B, lat_deg_B, lon_deg_B),
         )
 
     def _mass_nearer_B(

@@ -71,8 +71,8 @@ def measure(
     """
     assert engine is None or crops == 1
     hierarchy = checkpoint.hierarchy
-    read_out = ReadOut(hierarchy, checkpoint.temperatures)
-    judges = [Judge(hierarchy, temperatures) for temperatures in (_ones(hierarchy), checkpoint.temperatures)]
+    read_out = ReadOut(hierarchy, checkpoint.temperatures, checkpoint.point)
+    judges = [Judge(hierarchy, temperatures, checkpoint.point) for temperatures in (_ones(hierarchy), checkpoint.temperatures)]
     parts: list[tuple[Predictions, list[Judged]]] = []
     model = checkpoint.build_model().to("cuda" if torch.cuda.is_available() else "cpu")
     for row_B, pixels_BHWC, output in network_outputs(model, store, rows, crops):
@@ -96,7 +96,7 @@ def _predictions(row_B: NDArray[np.int64], answers: NumpyAnswers, hierarchy: Hie
             f"the network's answers for {(~answers.finite_B).sum()} of {len(row_B)} photos are no finite numbers: "
             "its training diverged, or the engine's precision is too low (try --engine torch)"
         )
-    finest, point_B = hierarchy.levels[-1], answers.top_index_BT[:, 0]
+    finest, point_B = hierarchy.levels[-1], answers.point_index_B
     return Predictions(
         row_N=row_B,
         best_NH=answers.level_index_BH.astype(np.int64),

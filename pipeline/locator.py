@@ -6,8 +6,10 @@ Shapes: B photos of a batch · N photos of a table that have pixels · H levels 
 from __future__ import annotations
 
 import datetime as dt
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,7 @@ import pyarrow.compute as pc
 
 import model
 from model import s2
-from model.checkpoint import Checkpoint
+from model.checkpoint import CONFIG_FILE, Checkpoint
 from model.engines import Engine, EngineName, NumpyAnswers, load_engine
 from model.hierarchy import Level
 from model.readout import BEST_CELL, PointRule
@@ -161,6 +163,17 @@ class Locator:
 def model_folder(model_uri: str) -> Path:
     """Return a local folder with the checkpoint at `model_uri`; `bundled` is the one that ships with this code."""
     return BUNDLED_MODEL if model_uri == "bundled" else storage.local_folder(model_uri)
+
+
+def save_model(uri: str, *content: Any, **more: Any) -> str:
+    """Save a checkpoint at any URI, as `Checkpoint.save` takes it, its config.json last; return its id."""
+    if not storage.is_remote(uri):
+        return Checkpoint.save(storage.local_folder(uri), *content, **more).model_id
+    with tempfile.TemporaryDirectory() as folder:
+        model_id = Checkpoint.save(Path(folder), *content, **more).model_id
+        for path in sorted(Path(folder).iterdir(), key=lambda path: path.name == CONFIG_FILE):
+            storage.write_bytes(storage.join(uri, path.name), path.read_bytes())
+    return model_id
 
 
 class _Cells:

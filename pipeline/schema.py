@@ -184,7 +184,12 @@ PHOTOS = pa.schema(
         _column(PRECISION, pa.string(), "finest of country, region, city, street that is more likely right than not"),
         _column(CELL_ID, pa.uint64(), "S2 leaf cell of the point, for joins and range scans"),
         _column(GEOMETRY, pa.binary(), "the point as WKB (GeoParquet, OGC:CRS84)", extension=_GEOARROW),
-        _column(MODEL_ID, pa.string(), "the model that answered, by content; after a `+` its `--point`, where that is not the default", nullable=False),
+        _column(
+            MODEL_ID,
+            pa.string(),
+            "the model that answered, by content; `+` its `--point`, if any",
+            nullable=False,
+        ),
         _column(RUN_ID, pa.string(), "the run that wrote the row", nullable=False),
         _column(PROCESSED_AT, pa.timestamp("us", tz="UTC"), "when the row was made", nullable=False),
     ]

@@ -20,6 +20,7 @@ from jobs import run_command
 from model import geodesy, s2
 from model.checkpoint import Checkpoint
 from model.engines import EngineName, load_engine
+from model.readout import BEST_CELL, PointRule
 from pipeline import storage
 from pipeline.decode import DecodeTarget
 from pipeline.locator import BUNDLED_MODEL, model_folder
@@ -66,6 +67,8 @@ class Settings:
     engine: EngineName = "auto"
     crops: Literal[1, 10] = 1
     """10 averages the logits of the corners, the centre and their mirror images, as in the paper: by torch, slowly."""
+    point: PointRule = BEST_CELL
+    """Where a photo's point is, as for jobs.geotag_archive; other than best-cell, the best cell is shown beside it."""
     attention_photos: int = 4
     """How many photos the page shows with what each level looks at."""
     max_failed_fraction: float = 0.02
@@ -77,7 +80,7 @@ def run(settings: Settings) -> int:
     settings = _with_defaults(settings)
     if settings.crops == TEN_CROPS and settings.engine not in ("auto", "torch"):
         raise ValueError(f"ten crops need logits, which {settings.engine} does not give: use --engine torch")
-    checkpoint = Checkpoint.load(model_folder(settings.model))
+    checkpoint = Checkpoint.load(model_folder(settings.model)).pointing(settings.point)
     photos = labelled_photos(
         settings.manifest, settings.root, settings.only, settings.scenes, vocabulary=checkpoint.config.scenes
     )
@@ -206,6 +209,9 @@ def _errors(
     said = measured.said
     true_N = photos.lat_deg_N[said.row_N], photos.lon_deg_N[said.row_N]
     errors = {checkpoint.model_id: geodesy.haversine_km(said.lat_deg_N, said.lon_deg_N, *true_N)}
+    if checkpoint.point != BEST_CELL:
+        best, finest = said.best_NH[:, -1], checkpoint.hierarchy.levels[-1]
+        errors["its best cell instead"] = geodesy.haversine_km(finest.lat_deg_K[best], finest.lon_deg_K[best], *true_N)
     commonest = evaluation.commonest_cell(checkpoint.hierarchy)
     errors["always the commonest cell"] = geodesy.haversine_km(*commonest, *true_N)
     if settings.teacher_onnx is not None and len(known_rows):

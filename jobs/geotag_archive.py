@@ -23,6 +23,7 @@ from jobs import run_command
 from model.checkpoint import Checkpoint
 from model.engines import EngineName
 from model.engines.tensorrt_engine import TensorRtSettings
+from model.readout import BEST_CELL, PointRule
 from pipeline import albums, catalog, copies, dataflow, lease, publish, staging, storage
 from pipeline.context import ContextSettings
 from pipeline.decode import DecodeLimits, DecodeTarget
@@ -60,6 +61,8 @@ class GeotagSettings:
     """Store nothing finer than this, in any column."""
     context: bool = False
     """Let photos of one folder that were taken soon after each other explain each other, in columns of their own."""
+    point: PointRule = BEST_CELL
+    """Where a photo's point is: at the most probable cell, or where the photo is least far away on average."""
     include: tuple[str, ...] = ()
     """Take only photos whose name below the source matches one of these patterns, such as *.jpg or 2024/**."""
     exclude: tuple[str, ...] = ()
@@ -107,7 +110,7 @@ def geotag(settings: GeotagSettings, count_gone: bool = False) -> Outcome:
     _check(settings)
     output = storage.absolute(settings.output)
     model_uri = settings.model if settings.model == "bundled" else storage.absolute(settings.model)
-    checkpoint = Checkpoint.load(model_folder(model_uri))
+    checkpoint = Checkpoint.load(model_folder(model_uri)).pointing(settings.point)
     storage.check_writable(output)
     try:
         with lease.held(output, settings.run_id or "(new)", settings.lease) as held:
@@ -167,6 +170,7 @@ def _run_held(
             engine=settings.engine,
             batch_size=settings.batch_size,
             precision=settings.precision,
+            point=settings.point,
             engine_cache=storage.cache_folder() / "engines",
             engine_share=None if settings.engines is None else storage.absolute(settings.engines),
             tensorrt=settings.tensorrt,

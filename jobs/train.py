@@ -9,11 +9,10 @@ import dataclasses
 import functools
 import logging
 import math
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +21,13 @@ from numpy.typing import NDArray
 
 from jobs import run_command
 from model import geodecoder
-from model.checkpoint import CONFIG_FILE, Checkpoint
+from model.checkpoint import Checkpoint
 from model.geodecoder import GeoDecoder, GeoDecoderConfig
 from model.hierarchy import JSON_NAME, PARQUET_NAME, Hierarchy
 from pipeline import storage
 from pipeline.dataflow import start_ray
 from pipeline.decode import DecodeTarget
-from pipeline.locator import model_folder
+from pipeline.locator import model_folder, save_model
 from training import evaluation, globe_study, partition
 from training.dataset import PhotoStore
 from training.labelled import LabelledPhotos, labelled_photos
@@ -137,7 +136,7 @@ def run(settings: Settings) -> int:
     validation = split.rows("validation").tolist()
     temperatures = evaluation.fit_temperatures(model, served, task.labels.level_NH, validation, hierarchy)
     training = about | {"identity": task.identity, "progress": dataclasses.asdict(progress)}
-    model_id = _save(output, model, hierarchy, temperatures=temperatures, training=training, name=settings.name)
+    model_id = save_model(output, model, hierarchy, temperatures=temperatures, training=training, name=settings.name)
     record.finish(model_id=model_id)
     snapshots.clear()
     print(f"{progress.draws} photos drawn ({progress.epochs} epochs); last losses {progress.losses}")
@@ -202,17 +201,6 @@ def _trained(network: Network, snapshots: Snapshots) -> GeoDecoder:
     model = network.build()
     model.load_state_dict(weights | state["average"])
     return model.eval()
-
-
-def _save(output: str, *content: Any, **more: Any) -> str:
-    """Save a checkpoint at any URI, its config.json last as always, and return its id."""
-    if not storage.is_remote(output):
-        return Checkpoint.save(storage.local_folder(output), *content, **more).model_id
-    with tempfile.TemporaryDirectory() as folder:
-        model_id = Checkpoint.save(Path(folder), *content, **more).model_id
-        for path in sorted(Path(folder).iterdir(), key=lambda path: path.name == CONFIG_FILE):
-            storage.write_bytes(storage.join(output, path.name), path.read_bytes())
-    return model_id
 
 
 def describe_split(split: Split) -> str:

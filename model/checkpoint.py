@@ -28,6 +28,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from model.geodecoder import GeoDecoder, GeoDecoderConfig
 from model.hierarchy import Hierarchy
+from model.readout import BEST_CELL, PointRule
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -56,7 +57,8 @@ class Checkpoint:
         temperatures: one positive number a level, coarse → fine, that the logits are divided by.
         training: whatever the trainer wanted to remember: data, split, numbers. It does not enter `model_id`.
         model_id: the name and 12 hexadecimal digits of a SHA-256 over network, weights, hierarchy and temperatures:
-            the same id means the same answers.
+            the same id means the same answers. Where `point` is not the default, "+" and its name follow.
+        point: where its answers have their point.
         group_K: the group of each of the finest level's cells, for `Answers.group_probability_BG`; None for one group.
     """
 
@@ -68,11 +70,17 @@ class Checkpoint:
     weights_sha256: str
     training: dict[str, Any]
     model_id: str
+    point: PointRule = BEST_CELL
     group_K: NDArray[np.int64] | None = None
 
     def grouping(self, group_K: NDArray[np.int64]) -> Checkpoint:
         """The same model, whose answers also have the probabilities of these groups of the finest level's cells."""
         return dataclasses.replace(self, group_K=group_K)
+
+    def pointing(self, point: PointRule) -> Checkpoint:
+        """The same model, whose answers have their point elsewhere, and so another `model_id`."""
+        suffix = "" if point == BEST_CELL else f"+{point}"
+        return dataclasses.replace(self, point=point, model_id=weights_id(self.model_id) + suffix)
 
     @staticmethod
     def save(
@@ -183,6 +191,11 @@ class Checkpoint:
             detail = " ".join(str(error).split())[:300]
             raise ValueError(f"{weights} does not fit the network in {CONFIG_FILE}: {detail}") from error
         return model.eval()
+
+
+def weights_id(model_id: str) -> str:
+    """A `model_id` without what it says of the point."""
+    return model_id.partition("+")[0]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ for bf16, keeps in fp32 what follows the last matrix product (`Graph::EnforceInf
 from __future__ import annotations
 
 import math
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,14 @@ TOP_CELLS = 5
 BISECTIONS = 20
 """Halvings of the greatest possible radius, some 20,000 km: leaves 20 m."""
 
+PointRule = Literal["best-cell", "least-distance"]
+"""Where the point is: at the finest level's most probable cell, or at the cell from which the photo is least far away
+on average."""
+BEST_CELL: PointRule = "best-cell"
+MEDIAN_STEPS = 8
+_SHORTEST_CHORD = 0.003
+"""Some 20 km: a nearer cell weighs no more, or the first cell that the median comes upon would hold it."""
+
 Array = TypeVar("Array")
 
 
@@ -40,7 +48,8 @@ class Answers(NamedTuple, Generic[Array]):
     """What is known about each photo of a batch; of torch tensors in the graph, of numpy arrays from an engine.
 
     A level's probabilities add up to 1. `level_*` is each level's own best cell, so a coarser best need not contain a
-    finer one; the finest level's best, `top_index_BT[:, 0]`, decides the point.
+    finer one. The point is the mean of a cell of the finest level: of its best, `top_index_BT[:, 0]`, unless the point
+    is to be elsewhere (`PointRule`).
     """
 
     level_index_BH: Array
@@ -51,6 +60,10 @@ class Answers(NamedTuple, Generic[Array]):
     """int64, rows of the finest level's best cells, best first; T is 5, or fewer if there are fewer cells."""
     top_probability_BT: Array
     """float32, their probabilities."""
+    point_index_B: Array
+    """int64, row of the finest level's cell whose mean is the point."""
+    point_probability_B: Array
+    """float32, the probability of that cell."""
     scene_index_B: Array
     """int64, the most confident scene."""
     scene_probability_B: Array
@@ -78,6 +91,7 @@ class ReadOut(nn.Module):
 
     Args:
         temperatures: one positive number a level, coarse → fine; 1 leaves the logits as they are.
+        point: where the point is; radius and mass within radii are around it.
         group_K: the group, from 0, of each of the finest level's cells; all are in one if not given.
 
     Raises:
@@ -88,6 +102,7 @@ class ReadOut(nn.Module):
         self,
         hierarchy: Hierarchy,
         temperatures: tuple[float, ...] | None = None,
+        point: PointRule = BEST_CELL,
         group_K: NDArray[np.int64] | None = None,
     ) -> None:
         super().__init__()
@@ -96,6 +111,7 @@ class ReadOut(nn.Module):
         if len(temperatures) != len(levels) or not all(0 < t < math.inf for t in temperatures):
             raise ValueError(f"{len(levels)} levels need as many positive temperatures, not {list(temperatures)}")
         self.temperatures = temperatures
+        self.point: PointRule = point
         for number, level in enumerate(levels[1:], start=1):
             self.register_buffer(f"parent_{number}_K", torch.from_numpy(level.parent_K.astype(np.int64)))
         finest = levels[-1]
@@ -120,7 +136,8 @@ class ReadOut(nn.Module):
         probability_BK = joints[-1].exp()
         top_log_BT, top_index_BT = joints[-1].topk(self.top_cells, dim=1)
         scene_probability_B, scene_index_B = output.scene_logits_BS.float().softmax(dim=1).max(dim=1)
-        reach_rad_BK = self._reach_rad(top_index_BT[:, 0])
+        point_index_B = self.point_index(probability_BK, top_index_BT)
+        reach_rad_BK = self._distance_rad(self._unit_B3(point_index_B)) + self.spread_rad_K
         finite_B = output.scene_logits_BS.float().sum(dim=1).isfinite()
         for logits_BK in output.logits:
             # The sum is finite only if every term is; it is one number a photo to look at instead of K.
@@ -130,6 +147,8 @@ class ReadOut(nn.Module):
             level_probability_BH=torch.stack([level.values for level in best], dim=1).exp(),
             top_index_BT=top_index_BT,
             top_probability_BT=top_log_BT.exp(),
+            point_index_B=point_index_B,
+            point_probability_B=probability_BK.gather(1, point_index_B[:, None])[:, 0],
             scene_index_B=scene_index_B,
             scene_probability_B=scene_probability_B,
             radius_km_B=_radius_rad(probability_BK, reach_rad_BK) * EARTH_RADIUS_KM,
@@ -157,18 +176,60 @@ class ReadOut(nn.Module):
         end_BG = sum_BK.index_select(1, self.group_end_G)
         return torch.cat([end_BG[:, :1], end_BG[:, 1:] - end_BG[:, :-1]], dim=1).clamp(min=0.0)
 
-    def _reach_rad(self, point_B: Tensor) -> Tensor:
-        """reach_rad_BK: the angle around the cell `point_B` within which all of a cell lies.
+    def point_index(self, probability_BK: Tensor, top_index_BT: Tensor) -> Tensor:
+        """point_index_B: the row of the finest level's cell whose mean is the point.
+
+        For the least expected great-circle distance not all K cells are tried, which would take B × K × K distances,
+        but the top ones, whose order settles ties, and the one nearest to the median of the distribution.
+        """
+        point_B = top_index_BT[:, 0]
+        if self.point == BEST_CELL:
+            return point_B
+        least_B = self._expected_rad(probability_BK, point_B)
+        median_B = _chord_squared(self.unit_K3, self._median_B3(probability_BK)).argmin(dim=1)
+        for candidate_B in (*top_index_BT.unbind(dim=1)[1:], median_B):
+            expected_B = self._expected_rad(probability_BK, candidate_B)
+            is_less_B = expected_B < least_B
+            point_B, least_B = candidate_B.where(is_less_B, point_B), expected_B.where(is_less_B, least_B)
+        return point_B
+
+    def _expected_rad(self, probability_BK: Tensor, point_B: Tensor) -> Tensor:
+        return (probability_BK * self._distance_rad(self._unit_B3(point_B))).sum(dim=1)
+
+    def _median_B3(self, probability_BK: Tensor) -> Tensor:
+        """Unit vectors near to the least expected chord, by Weiszfeld's iteration put back onto the sphere.
+
+        Each step is the mean of all cells, weighed by the inverse of their distance. Chords in place of angles have no
+        trouble with antipodes; where both have their least is nearly the same. Source: Weiszfeld 1937.
+        """
+        weight_BK = probability_BK
+        for step in range(MEDIAN_STEPS + 1):
+            mean_B3 = torch.stack([(weight_BK * self.unit_K3[None, :, axis]).sum(dim=1) for axis in range(3)], dim=1)
+            median_B3 = mean_B3 / (mean_B3 * mean_B3).sum(dim=1, keepdim=True).sqrt().clamp(min=1e-12)
+            if step < MEDIAN_STEPS:
+                chord_BK = _chord_squared(self.unit_K3, median_B3).clamp(min=_SHORTEST_CHORD**2).sqrt()
+                weight_BK = probability_BK / chord_BK
+        return median_B3
+
+    def _unit_B3(self, index_B: Tensor) -> Tensor:
+        return self.unit_K3.index_select(0, index_B)
+
+    def _distance_rad(self, point_B3: Tensor) -> Tensor:
+        """distance_rad_BK: the angle between each point and the mean of each of the finest level's cells.
 
         The angle comes from the chord, whose differences keep their precision at short distances in fp32, where the
         arc cosine of a dot product is off by two kilometres.
         """
-        point_B3 = self.unit_K3.index_select(0, point_B)
-        chord_squared_BK = torch.zeros((), dtype=torch.float32, device=self.unit_K3.device)
-        for axis in range(3):
-            difference_BK = self.unit_K3[None, :, axis] - point_B3[:, axis, None]
-            chord_squared_BK = chord_squared_BK + difference_BK * difference_BK
-        return 2.0 * (chord_squared_BK.sqrt() / 2.0).clamp(max=1.0).asin() + self.spread_rad_K
+        return 2.0 * (_chord_squared(self.unit_K3, point_B3).sqrt() / 2.0).clamp(max=1.0).asin()
+
+
+def _chord_squared(unit_K3: Tensor, point_B3: Tensor) -> Tensor:
+    """chord_squared_BK, axis by axis: B × K × 3 numbers are never held."""
+    chord_squared_BK = torch.zeros((), dtype=torch.float32, device=unit_K3.device)
+    for axis in range(3):
+        difference_BK = unit_K3[None, :, axis] - point_B3[:, axis, None]
+        chord_squared_BK = chord_squared_BK + difference_BK * difference_BK
+    return chord_squared_BK
 
 
 def _mass_within(probability_BK: Tensor, reach_rad_BK: Tensor, radius_rad: Tensor | float) -> Tensor:

@@ -7,9 +7,11 @@ Shapes: B photos of a batch · N photos of a table that have pixels · H levels 
 from __future__ import annotations
 
 import datetime as dt
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +19,11 @@ import pyarrow.compute as pc
 
 import model
 from model import s2
-from model.checkpoint import Checkpoint
+from model.checkpoint import CONFIG_FILE, Checkpoint
 from model.engines import Engine, EngineName, NumpyAnswers, load_engine
 from model.engines.tensorrt_engine import TensorRtSettings
 from model.hierarchy import Level
+from model.readout import BEST_CELL, PointRule
 from pipeline import schema, storage
 from pipeline.engine_share import EngineShare
 from pipeline.places import Gazetteer
@@ -37,11 +40,12 @@ class LocatorSettings:
 
     Attributes:
         model_uri: checkpoint folder, local or remote, or `bundled`.
-        model_id: what that checkpoint must be; another one there by now is an error.
+        model_id: what that checkpoint must be, pointing as `point` says; another one there by now is an error.
         engine: which engine runs it.
         threads: CPU threads of the engine, all if None.
         batch_size: photos in one call of the engine.
         precision: nothing finer than this is kept.
+        point: where an answer has its point.
         engine_cache: local folder that keeps compiled models, or None.
         engine_share: folder or object prefix where machines keep them in common, or None.
         tensorrt: what the tensorrt engine is compiled for.
@@ -54,6 +58,7 @@ class LocatorSettings:
     threads: int | None = None
     batch_size: int = 32
     precision: PrecisionName = "street"
+    point: PointRule = BEST_CELL
     engine_cache: Path | None = None
     engine_share: str | None = None
     tensorrt: TensorRtSettings = field(default_factory=TensorRtSettings)
@@ -79,7 +84,7 @@ class Locator:
 
     def __init__(self, settings: LocatorSettings, load: EngineLoader = _load_engine) -> None:
         """Load model and engine; ValueError where the checkpoint is damaged or not the one expected."""
-        checkpoint = Checkpoint.load(model_folder(settings.model_uri))
+        checkpoint = Checkpoint.load(model_folder(settings.model_uri)).pointing(settings.point)
         if checkpoint.model_id != settings.model_id:
             raise ValueError(
                 f"{settings.model_uri} holds {checkpoint.model_id} now, not {settings.model_id}: start again"
@@ -148,7 +153,7 @@ class Locator:
     def _answer_columns(self, answers: NumpyAnswers) -> dict[str, pa.Array]:
         """Return the columns that answers decide, one row a photo with pixels."""
         finest = self._levels[-1]
-        point_B = answers.top_index_BT[:, 0]
+        point_B = answers.point_index_B
         point = pa.array(point_B)
         return {
             schema.LAT_DEG: finest.lat_deg.take(point),
@@ -156,7 +161,7 @@ class Locator:
             schema.CELL_ID: finest.leaf_id.take(point),
             schema.GEOMETRY: finest.wkb.take(point),
             schema.RADIUS_KM: pa.array(answers.radius_km_B),
-            schema.CONFIDENCE: pa.array(answers.top_probability_BT[:, 0]),
+            schema.CONFIDENCE: pa.array(answers.point_probability_B),
             schema.LEVELS: self._level_lists(answers),
             schema.ALTERNATIVES: self._alternative_lists(answers),
             schema.SCENE: self._scene_names.take(pa.array(answers.scene_index_B)),
@@ -243,6 +248,17 @@ def _bytes_of(values: pa.BinaryArray, rows_B: np.ndarray, length_bytes: int) -> 
 def model_folder(model_uri: str) -> Path:
     """Return a local folder with the checkpoint at `model_uri`; `bundled` is the one that ships with this code."""
     return BUNDLED_MODEL if model_uri == "bundled" else storage.local_folder(model_uri)
+
+
+def save_model(uri: str, *content: Any, **more: Any) -> str:
+    """Save a checkpoint at any URI, as `Checkpoint.save` takes it, its config.json last; return its id."""
+    if not storage.is_remote(uri):
+        return Checkpoint.save(storage.local_folder(uri), *content, **more).model_id
+    with tempfile.TemporaryDirectory() as folder:
+        model_id = Checkpoint.save(Path(folder), *content, **more).model_id
+        for path in sorted(Path(folder).iterdir(), key=lambda path: path.name == CONFIG_FILE):
+            storage.write_bytes(storage.join(uri, path.name), path.read_bytes())
+    return model_id
 
 
 class _Cells:

@@ -21,6 +21,7 @@ from pipeline.catalog import Catalog
 from pipeline.map_bins import MapBins
 from pipeline.places import OPEN_SEA, Places, country_names
 from pipeline.precision import PRECISIONS
+from pipeline.reliability import Bin, BinCounts
 
 THRESHOLDS_KM = (1, 25, 200, 750, 2500)
 EXAMPLES = 12
@@ -31,8 +32,6 @@ _CELL_SHIFT = 37
 """Drops a leaf cell's bits below S2 level 12, some 2 km."""
 _FARTHEST_KM = 20_015.0
 _STEPS_PER_DECADE = 10
-_CONFIDENCE_STEPS = 1000
-_RELIABILITY_BINS = 10
 _BATCH_ROWS = 100_000
 _FAILURE_EXAMPLES = 3
 _MOST_COLUMNS = 60
@@ -62,15 +61,6 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Reliability:
-    """Photos of about the same confidence: what it was on average, and the share truly in the cell it was given for."""
-
-    photos: int
-    said: float
-    was: float
-
-
-@dataclass(frozen=True)
 class Accuracy:
     """How far predictions are from where cameras say they were; over `photos` that have both.
 
@@ -84,7 +74,7 @@ class Accuracy:
     curve: Sequence[tuple[float, float]]
     inside_radius: float
     same_country: float | None
-    reliability: Sequence[Reliability]
+    reliability: Sequence[Bin]
 
 
 @dataclass(frozen=True)
@@ -325,28 +315,18 @@ class _Gathering:
             reliability=self._reliability(),
         )
 
-    def _reliability(self) -> list[Reliability]:
-        """Compare confidence with how often the camera's position is in the cell that it was given for."""
-        photos_S, said_S, right_S = np.zeros((3, _CONFIDENCE_STEPS))
-        columns = "confidence AS said, levels[-1].cell_id AS cell, exif_lat_deg AS lat, exif_lon_deg AS lon"
+    def _reliability(self) -> Sequence[Bin]:
+        """Compare the finest level's confidence with how often the camera's position is in the cell that it is about.
+
+        That is the best cell's: a photo's point may be elsewhere (--point).
+        """
+        counts = BinCounts()
+        columns = "levels[-1].probability AS said, levels[-1].cell_id AS cell, exif_lat_deg AS lat, exif_lon_deg AS lon"
         for batch in self._batches(columns, f"WHERE {_HAS_TRUTH} AND len(levels) > 0"):
             said_N, cell_N, lat_N, lon_N = (batch.column(name).to_numpy() for name in ("said", "cell", "lat", "lon"))
             leaf_N = s2.leaf_id_N(lat_N, lon_N)
-            is_right_N = (leaf_N >= s2.range_min_N(cell_N)) & (leaf_N <= s2.range_max_N(cell_N))
-            step_N = np.clip((said_N * _CONFIDENCE_STEPS).astype(np.int64), 0, _CONFIDENCE_STEPS - 1)
-            photos_S += np.bincount(step_N, minlength=_CONFIDENCE_STEPS)
-            said_S += np.bincount(step_N, said_N, _CONFIDENCE_STEPS)
-            right_S += np.bincount(step_N, is_right_N, _CONFIDENCE_STEPS)
-        if not photos_S.sum():
-            return []
-        # Steps go together until they hold about as many photos as their neighbours.
-        bin_S = np.minimum((np.cumsum(photos_S) - photos_S / 2) / photos_S.sum(), 0.999999) * _RELIABILITY_BINS
-        sums = [np.bincount(bin_S.astype(np.int64), x, _RELIABILITY_BINS) for x in (photos_S, said_S, right_S)]
-        return [
-            Reliability(int(photos), said / photos, right / photos)
-            for photos, said, right in zip(*(x.tolist() for x in sums), strict=True)
-            if photos
-        ]
+            counts.add(said_N, (leaf_N >= s2.range_min_N(cell_N)) & (leaf_N <= s2.range_max_N(cell_N)))
+        return counts.bins()
 
     def _at_sea(self, cells: list[int]) -> list[Example]:
         if not cells:

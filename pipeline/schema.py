@@ -207,7 +207,7 @@ PHOTOS = pa.schema(
         _column(LAT_DEG, pa.float64(), "predicted latitude"),
         _column(LON_DEG, pa.float64(), "predicted longitude"),
         _column(RADIUS_KM, pa.float32(), "around the point, holds 90 % of the predicted probability"),
-        _column(CONFIDENCE, pa.float32(), "probability of the finest level's best cell"),
+        _column(CONFIDENCE, pa.float32(), "probability of the point's own cell, at the finest level"),
         _column(LEVELS, pa.list_(_LEVEL_STRUCT), "the best cell at every geographic level, coarse → fine"),
         _column(ALTERNATIVES, pa.list_(_ALTERNATIVE_STRUCT), "the finest level's five most probable cells"),
         _column(SCENE, pa.string(), "the kind of scene whose queries answered"),
@@ -231,7 +231,12 @@ PHOTOS = pa.schema(
         _column(CONTEXT_CONFIDENCE, pa.float32(), "probability of that point's cell"),
         _column(CONTEXT_CELL_ID, pa.uint64(), "S2 leaf cell of that point"),
         _column(CONTEXT_PHOTOS, pa.int32(), "how many other photos were looked at with it"),
-        _column(MODEL_ID, pa.string(), "the model that answered, by content", nullable=False),
+        _column(
+            MODEL_ID,
+            pa.string(),
+            "the model that answered, by content; `+` its `--point`, if any",
+            nullable=False,
+        ),
         _column(RUN_ID, pa.string(), "the run that wrote the row", nullable=False),
         _column(PROCESSED_AT, pa.timestamp("us", tz="UTC"), "when the row was made", nullable=False),
     ]

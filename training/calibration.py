@@ -4,11 +4,12 @@ What is fitted and measured is what is served: a level's probabilities after the
 (`model.readout`), not its own softmax. Levels repeat each other's evidence, so calibrated levels multiplied together
 would be sure without reason.
 
-Shapes: B batch, N photos, H levels, K cells of one level, Q shares.
+Shapes: B batch, N photos, H levels, K cells of one level, G groups.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,14 +23,15 @@ from torch import Tensor
 
 from model import geodesy
 from model.hierarchy import Hierarchy
-from model.readout import ReadOut
+from model.readout import BEST_CELL, PointRule, ReadOut
+from pipeline.reliability import Bin, calibration_error, equal_bins
 from training.loss import UNKNOWN
 from training.metrics import right_in_cell
 
+log = logging.getLogger(__name__)
+
 FEWEST_LABELS = 10
 """With fewer labels, over all levels, every temperature stays 1."""
-MOST_BINS = 10
-FEWEST_IN_BIN = 10
 _WIDEST_LOG = math.log(1000.0)
 _LOG_TOLERANCE = 1e-4
 
@@ -153,11 +155,11 @@ class Judged(NamedTuple):
 
 
 class Judge:
-    """Logits and the truth → `Judged`, under one set of temperatures."""
+    """Logits and the truth → `Judged`, under one set of temperatures, the points being where `point` says."""
 
-    def __init__(self, hierarchy: Hierarchy, temperatures: tuple[float, ...]) -> None:
+    def __init__(self, hierarchy: Hierarchy, temperatures: tuple[float, ...], point: PointRule = BEST_CELL) -> None:
         self.finest = hierarchy.levels[-1]
-        self.read_out = ReadOut(hierarchy, temperatures)
+        self.read_out = ReadOut(hierarchy, temperatures, point)
 
     def __call__(
         self,
@@ -170,12 +172,14 @@ class Judge:
         joints = self.read_out.log_probabilities(logits)
         best = [joint_BK.max(dim=1) for joint_BK in joints]
         best_BH = torch.stack([level.indices for level in best], dim=1).numpy()
+        top_BT = joints[-1].topk(self.read_out.top_cells, dim=1).indices
+        point_B = self.read_out.point_index(joints[-1].exp(), top_BT).numpy()
         found = [joint_BK.numpy()[np.arange(len(label_BH)), label_BH[:, h]] for h, joint_BK in enumerate(joints)]
         return Judged(
             torch.stack([level.values for level in best], dim=1).double().exp().numpy(),
             np.stack([right_in_cell(*level) for level in zip(best_BH.T, label_BH.T, strict=True)], axis=1),
             np.where(label_BH == UNKNOWN, np.nan, -np.stack(found, axis=1).astype(np.float64)),
-            self._mass_nearer_B(joints[-1].double().exp().numpy(), best_BH[:, -1], lat_deg_B, lon_deg_B),
+            self._mass_nearer_B(joints[-1].double().exp().numpy(), point_B, lat_deg_B, lon_deg_B),
         )
 
     def _mass_nearer_B(
@@ -191,15 +195,6 @@ class Judge:
         reach_km_BK = geodesy.haversine_km(*point, cells.lat_deg_K, cells.lon_deg_K) + cells.spread_km_K
         error_km_B1 = geodesy.haversine_km(*point, lat_deg_B[:, None], lon_deg_B[:, None])
         return np.asarray(np.where(reach_km_BK < error_km_B1, probability_BK, 0.0).sum(axis=1))
-
-
-@dataclass(frozen=True)
-class Bin:
-    """Photos of like confidence: how many, how sure the model was on average, and what share it had right."""
-
-    photos: int
-    said: float
-    was: float
 
 
 @dataclass(frozen=True)
@@ -235,14 +230,70 @@ def reliability(temperature: float, judged: Judged, level: int) -> Reliability:
     )
 
 
-def equal_bins(confidence_N: NDArray[np.float64], right_N: NDArray[np.float64]) -> tuple[Bin, ...]:
-    """Return at most `MOST_BINS` bins of equally many photos, `FEWEST_IN_BIN` or more, the least sure first."""
-    order = np.argsort(confidence_N, kind="stable")
-    parts = np.array_split(order, max(1, min(MOST_BINS, len(order) // FEWEST_IN_BIN))) if len(order) else []
-    return tuple(Bin(len(x), float(confidence_N[x].mean()), float(right_N[x].mean())) for x in parts)
+@dataclass(frozen=True, eq=False)
+class Recalibration:
+    """New temperatures, and how photos are judged that they were not fitted on.
+
+    `temperatures` are fitted on all photos; `before` is judged under the old ones, `after` under those fitted without
+    the photos of the same fold.
+    """
+
+    temperatures: tuple[float, ...]
+    before: Judged
+    after: Judged
+
+    @property
+    def helps(self) -> bool:
+        """Whether the labels of photos that were not fitted on have become more likely."""
+        return bool(np.nanmean(self.after.nll_NH) < np.nanmean(self.before.nll_NH))
 
 
-def calibration_error(bins: Sequence[Bin]) -> float:
-    """Return the mean over photos of the distance between what was said of their bin and what was so; NaN for none."""
-    photos = sum(x.photos for x in bins)
-    return sum(x.photos * abs(x.said - x.was) for x in bins) / photos if photos else math.nan
+def recalibrate(
+    batches: Sequence[LabelledLogits],
+    lat_deg_N: NDArray[np.float64],
+    lon_deg_N: NDArray[np.float64],
+    fold_N: NDArray[np.int64],
+    hierarchy: Hierarchy,
+    temperatures: tuple[float, ...],
+    point: PointRule = BEST_CELL,
+) -> Recalibration:
+    """Fit temperatures anew, once on all photos and once without each fold; N photos are in the batches' order."""
+    before = _judged(batches, lat_deg_N, lon_deg_N, Judge(hierarchy, temperatures, point))
+    after = Judged(*(np.full_like(values, np.nan) for values in before))
+    folds = np.unique(fold_N)
+    for number, fold in enumerate(folds.tolist(), start=1):
+        log.info("fitting without fold %d of %d", number, len(folds))
+        known = torch.from_numpy(fold_N != fold)[:, None]
+        sizes = [len(batch.label_BH) for batch in batches]
+        others = [
+            # The photos stay and lose their labels: no copy of the logits.
+            LabelledLogits(batch.logits, batch.label_BH.where(known_B1, UNKNOWN))
+            for batch, known_B1 in zip(batches, known.split(sizes), strict=True)
+        ]
+        fitted = fitted_temperatures(others, hierarchy)
+        judged = _judged(batches, lat_deg_N, lon_deg_N, Judge(hierarchy, fitted, point))
+        for values, fresh in zip(after, judged, strict=True):
+            values[fold_N == fold] = fresh[fold_N == fold]
+    return Recalibration(fitted_temperatures(batches, hierarchy), before, after)
+
+
+def _judged(
+    batches: Sequence[LabelledLogits], lat_deg_N: NDArray[np.float64], lon_deg_N: NDArray[np.float64], judge: Judge
+) -> Judged:
+    parts, start = [], 0
+    for batch in batches:
+        end = start + len(batch.label_BH)
+        parts.append(judge(batch.logits, batch.label_BH.numpy(), lat_deg_N[start:end], lon_deg_N[start:end]))
+        start = end
+    return Judged(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def folds_of(group_N: NDArray[np.int64], folds: int) -> NDArray[np.int64]:
+    """Return each photo's fold, groups being kept whole: the largest first, each to the fold with fewest photos."""
+    count_G = np.bincount(group_N)
+    fold_G = np.zeros(len(count_G), np.int64)
+    photos = [0] * folds
+    for group in np.argsort(-count_G, kind="stable").tolist():
+        fold_G[group] = photos.index(min(photos))
+        photos[fold_G[group]] += int(count_G[group])
+    return fold_G[group_N]

@@ -5,6 +5,8 @@ Shapes: N photos, B batch, H levels, K cells of one level, M photos that were tr
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,9 +25,12 @@ from training.calibration import Judge, Judged, LabelledLogits, fitted_temperatu
 from training.dataset import PhotoSource
 from training.teacher import Teacher
 
+log = logging.getLogger(__name__)
+
 BATCH_SIZE = 32
 TEN_CROPS = 10
 MOST_TO_CALIBRATE = 4096
+_TELL_S = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +76,10 @@ def measure(
     """
     assert engine is None or crops == 1
     hierarchy = checkpoint.hierarchy
-    read_out = ReadOut(hierarchy, checkpoint.temperatures)
-    judges = [Judge(hierarchy, temperatures) for temperatures in (_ones(hierarchy), checkpoint.temperatures)]
+    read_out = ReadOut(hierarchy, checkpoint.temperatures, checkpoint.point)
+    judges = [
+        Judge(hierarchy, temperatures, checkpoint.point) for temperatures in (_ones(hierarchy), checkpoint.temperatures)
+    ]
     parts: list[tuple[Predictions, list[Judged]]] = []
     model = checkpoint.build_model().to("cuda" if torch.cuda.is_available() else "cpu")
     for row_B, pixels_BHWC, output in network_outputs(model, store, rows, crops):
@@ -96,7 +103,7 @@ def _predictions(row_B: NDArray[np.int64], answers: NumpyAnswers, hierarchy: Hie
             f"the network's answers for {(~answers.finite_B).sum()} of {len(row_B)} photos are no finite numbers: "
             "its training diverged, or the engine's precision is too low (try --engine torch)"
         )
-    finest, point_B = hierarchy.levels[-1], answers.top_index_BT[:, 0]
+    finest, point_B = hierarchy.levels[-1], answers.point_index_B
     return Predictions(
         row_N=row_B,
         best_NH=answers.level_index_BH.astype(np.int64),
@@ -209,8 +216,20 @@ def fit_temperatures(
     """
     if len(rows) > MOST_TO_CALIBRATE:
         rows = [rows[index] for index in np.linspace(0, len(rows) - 1, MOST_TO_CALIBRATE).round().astype(int)]
-    batches = [
-        LabelledLogits(output.logits, torch.from_numpy(label_NH[row_B]))
-        for row_B, _, output in network_outputs(model, store, rows)
-    ]
-    return fitted_temperatures(batches, hierarchy)
+    return fitted_temperatures(labelled_logits(model, store, label_NH, rows)[1], hierarchy)
+
+
+def labelled_logits(
+    model: GeoDecoder, store: PhotoSource, label_NH: NDArray[np.int64], rows: Sequence[int]
+) -> tuple[NDArray[np.int64], list[LabelledLogits]]:
+    """Return row_N of the photos that could be read, and their logits with labels, in batches, in that order."""
+    found: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    batches: list[LabelledLogits] = []
+    begin_s = told_s = time.monotonic()
+    for row_B, _, output in network_outputs(model, store, rows):
+        found.append(row_B)
+        batches.append(LabelledLogits(output.logits, torch.from_numpy(label_NH[row_B])))
+        if time.monotonic() > told_s + _TELL_S:
+            told_s, done = time.monotonic(), sum(map(len, found))
+            log.info("%d of %d photos have their logits, %.1f/s", done, len(rows), done / (told_s - begin_s))
+    return np.concatenate(found), batches

@@ -104,6 +104,19 @@ def test_answers_are_the_networks(checkpoint: Checkpoint, torch_engine: Engine) 
     assert answers.finite_B.all()
 
 
+def test_engines_agree_on_points_of_least_distance(checkpoint: Checkpoint, torch_engine: Engine) -> None:
+    elsewhere = checkpoint.pointing("least-distance")
+    assert elsewhere.model_id == f"{checkpoint.model_id}+least-distance"
+    assert graph_fingerprint(elsewhere) != graph_fingerprint(checkpoint)
+    assert elsewhere.pointing("best-cell").model_id == checkpoint.model_id
+    one, other = (load_engine(name, elsewhere, precision="fp32")(photos(32)) for name in ("torch", "openvino"))
+    assert_same(one, other)
+    best = torch_engine(photos(32))
+    assert (best.point_index_B == best.top_index_BT[:, 0]).all()
+    assert (one.point_index_B != best.point_index_B).any()
+    np.testing.assert_array_equal(one.top_index_BT, best.top_index_BT)
+
+
 def test_results_survive_the_next_call(openvino_engine: Engine) -> None:
     first = openvino_engine(photos(3))
     copies = [field.copy() for field in first]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from model import s2
 from model.geodecoder import GeoDecoderOutput
 from model.hierarchy import Hierarchy, Level
-from model.readout import PRECISION_RADII_KM, Answers, ReadOut
+from model.readout import PRECISION_RADII_KM, Answers, PointRule, ReadOut
 
 EARTH_KM = 6371.0
 
@@ -50,11 +51,21 @@ def brute_radius_km(p_K: NDArray[np.float64], reach_km_K: NDArray[np.float64]) -
     raise AssertionError("less than 90 % in all")
 
 
+def distances_km(level: Level, cell: int) -> NDArray[np.float64]:
+    return np.array(
+        [
+            haversine_km(level.lat_deg_K[cell], level.lon_deg_K[cell], lat, lon)
+            for lat, lon in zip(level.lat_deg_K, level.lon_deg_K, strict=True)
+        ]
+    )
+
+
+@pytest.mark.parametrize("point_rule", ["best-cell", "least-distance"])
 @pytest.mark.parametrize("scale", [0.3, 3.0, 12.0])
-def test_answers_are_what_brute_force_finds(hierarchy: Hierarchy, scale: float) -> None:
+def test_answers_are_what_brute_force_finds(hierarchy: Hierarchy, scale: float, point_rule: PointRule) -> None:
     temperatures = (1.0, 2.0, 0.5)
     output = random_logits(hierarchy, 12, scale)
-    answers = ReadOut(hierarchy, temperatures)(output)
+    answers = ReadOut(hierarchy, temperatures, point_rule)(output)
     finest = hierarchy.levels[-1]
     for b in range(12):
         logits = [logits[b].double().numpy() / t for logits, t in zip(output.logits, temperatures, strict=True)]
@@ -66,13 +77,15 @@ def test_answers_are_what_brute_force_finds(hierarchy: Hierarchy, scale: float) 
         order = np.argsort(-p_K)[:5]
         assert answers.top_index_BT[b].tolist() == order.tolist()
         np.testing.assert_allclose(answers.top_probability_BT[b], p_K[order], rtol=1e-4)
-        point = order[0]
-        reach_km_K = np.array(
-            [
-                haversine_km(finest.lat_deg_K[point], finest.lon_deg_K[point], lat, lon) + spread
-                for lat, lon, spread in zip(finest.lat_deg_K, finest.lon_deg_K, finest.spread_km_K, strict=True)
-            ]
-        )
+        point = int(answers.point_index_B[b])
+        if point_rule == "best-cell":
+            assert point == order[0]
+        else:
+            expected_km_K = [distances_km(finest, k) @ p_K for k in range(len(finest))]
+            assert expected_km_K[point] <= min(expected_km_K[k] for k in order) + 0.01
+            assert expected_km_K[point] <= 1.03 * min(expected_km_K)  # not every cell is tried
+        assert answers.point_probability_B[b].item() == pytest.approx(p_K[point], rel=1e-4)
+        reach_km_K = distances_km(finest, point) + finest.spread_km_K
         assert answers.radius_km_B[b].item() == pytest.approx(brute_radius_km(p_K, reach_km_K), abs=0.05)
         for column, radius_km in enumerate(PRECISION_RADII_KM):
             expected_mass = p_K[reach_km_K <= radius_km].sum()
@@ -142,23 +155,27 @@ def test_a_coarse_level_overrules_a_fine_one(hierarchy: Hierarchy) -> None:
     assert fine.parent_K[answers.level_index_BH[0, 1]] == answers.level_index_BH[0, 0]
 
 
-def pair(lat_deg: tuple[float, float], lon_deg: tuple[float, float], spread_km: tuple[float, float]) -> Hierarchy:
-    """One level of two small cells at two points."""
+def one_level(lat_deg: Sequence[float], lon_deg: Sequence[float], spread_km: Sequence[float]) -> Hierarchy:
+    """One level of small cells at some points."""
     cell_id_K = s2.cell_id_N(lat_deg, lon_deg, 20)
-    order = np.argsort(cell_id_K)
+    order, count = np.argsort(cell_id_K), len(cell_id_K)
     return Hierarchy(
         (
             Level(
                 cell_id_K=cell_id_K[order],
-                s2_level_K=np.full(2, 20, np.int8),
+                s2_level_K=np.full(count, 20, np.int8),
                 lat_deg_K=np.array(lat_deg)[order],
                 lon_deg_K=np.array(lon_deg)[order],
                 spread_km_K=np.array(spread_km, np.float32)[order],
-                photo_count_K=np.array([9, 9]),
-                parent_K=np.array([-1, -1]),
+                photo_count_K=np.full(count, 9),
+                parent_K=np.full(count, -1),
             ),
         )
     )
+
+
+def pair(lat_deg: tuple[float, float], lon_deg: tuple[float, float], spread_km: tuple[float, float]) -> Hierarchy:
+    return one_level(lat_deg, lon_deg, spread_km)
 
 
 def even(hierarchy: Hierarchy) -> Answers[torch.Tensor]:
@@ -195,7 +212,45 @@ def test_a_cells_spread_is_part_of_its_reach() -> None:
     assert answers.top_index_BT.shape == (1, 2), "two cells have no top five"
 
 
-def test_extreme_logits_of_many_classes_stay_numbers() -> None:
+def least_distance(hierarchy: Hierarchy, probability: dict[float, float]) -> tuple[float, Answers[torch.Tensor]]:
+    """Return the point's longitude, and the answers, where cells have a probability by their longitude."""
+    level = hierarchy.levels[0]
+    logits_BK = torch.tensor([[math.log(probability[lon]) for lon in level.lon_deg_K.tolist()]])
+    answers = ReadOut(hierarchy, point="least-distance")(GeoDecoderOutput((logits_BK,), torch.zeros(1, 1)))
+    return float(level.lon_deg_K[int(answers.point_index_B)]), answers
+
+
+def test_between_two_places_the_point_is_where_nothing_is_far() -> None:
+    """A lonely favourite far from everything loses; a town with a low probability of its own wins between the others.
+
+    In the last case it is none of the top five: only the median finds it.
+    """
+    hierarchy = one_level((10.0,) * 8, (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 120.0), (5.0,) * 8)
+    lonely = {120.0: 0.3} | dict.fromkeys((0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0), 0.1)
+    lon_deg, answers = least_distance(hierarchy, lonely)
+    assert lon_deg == 3
+    assert answers.point_probability_B.item() == pytest.approx(0.1, rel=1e-5)
+    assert hierarchy.levels[0].lon_deg_K[int(answers.top_index_BT[0, 0])] == 120  # alternatives stay by probability
+    # 90 % are within the other side of the world from either place, but half is much nearer to the chosen one.
+    assert answers.mass_within_B4[0, 3].item() == pytest.approx(0.7, rel=1e-5)
+    beside = {0.0: 0.165, 1.0: 0.165, 2.0: 0.165, 3.0: 0.01, 4.0: 0.165, 5.0: 0.165, 6.0: 0.155, 120.0: 0.01}
+    lon_deg, answers = least_distance(hierarchy, beside)
+    assert lon_deg == 3
+    assert hierarchy.levels[0].lon_deg_K.tolist().index(3.0) not in answers.top_index_BT[0].tolist()
+
+
+def test_one_clear_place_is_the_point_under_both_rules() -> None:
+    hierarchy = one_level((0.0,) * 3, (-179.0, 0.0, 179.0), (5.0,) * 3)
+    lon_deg, answers = least_distance(hierarchy, {-179.0: 0.04, 0.0: 0.93, 179.0: 0.03})
+    assert lon_deg == 0
+    # Across the antimeridian: two places 222 km apart outweigh the favourite on the other side of the world.
+    lon_deg, answers = least_distance(hierarchy, {-179.0: 0.32, 0.0: 0.4, 179.0: 0.28})
+    assert lon_deg == -179
+    assert answers.mass_within_B4[0].tolist() == pytest.approx([0.0, 0.32, 0.32, 0.6], abs=1e-6)
+
+
+@pytest.mark.parametrize("point_rule", ["best-cell", "least-distance"])
+def test_extreme_logits_of_many_classes_stay_numbers(point_rule: PointRule) -> None:
     count = 21_673
     rng = np.random.default_rng(0)
     cell_id_K = np.unique(s2.cell_id_N(rng.uniform(-80, 80, 3 * count), rng.uniform(-180, 180, 3 * count), 12))[:count]
@@ -212,7 +267,8 @@ def test_extreme_logits_of_many_classes_stay_numbers() -> None:
     logits_BK = torch.randn(3, count) * 3
     logits_BK[1] *= 1e30
     logits_BK[2] = 0.0
-    answers = ReadOut(Hierarchy((level,)))(GeoDecoderOutput((logits_BK,), torch.zeros(3, 1)))
+    read_out = ReadOut(Hierarchy((level,)), point=point_rule)
+    answers = read_out(GeoDecoderOutput((logits_BK,), torch.zeros(3, 1)))
     for field in answers:
         assert torch.isfinite(field.double()).all()
     assert answers.finite_B.all()

@@ -8,16 +8,8 @@ from model import geodesy
 from model.geodecoder import GeoDecoderOutput
 from model.hierarchy import Hierarchy
 from model.readout import ReadOut
-from training.calibration import (
-    Bin,
-    Judge,
-    Judged,
-    LabelledLogits,
-    calibration_error,
-    equal_bins,
-    fitted_temperatures,
-    reliability,
-)
+from pipeline.reliability import Bin
+from training.calibration import Judge, Judged, LabelledLogits, fitted_temperatures, reliability
 from training.partition import PartitionConfig, build_hierarchy
 
 
@@ -143,17 +135,6 @@ def test_a_judge_reads_confidence_rightness_and_likelihood_from_the_served_proba
             else:
                 assert judged.nll_NH[photo, level] == pytest.approx(-float(joint[photo, label]), rel=1e-5)
                 assert judged.right_NH[photo, level] == float(joint[photo].argmax() == label)
-
-
-def test_bins_hold_equally_many_photos_and_the_error_is_their_mean_distance() -> None:
-    confidence_N = np.repeat([0.9, 0.2], 10)
-    right_N = np.array([1] * 5 + [0] * 5 + [1] * 3 + [0] * 7, np.float64)
-    bins = equal_bins(confidence_N, right_N)
-    assert bins == (Bin(10, pytest.approx(0.2), 0.3), Bin(10, pytest.approx(0.9), 0.5))
-    assert calibration_error(bins) == pytest.approx((0.1 + 0.4) / 2)
-    assert len(equal_bins(np.arange(1000) / 1000, np.zeros(1000))) == 10
-    assert len(equal_bins(np.array([0.5]), np.array([1.0]))) == 1
-    assert math.isnan(calibration_error(equal_bins(np.array([]), np.array([]))))
 
 
 def test_photos_in_no_cell_count_as_wrong_only_where_that_is_said() -> None:

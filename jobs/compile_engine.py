@@ -18,9 +18,10 @@ from model.checkpoint import Checkpoint
 from model.engines import Precision, cache, load_engine, onnx_graph
 from model.engines.export import graph_fingerprint
 from model.engines.tensorrt_engine import TensorRtSettings
+from model.readout import BEST_CELL, PointRule
 from pipeline import storage
 from pipeline.engine_share import EngineShare
-from pipeline.locator import model_folder
+from pipeline.locator import model_folder, serving_checkpoint
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class CompileSettings:
     """Folder or object prefix; several models, engines and GPUs may share one."""
     model: str = "bundled"
     """Checkpoint folder, local or remote; `bundled` is the small model that ships with Graticule."""
+    point: PointRule = BEST_CELL
+    """Where an answer has its point: as jobs.geotag_archive's."""
     precision: Precision = "auto"
     """What the network computes in: auto is fp32 for onnx, and what this machine is fastest in for the others."""
     tensorrt: TensorRtSettings = field(default_factory=TensorRtSettings)
@@ -41,7 +44,7 @@ class CompileSettings:
 
 def run(settings: CompileSettings) -> int:
     """Compile or export unless it is there, and say what is where and how to use it; return the exit code."""
-    checkpoint = Checkpoint.load(model_folder(settings.model))
+    checkpoint = serving_checkpoint(Checkpoint.load(model_folder(settings.model)).pointing(settings.point))
     output = storage.absolute(settings.output)
     storage.check_writable(output)
     share = EngineShare(output)
@@ -97,7 +100,8 @@ def _advice(settings: CompileSettings, output: str, name: str) -> str:
     if settings.engine == "openvino":
         folder = storage.cache_folder() / "engines"
         return f"Copy it to {folder}/{name}, and --engine openvino starts from it there."
-    geotag = f"python -m jobs.geotag_archive … --model {settings.model} --engines {output}"
+    point = "" if settings.point == BEST_CELL else f" --point {settings.point}"
+    geotag = f"python -m jobs.geotag_archive … --model {settings.model}{point} --engines {output}"
     if settings.engine == "tensorrt":
         flags = "".join(
             f" --tensorrt.{key.replace('_', '-')} {value}"

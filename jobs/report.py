@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import tyro
 
 from jobs import run_command
-from model.checkpoint import Checkpoint
+from model.checkpoint import Checkpoint, weights_id
 from pipeline import report_page, storage, thumbnails
 from pipeline.catalog import Catalog
 from pipeline.decode import DecodeTarget
@@ -70,7 +70,7 @@ def run(settings: ReportSettings) -> int:
 def _looks(report: Report, settings: ReportSettings) -> list[report_page.Look]:
     """Return what the model looked at in some of the photos drawn by lot; ValueError for another model's checkpoint."""
     checkpoint = Checkpoint.load(model_folder(settings.model))
-    if checkpoint.model_id not in report.models:
+    if checkpoint.model_id not in map(weights_id, report.models):
         raise ValueError(
             f"these photos are by {', '.join(report.models) or 'no model'}: give that checkpoint as --model, not"
             f" {checkpoint.model_id}"

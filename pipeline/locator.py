@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 import model
 from model import s2
@@ -26,7 +27,7 @@ from model.hierarchy import Level
 from model.readout import BEST_CELL, PointRule
 from pipeline import schema, storage
 from pipeline.engine_share import EngineShare
-from pipeline.places import Gazetteer
+from pipeline.places import Gazetteer, Names
 from pipeline.precision import PRECISIONS, PrecisionName, coarsen, wkb_points
 from pipeline.schema import ErrorCode, Status
 
@@ -94,11 +95,8 @@ class Locator:
         self._levels = [_Cells(level) for level in checkpoint.hierarchy.levels]
         self._gazetteer = Gazetteer()
         # Names are looked up once, for the cells that can be a photo's point; the graph adds up each country's cells.
-        finest = checkpoint.hierarchy.levels[-1]
-        self._names = self._gazetteer.names_N(finest.lat_deg_K, finest.lon_deg_K)
-        _, first_G, self._country_K = np.unique(
-            self._names.country.to_numpy(False), return_index=True, return_inverse=True
-        )
+        self._names = cell_names(checkpoint, self._gazetteer)
+        first_G, self._country_K = _countries(self._names)
         self._country_code_G, self._country_G = (
             names.take(pa.array(first_G)) for names in (self._names.country_code, self._names.country)
         )
@@ -243,6 +241,24 @@ def _bytes_of(values: pa.BinaryArray, rows_B: np.ndarray, length_bytes: int) -> 
     if (np.diff(start_B) == length_bytes).all():
         return data_N[start_B[0] : start_B[0] + len(rows_B) * length_bytes]
     return np.concatenate([data_N[start : start + length_bytes] for start in start_B])
+
+
+def serving_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+    """Return `checkpoint` as a Locator gives it to its engine: with its cells grouped by country."""
+    _, country_K = _countries(cell_names(checkpoint, Gazetteer()))
+    return checkpoint.grouping(country_K)
+
+
+def cell_names(checkpoint: Checkpoint, gazetteer: Gazetteer) -> Names:
+    """Return the names of the finest level's cells."""
+    finest = checkpoint.hierarchy.levels[-1]
+    return gazetteer.names_N(finest.lat_deg_K, finest.lon_deg_K)
+
+
+def _countries(names: Names) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where each country is first among the cells, and each cell's country."""
+    _, first_G, country_K = np.unique(names.country.to_numpy(False), return_index=True, return_inverse=True)
+    return first_G, country_K
 
 
 def model_folder(model_uri: str) -> Path:

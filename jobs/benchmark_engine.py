@@ -23,10 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from jobs import train
 from jobs.demo_photos import write_demo_archive
 from model.checkpoint import Checkpoint
-from model.engines import Engine, EngineName, NumpyAnswers, Precision, load_engine
+from model.engines import Engine, EngineName, NumpyAnswers, Precision, load_engine, openvino_engine
 from model.engines.export import ServingGraph
 from model.geodecoder import GeoDecoder
 from model.geodesy import haversine_km
+from model.hierarchy import Hierarchy
 from pipeline import storage
 from pipeline.decode import DecodeTarget
 from pipeline.locator import model_folder
@@ -35,6 +36,7 @@ from training.dataset import PhotoStore
 
 _MATRIX_SIDE = 2048
 _SAME_CELL_AIM = 0.995
+_CALIBRATION_PHOTOS = 300
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class EngineBenchmark:
 
     network: Literal["paper_swin_b", "small", "bundled", "tiny"] = "paper_swin_b"
     """Whose speed is measured, with random weights and as many cells as the paper's training set gives."""
-    engines: tuple[str, ...] = ("torch fp32", "openvino fp32", "torch bf16", "openvino bf16")
+    engines: tuple[str, ...] = ("torch fp32", "openvino fp32", "openvino int8", "onnxruntime fp32", "openvino bf16")
     """Engine and precision; what this machine does not have is said and left out. The first is the yardstick."""
     batch_sizes: tuple[int, ...] = (1, 8, 32)
     repeats: int = 3
@@ -67,15 +69,23 @@ class EngineBenchmark:
         torch.set_num_threads(threads)
         with tempfile.TemporaryDirectory(prefix="graticule-bench-") as name:
             folder = Path(name)
-            self._measure_speed(random_checkpoint(self.network, folder / "network"), wanted, threads)
+            self._measure_speed(random_checkpoint(self.network, folder / "network"), wanted, threads, folder / "speed")
             self._measure_agreement(folder, wanted, threads)
         return 0
 
-    def _measure_speed(self, checkpoint: Checkpoint, wanted: list[tuple[EngineName, Precision]], threads: int) -> None:
+    def _measure_speed(
+        self,
+        checkpoint: Checkpoint,
+        wanted: list[tuple[EngineName, Precision]],
+        threads: int,
+        cache_dir: Path,
+    ) -> None:
         size_px = checkpoint.config.preprocessing.image_size_px
         pixels_BHWC = np.random.default_rng(0).integers(
             0, 256, (max(self.batch_sizes), size_px, size_px, 3), dtype=np.uint8
         )
+        # Noise will do: how fast int8 is does not depend on its ranges.
+        calibration_NHWC = np.resize(pixels_BHWC, (openvino_engine.LEAST_CALIBRATION_PHOTOS, *pixels_BHWC.shape[1:]))
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             ServingGraph(checkpoint)(torch.tensor(pixels_BHWC[:1]))
         flop = counter.get_total_flops()
@@ -83,7 +93,7 @@ class EngineBenchmark:
         print(f"{self.network}, {size_px} px, cells {cells}: {flop / 1e9:.1f} GFLOP a photo, {threads} threads")
         print(f"{'engine':<20}{'batch':>6}{'photos/s':>10}{'GFLOP/s':>9}{'matrix limit':>14}{'share':>7}{'÷ first':>9}")
         first: float | None = None
-        for engine in _loaded(wanted, checkpoint, threads):
+        for engine in _loaded(wanted, checkpoint, threads, calibration_NHWC, cache_dir):
             dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32
             for batch_size in self.batch_sizes:
                 batch_BHWC = pixels_BHWC[:batch_size]
@@ -116,28 +126,47 @@ class EngineBenchmark:
         uris = [entry.uri for entry in storage.list_files(storage.absolute(self.photos or str(folder / "archive")))]
         store = PhotoStore(uris, DecodeTarget.of(checkpoint.config.preprocessing), max_failed_fraction=1.0)
         pixels_NHWC = np.concatenate([pixels for _, pixels in store.batches(range(len(uris)), 64)])
-        finest = checkpoint.hierarchy.levels[-1]
         unreadable = len(uris) - len(pixels_NHWC)
         print(f"\nanswers of {checkpoint.model_id} to {len(pixels_NHWC)} photos ({unreadable} unreadable)")
-        print(f"{'engine':<20}{'same cell':>10}{'moved, max km':>15}{'mean km':>9}{'Δ probability':>15}{'aim':>7}")
         exact: NumpyAnswers | None = None
-        for engine in _loaded(wanted, checkpoint, threads):
-            answers = _all_answers(engine, pixels_NHWC)
+        for engine in _loaded(wanted, checkpoint, threads, pixels_NHWC, folder / "agreement"):
+            answers = all_answers(engine, pixels_NHWC)
             exact = exact or answers
-            point_N, exact_N = answers.top_index_BT[:, 0], exact.top_index_BT[:, 0]
-            moved_km_N = haversine_km(
-                finest.lat_deg_K[point_N],
-                finest.lon_deg_K[point_N],
-                finest.lat_deg_K[exact_N],
-                finest.lon_deg_K[exact_N],
-            )
-            same = float((point_N == exact_N).mean())
-            change = float(np.abs(answers.level_probability_BH - exact.level_probability_BH).max())
-            verdict = "pass" if same >= _SAME_CELL_AIM else "short"
-            print(
-                f"{engine.name + ' ' + engine.precision:<20}{same:>10.2%}{moved_km_N.max():>15.1f}"
-                f"{moved_km_N.mean():>9.2f}{change:>15.2g}{verdict:>7}"
-            )
+            found = Agreement.of(answers, exact, checkpoint.hierarchy)
+            verdict = "pass" if found.same_cell >= _SAME_CELL_AIM else "short"
+            print(f"{engine.name + ' ' + engine.precision:<20}{found}  {verdict}", flush=True)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two engines' answers to the same photos differ."""
+
+    same_cell: float
+    """The share of photos with the same cell of the finest level for a point."""
+    moved_mean_km: float
+    moved_max_km: float
+    probability_change: float
+    """The greatest change of any level's best probability."""
+
+    @staticmethod
+    def of(answers: NumpyAnswers, exact: NumpyAnswers, hierarchy: Hierarchy) -> Agreement:
+        """Compare answers with the exact ones, photo by photo."""
+        finest, point_N, exact_N = hierarchy.levels[-1], answers.point_index_B, exact.point_index_B
+        lat_deg_K, lon_deg_K = finest.lat_deg_K, finest.lon_deg_K
+        moved_km_N = haversine_km(lat_deg_K[point_N], lon_deg_K[point_N], lat_deg_K[exact_N], lon_deg_K[exact_N])
+        return Agreement(
+            same_cell=float((point_N == exact_N).mean()),
+            moved_mean_km=float(moved_km_N.mean()),
+            moved_max_km=float(moved_km_N.max()),
+            probability_change=float(np.abs(answers.level_probability_BH - exact.level_probability_BH).max()),
+        )
+
+    def __str__(self) -> str:
+        """Return it as a phrase."""
+        return (
+            f"{self.same_cell:.2%} in the same cell, moved by {self.moved_mean_km:.2f} km on average and"
+            f" {self.moved_max_km:.1f} km at most, probabilities by {self.probability_change:.2g}"
+        )
 
 
 def random_checkpoint(network: Literal["paper_swin_b", "small", "bundled", "tiny"], folder: Path) -> Checkpoint:
@@ -165,11 +194,19 @@ def _parsed(name: str) -> tuple[EngineName, Precision]:
     return engine, precision  # type: ignore[return-value]
 
 
-def _loaded(wanted: list[tuple[EngineName, Precision]], checkpoint: Checkpoint, threads: int) -> Iterator[Engine]:
-    """Yield the engines that are to be had here, one at a time; say which are not, and why."""
+def _loaded(
+    wanted: list[tuple[EngineName, Precision]],
+    checkpoint: Checkpoint,
+    threads: int,
+    pixels_NHWC: NDArray[np.uint8],
+    cache_dir: Path,
+) -> Iterator[Engine]:
+    """Yield the engines that are to be had here, one at a time; say which are not, and why. Photos are for int8."""
     for name, precision in wanted:
         try:
-            engine = load_engine(name, checkpoint, threads=threads, precision=precision)
+            if (name, precision) == ("openvino", "int8"):
+                openvino_engine.quantise(checkpoint, pixels_NHWC[:_CALIBRATION_PHOTOS], cache_dir)
+            engine = load_engine(name, checkpoint, threads=threads, precision=precision, cache_dir=cache_dir)
         except ValueError as error:
             print(f"{name + ' ' + precision:<20}  not here: {error}")
             continue
@@ -177,7 +214,8 @@ def _loaded(wanted: list[tuple[EngineName, Precision]], checkpoint: Checkpoint, 
         del engine
 
 
-def _all_answers(engine: Engine, pixels_NHWC: NDArray[np.uint8]) -> NumpyAnswers:
+def all_answers(engine: Engine, pixels_NHWC: NDArray[np.uint8]) -> NumpyAnswers:
+    """Return an engine's answers to any number of photos."""
     parts = [engine(pixels_NHWC[start : start + 32]) for start in range(0, len(pixels_NHWC), 32)]
     return NumpyAnswers(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
 

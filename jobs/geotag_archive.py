@@ -21,7 +21,7 @@ from rich.table import Table
 
 from jobs import run_command
 from model.checkpoint import Checkpoint
-from model.engines import EngineName
+from model.engines import EngineName, Precision
 from model.engines.tensorrt_engine import TensorRtSettings
 from model.readout import BEST_CELL, PointRule
 from pipeline import albums, catalog, copies, dataflow, lease, publish, staging, storage
@@ -79,8 +79,10 @@ class GeotagSettings:
     """Which photos come first, and which ones --limit takes: by name, or those changed last or first."""
     max_failed_fraction: float = 0.5
     """Exit with 3 when more than this share of the run's photos failed."""
-    batch_size: int = 32
-    """Photos in one call of the engine."""
+    engine_precision: Precision = "auto"
+    """What the network computes in: auto is bf16 where the machine computes in it, else fp32."""
+    batch_size: int | None = None
+    """Photos in one call of the engine; 32 on CPUs and 512 on GPUs if not given."""
     album: ContextSettings = field(default_factory=ContextSettings)
     tensorrt: TensorRtSettings = field(default_factory=TensorRtSettings)
     lease: lease.LeaseSettings = field(default_factory=lease.LeaseSettings)
@@ -168,7 +170,8 @@ def _run_held(
             model_id=checkpoint.model_id,
             run_id=stage.run_id,
             engine=settings.engine,
-            batch_size=settings.batch_size,
+            engine_precision=settings.engine_precision,
+            batch_size=settings.batch_size or (512 if size.gpus else 32),
             precision=settings.precision,
             point=settings.point,
             engine_cache=storage.cache_folder() / "engines",

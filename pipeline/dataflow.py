@@ -169,7 +169,8 @@ def run_dataflow(
         fn_constructor_args=(replace(locator, threads=threads), load),
         compute=ActorPoolStrategy(size=locators),
         **({"num_gpus": 1} if size.gpus else {"num_cpus": cpus_each}),
-        **batches,
+        # A GPU takes more at a time than travels together.
+        **(batches | {"batch_size": locator.batch_size} if size.gpus else batches),
     )
     with _progress_log(stage):
         photos.write_datasink(_StageDatasink(stage, cluster.rows_per_part), ray_remote_args={"num_cpus": 0.1})

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import model
 from model import s2
 from model.checkpoint import CONFIG_FILE, Checkpoint
-from model.engines import Engine, EngineName, NumpyAnswers, load_engine
+from model.engines import Engine, EngineName, NumpyAnswers, Precision, load_engine
 from model.engines.tensorrt_engine import TensorRtSettings
 from model.hierarchy import Level
 from model.readout import BEST_CELL, PointRule
@@ -43,6 +43,7 @@ class LocatorSettings:
         model_uri: checkpoint folder, local or remote, or `bundled`.
         model_id: what that checkpoint must be, pointing as `point` says; another one there by now is an error.
         engine: which engine runs it.
+        engine_precision: what its network computes in.
         threads: CPU threads of the engine, all if None.
         batch_size: photos in one call of the engine.
         precision: nothing finer than this is kept.
@@ -56,6 +57,7 @@ class LocatorSettings:
     model_id: str
     run_id: str
     engine: EngineName = "auto"
+    engine_precision: Precision = "auto"
     threads: int | None = None
     batch_size: int = 32
     precision: PrecisionName = "street"
@@ -71,6 +73,7 @@ def _load_engine(checkpoint: Checkpoint, settings: LocatorSettings) -> Engine:
         checkpoint,
         threads=settings.threads,
         cache_dir=settings.engine_cache,
+        precision=settings.engine_precision,
         share=EngineShare(settings.engine_share) if settings.engine_share else None,
         tensorrt=settings.tensorrt,
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from model.engines.tensorrt_engine import TensorRtSettings
 
 EngineName = Literal["auto", "torch", "openvino", "onnxruntime", "tensorrt"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 NumpyAnswers = Answers[npt.NDArray[Any]]
 
 
@@ -26,7 +26,8 @@ class Engine(Protocol):
 
     Attributes:
         name: "torch", "openvino", "onnxruntime" or "tensorrt".
-        precision: what the network computes in, "fp32", "bf16" or "fp16"; probabilities are fp32 whichever it is.
+        precision: what the network computes in, "fp32", "bf16", "fp16" or "int8"; probabilities are fp32 whichever it
+            is.
         image_size_px: height and width of the pixels it takes.
     """
 
@@ -55,8 +56,9 @@ def load_engine(
         threads: CPU threads; all if not given.
         cache_dir: a local folder that keeps what was compiled, for the next start; torch compiles nothing.
         precision: "auto" is bf16 where the processor computes in it, else fp32 (fp16 on older GPUs with tensorrt, the
-            only engine that has it).
-        share: where machines keep compiled engines in common; onnxruntime and tensorrt use it.
+            only engine that has it). "int8", which openvino alone has, is less exact, and somebody must have made it:
+            `openvino_engine.quantise`.
+        share: where machines keep compiled engines in common; all but torch use it.
         tensorrt: what tensorrt compiles for.
 
     Raises:
@@ -68,6 +70,8 @@ def load_engine(
         name = "torch" if torch.cuda.is_available() else "openvino"
     if precision == "fp16" and name != "tensorrt":
         raise ValueError(f"the {name} engine does not compute in fp16: use precision auto")
+    if precision == "int8" and name != "openvino":
+        raise ValueError(f"the {name} engine does not compute in int8: use precision auto, or openvino")
     if name == "torch":
         from model.engines.torch_engine import TorchEngine
 
@@ -75,7 +79,7 @@ def load_engine(
     if name == "openvino":
         from model.engines.openvino_engine import OpenVinoEngine
 
-        return OpenVinoEngine(checkpoint, threads=threads, cache_dir=cache_dir, precision=precision)
+        return OpenVinoEngine(checkpoint, threads=threads, cache_dir=cache_dir, precision=precision, share=share)
     if name == "onnxruntime":
         from model.engines.onnxruntime_engine import OnnxRuntimeEngine
 

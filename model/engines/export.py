@@ -67,6 +67,20 @@ def graph_fingerprint(checkpoint: Checkpoint) -> str:
     return f"{checkpoint.model_id}-{digest.hexdigest()[:8]}"
 
 
+def manifest(
+    checkpoint: Checkpoint, engine: str, fingerprint: str, precision: str, **versions: str
+) -> dict[str, object]:
+    """What an entry of the cache of compiled engines says of itself, besides its files."""
+    return {
+        "engine": engine,
+        "model_id": checkpoint.model_id,
+        "fingerprint": fingerprint,
+        "precision": precision,
+        "image_size_px": checkpoint.config.preprocessing.image_size_px,
+        "versions": {"torch": torch.__version__, **versions},
+    }
+
+
 def require_pixels(pixels_BHWC: npt.NDArray[np.uint8], image_size_px: int) -> None:
     """Assert that a batch is what an engine takes: the reader makes it, so anything else is our mistake."""
     assert pixels_BHWC.dtype == np.uint8, f"pixels must be uint8, not {pixels_BHWC.dtype}"

@@ -16,6 +16,7 @@ import torch
 
 from model.checkpoint import Checkpoint
 from model.engines import cache
+from model.engines import export as export_module
 from model.engines.export import ServingGraph, export_program, graph_fingerprint
 from model.readout import Answers
 
@@ -38,15 +39,8 @@ def fingerprint(checkpoint: Checkpoint, precision: str) -> str:
 
 
 def manifest(checkpoint: Checkpoint, engine: str, precision: str, **versions: str) -> dict[str, object]:
-    """What an entry of the cache says of itself, besides its files."""
-    return {
-        "engine": engine,
-        "model_id": checkpoint.model_id,
-        "fingerprint": fingerprint(checkpoint, precision),
-        "precision": precision,
-        "image_size_px": checkpoint.config.preprocessing.image_size_px,
-        "versions": {"torch": torch.__version__, **versions},
-    }
+    """What an entry of the cache that came of the ONNX graph says of itself, besides its files."""
+    return export_module.manifest(checkpoint, engine, fingerprint(checkpoint, precision), precision, **versions)
 
 
 def cached(checkpoint: Checkpoint, precision: str, cache_dir: Path, share: cache.Share | None = None) -> Path:

@@ -1,16 +1,15 @@
 """OpenVINO on the CPU: the default engine of machines without a GPU.
 
-Shapes: B batch · H, W height and width · C 3 colours.
+Shapes: N photos · B batch · H, W height and width · C 3 colours.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
+import contextlib
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +17,27 @@ import numpy as np
 import numpy.typing as npt
 
 from model.checkpoint import Checkpoint
-from model.engines import NumpyAnswers, Precision
-from model.engines.export import ServingGraph, export_program, graph_fingerprint, no_answers, require_pixels
+from model.engines import NumpyAnswers, Precision, cache
+from model.engines.export import ServingGraph, export_program, graph_fingerprint, manifest, no_answers, require_pixels
 from model.readout import Answers
 
 # `import openvino` reports itself to Google Analytics if this package is there; without it OpenVINO uses its own stub.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 import openvino  # noqa: E402
 
-_log = logging.getLogger(__name__)
-
-_GRAPH_FILE = "graph.xml"
+GRAPH_FILE = "graph.xml"
+LEAST_CALIBRATION_PHOTOS = 100
 
 
 class OpenVinoEngine:
     """The serving graph, compiled for one batch at a time on all given threads; see `Engine`.
 
     With `cache_dir`, the converted graph stays in a folder named by OpenVINO's version, the model's id and a hash of
-    groups and code that made it, and the next start skips export and conversion.
+    groups and code that made it, and the next start skips export and conversion; `share` has it from, and for, other
+    machines.
 
     Raises:
-        ValueError: bf16 on a processor that does not compute in it.
+        ValueError: bf16 on a processor that does not compute in it; int8 that nobody has made yet.
     """
 
     name: str = "openvino"
@@ -50,6 +49,7 @@ class OpenVinoEngine:
         threads: int | None = None,
         cache_dir: Path | None = None,
         precision: Precision = "auto",
+        share: cache.Share | None = None,
     ) -> None:
         core = openvino.Core()
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -60,15 +60,19 @@ class OpenVinoEngine:
         settings: dict[str, Any] = {
             # LATENCY puts all threads on one batch; THROUGHPUT would need several batches at once to fill the machine.
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
+            # What int8 leaves is computed in the next best that there is.
+            "INFERENCE_PRECISION_HINT": "bf16" if has_bf16 and self.precision != "fp32" else "f32",
         }
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        if cache_dir is None:
-            graph = _converted_graph(checkpoint)
-        else:
-            graph = _cached_graph(core, checkpoint, cache_dir)
-        self._request = core.compile_model(graph, "CPU", settings).create_infer_request()
+        with contextlib.ExitStack() as temporary:
+            folder = cache_dir or Path(temporary.enter_context(tempfile.TemporaryDirectory()))
+            if self.precision == "int8":
+                graph = _quantised_before(checkpoint, folder, share)
+            else:
+                graph = converted(checkpoint, folder, share)
+            compiled = core.compile_model(core.read_model(graph), "CPU", settings)
+        self._request = compiled.create_infer_request()
 
     def __call__(self, pixels_BHWC: npt.NDArray[np.uint8]) -> NumpyAnswers:
         require_pixels(pixels_BHWC, self.image_size_px)
@@ -78,32 +82,82 @@ class OpenVinoEngine:
         return Answers(*(results[output] for output in range(len(Answers._fields))))
 
 
-def _converted_graph(checkpoint: Checkpoint) -> Any:
-    program = export_program(ServingGraph(checkpoint))
-    with warnings.catch_warnings():
-        # torch 2.13 warns about its own copy of a LeafSpec when OpenVINO decomposes the program.
-        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-        return openvino.convert_model(program)
+def converted(checkpoint: Checkpoint, cache_dir: Path, share: cache.Share | None = None) -> Path:
+    """Return the file with OpenVINO's graph of `checkpoint` in fp32, converted if it is not in the cache."""
+
+    def make(folder: Path) -> None:
+        program = export_program(ServingGraph(checkpoint))
+        with warnings.catch_warnings():
+            # torch 2.13 warns about its own copy of a LeafSpec when OpenVINO decomposes the program.
+            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+            _save(openvino.convert_model(program), folder)
+
+    return cache.entry(cache_dir, _name(checkpoint, "fp32"), _manifest(checkpoint, "fp32"), make, share) / GRAPH_FILE
 
 
-def _cached_graph(core: Any, checkpoint: Checkpoint, cache_dir: Path) -> Any:
-    """The converted graph, from `cache_dir` if it is there, else put there by one rename."""
-    entry = cache_dir / f"openvino-{openvino.__version__.split('-')[0]}-{graph_fingerprint(checkpoint)}"
-    if (entry / _GRAPH_FILE).is_file():
-        try:
-            return core.read_model(entry / _GRAPH_FILE)
-        except RuntimeError:
-            _log.warning("the cached graph %s cannot be read: converting the model again", entry)
-            shutil.rmtree(entry)
-    graph = _converted_graph(checkpoint)
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_dir) as partial:
-        # compress_to_fp16 is save_model's default and would round the weights.
-        openvino.save_model(graph, Path(partial) / _GRAPH_FILE, compress_to_fp16=False)
-        try:
-            os.rename(partial, entry)
-        except OSError:
-            _log.info("another process has just cached %s", entry)
-        else:
-            Path(partial).mkdir()  # what TemporaryDirectory expects to remove
-    return graph
+def quantise(
+    checkpoint: Checkpoint,
+    pixels_NHWC: npt.NDArray[np.uint8],
+    cache_dir: Path,
+    share: cache.Share | None = None,
+) -> Path:
+    """Return the file with the graph whose matrix products and convolutions are int8, made if it is not in the cache.
+
+    Ranges of activations are taken from photos such as will be asked about, by post-training quantisation with
+    smoothing and bias correction (NNCF). Weights take 7 of their 8 bits: on processors without VNNI the sums of 16 bits
+    that they go into would overflow.
+
+    Raises:
+        ValueError: NNCF is not installed, or too few photos.
+    """
+    try:
+        import nncf
+    except ImportError as error:
+        raise ValueError("making int8 needs nncf: pip install 'graticule[int8]'") from error
+    if len(pixels_NHWC) < LEAST_CALIBRATION_PHOTOS:
+        raise ValueError(f"int8 needs {LEAST_CALIBRATION_PHOTOS} photos to take ranges from, not {len(pixels_NHWC)}")
+
+    def make(folder: Path) -> None:
+        with _results_apart():
+            quantised = nncf.quantize(
+                openvino.Core().read_model(converted(checkpoint, cache_dir, share)),
+                nncf.Dataset([pixels_HWC[None] for pixels_HWC in pixels_NHWC]),
+                model_type=nncf.ModelType.TRANSFORMER,
+                subset_size=len(pixels_NHWC),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
+            )
+        _save(quantised, folder)
+
+    details = _manifest(checkpoint, "int8") | {"calibration_photos": len(pixels_NHWC)}
+    return cache.entry(cache_dir, _name(checkpoint, "int8"), details, make, share) / GRAPH_FILE
+
+
+def _quantised_before(checkpoint: Checkpoint, cache_dir: Path, share: cache.Share | None) -> Path:
+    def refuse(_: Path) -> None:
+        raise ValueError(
+            f"nobody has made {checkpoint.model_id} in int8 yet: python -m jobs.compile_engine --engine openvino"
+            " --precision int8 --photos SOURCE --output ENGINES, then give --engines ENGINES"
+        )
+
+    return cache.entry(cache_dir, _name(checkpoint, "int8"), {}, refuse, share) / GRAPH_FILE
+
+
+def _name(checkpoint: Checkpoint, precision: str) -> str:
+    return f"openvino-{openvino.__version__.split('-')[0]}-{graph_fingerprint(checkpoint)}-{precision}"
+
+
+def _manifest(checkpoint: Checkpoint, precision: str) -> dict[str, object]:
+    fingerprint = graph_fingerprint(checkpoint)
+    return manifest(checkpoint, "openvino", fingerprint, precision, openvino=openvino.__version__)
+
+
+def _save(graph: Any, folder: Path) -> None:
+    # compress_to_fp16 is save_model's default and would round the weights.
+    openvino.save_model(graph, folder / GRAPH_FILE, compress_to_fp16=False)
+
+
+@contextlib.contextmanager
+def _results_apart() -> Iterator[None]:
+    """Keep NNCF's progress out of standard output, which is for results."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

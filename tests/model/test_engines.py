@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from model.backbone import BackboneConfig
 from model.checkpoint import Checkpoint
 from model.engines import Engine, NumpyAnswers, load_engine
-from model.engines.export import ServingGraph, graph_fingerprint
-from model.engines.openvino_engine import openvino
+from model.engines.export import ServingGraph, export_program, graph_fingerprint
+from model.engines.openvino_engine import openvino, quantise
 from model.engines.torch_engine import GPU_BATCH_SIZE
 from model.geodecoder import GeoDecoder, tiny
 from model.hierarchy import Hierarchy
@@ -86,7 +86,7 @@ def test_engines_agree_on_groups_and_keep_graphs_of_other_groups_apart(checkpoin
         assert (of_best_B > answers.top_probability_BT[:, 0]).all()
         names.add(graph_fingerprint(checkpoint.grouping(group_K)))
     assert len(names | {graph_fingerprint(checkpoint)}) == 3
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
 
 
 def test_answers_are_the_networks(checkpoint: Checkpoint, torch_engine: Engine) -> None:
@@ -174,20 +174,19 @@ def test_cache_skips_conversion_and_heals(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    kept, mine = tmp_path / "kept", tmp_path / "cache"
-    shutil.copytree(cache_dir, kept)
+    mine = tmp_path / "cache"
     shutil.copytree(cache_dir, mine)
-    (entry,) = mine.iterdir()
-    assert entry.name == f"openvino-{openvino.__version__.split('-')[0]}-{graph_fingerprint(checkpoint)}"
+    (entry,) = (path for path in mine.iterdir() if path.is_dir())
+    assert entry.name == f"openvino-{openvino.__version__.split('-')[0]}-{graph_fingerprint(checkpoint)}-fp32"
     assert checkpoint.model_id in entry.name
-    assert sorted(path.name for path in entry.iterdir()) == ["graph.bin", "graph.xml"]
+    assert sorted(path.name for path in entry.iterdir()) == ["graph.bin", "graph.xml", "manifest.json"]
     conversions = []
 
-    def convert(checkpoint: Checkpoint) -> Any:
-        conversions.append(checkpoint.model_id)
-        return openvino.Core().read_model(kept / entry.name / "graph.xml")
+    def export(graph: ServingGraph) -> Any:
+        conversions.append(graph)
+        return export_program(graph)
 
-    monkeypatch.setattr("model.engines.openvino_engine._converted_graph", convert)
+    monkeypatch.setattr("model.engines.openvino_engine.export_program", export)
     expected = openvino_engine(photos(2))
     assert_same(load_engine("openvino", checkpoint, cache_dir=mine, precision="fp32")(photos(2)), expected)
     assert conversions == []
@@ -195,10 +194,31 @@ def test_cache_skips_conversion_and_heals(
     (entry / "graph.xml").write_text("<net>")
     with caplog.at_level(logging.WARNING):
         assert_same(load_engine("openvino", checkpoint, cache_dir=mine, precision="fp32")(photos(2)), expected)
-    assert "cannot be read" in caplog.text
+    assert "making it again" in caplog.text
     assert_same(load_engine("openvino", checkpoint, cache_dir=mine, precision="fp32")(photos(2)), expected)
-    assert conversions == [checkpoint.model_id]
-    assert [path.name for path in mine.iterdir()] == [entry.name]
+    assert len(conversions) == 1
+    assert [path for path in mine.iterdir() if path.is_dir()] == [entry]
+
+
+def test_int8_is_made_once_from_photos_and_is_near(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nobody has made .* in int8 yet"):
+        load_engine("openvino", checkpoint, precision="int8", cache_dir=tmp_path)
+    with pytest.raises(ValueError, match="needs 100 photos"):
+        quantise(checkpoint, photos(99), tmp_path)
+    graph = quantise(checkpoint, photos(100), tmp_path)
+    assert graph.read_text().count("FakeQuantize") > 10
+    made_ns = graph.stat().st_mtime_ns
+    assert quantise(checkpoint, photos(100, seed=1), tmp_path).stat().st_mtime_ns == made_ns
+    quantised = load_engine("openvino", checkpoint, precision="int8", cache_dir=tmp_path)
+    exact = load_engine("openvino", checkpoint, precision="fp32", cache_dir=tmp_path)
+    assert quantised.precision == "int8"
+    said, right = quantised(photos(64, seed=2)), exact(photos(64, seed=2))
+    np.testing.assert_allclose(said.level_probability_BH, right.level_probability_BH, atol=0.05)
+    assert not np.array_equal(said.level_probability_BH, right.level_probability_BH)
+    np.testing.assert_allclose(said.group_probability_BG.sum(axis=1), 1, atol=1e-5)  # the read-out is fp32
+    for name in ("torch", "onnxruntime"):
+        with pytest.raises(ValueError, match="does not compute in int8"):
+            load_engine(name, checkpoint, precision="int8")
 
 
 def test_bf16_network_keeps_fp32_probabilities(checkpoint: Checkpoint, torch_engine: Engine) -> None:

@@ -201,7 +201,7 @@ def test_cache_skips_conversion_and_heals(
 
 
 def test_int8_is_made_once_from_photos_and_is_near(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nobody has made .* in int8 yet"):
+    with pytest.raises(ValueError, match=r"nobody has made .* in int8 yet"):
         load_engine("openvino", checkpoint, precision="int8", cache_dir=tmp_path)
     with pytest.raises(ValueError, match="needs 100 photos"):
         quantise(checkpoint, photos(99), tmp_path)

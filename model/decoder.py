@@ -109,7 +109,7 @@ class IndependentLayer(nn.Module):
         x_BQD = x_BQD + self.dropout(self.self_attention(normed_BQD, normed_BQD))
         x_BQD = x_BQD + self.dropout(self.cross_attention(self.cross_norm(x_BQD), tokens_BND))
         x_BQD = x_BQD + self.dropout(self.feed_forward(self.feed_norm(x_BQD)))
-        return x_BQD.unflatten(1, queries_BHSD.shape[1:3])
+        return x_BQD.reshape(-1, *queries_BHSD.shape[1:])
 
 
 class DependentLayer(nn.Module):
@@ -135,7 +135,7 @@ class DependentLayer(nn.Module):
         groups_GSD = groups_GSD + self.dropout(self.self_attention(normed_GSD, normed_GSD))
         x_BQD: Tensor = groups_GSD.reshape(queries_BHSD.shape).flatten(1, 2)
         x_BQD = x_BQD + self.dropout(self.cross_attention(self.cross_norm(x_BQD), tokens_BND))
-        x_BHSD: Tensor = x_BQD.unflatten(1, queries_BHSD.shape[1:3])
+        x_BHSD: Tensor = x_BQD.reshape(-1, *queries_BHSD.shape[1:])
         y_BHSD: Tensor = self.feed_forward(self.feed_norm(x_BHSD))
         y_BHSD = self.dropout(y_BHSD)
         return x_BHSD + y_BHSD

@@ -73,13 +73,16 @@ def export(checkpoint: Checkpoint, precision: str, folder: Path) -> Path:
         import onnxscript  # noqa: F401  (torch's exporter needs it, and would say so less clearly)
     except ImportError as error:
         raise ValueError(f"exporting to ONNX needs {error.name}: pip install 'graticule[onnx]'") from error
-    # Fused attention on the CPU lays its output out in an order that decomposed attention does not give, but that the
-    # program's views would rely on.
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        program = export_program(ServingGraph(checkpoint, NETWORK_DTYPES[precision]))
-    with warnings.catch_warnings():
+    with (
+        # Torch traces twice, and takes over the first trace's views, which hold only if attention lays its output out
+        # alike in both: so the same kernel always. Swin cannot be exported otherwise.
+        torch.no_grad(),
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        warnings.catch_warnings(),
+    ):
         # torch 2.13 warns about its own copy of a LeafSpec when it decomposes the program.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        program = export_program(ServingGraph(checkpoint, NETWORK_DTYPES[precision]))
         exported: Any = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=list(OUTPUTS), verbose=False
         )

@@ -241,8 +241,9 @@ def test_choosing_an_engine(checkpoint: Checkpoint, cache_dir: Path) -> None:
     engine = load_engine("auto", checkpoint, cache_dir=cache_dir)
     assert engine.name == ("torch" if torch.cuda.is_available() else "openvino")
     assert engine.image_size_px == 32
-    with pytest.raises(ValueError, match="tensorrt engine is not built yet"):
-        load_engine("tensorrt", checkpoint)
+    for name in ("torch", "openvino", "onnxruntime"):
+        with pytest.raises(ValueError, match=f"the {name} engine does not compute in fp16: use precision auto"):
+            load_engine(name, checkpoint, precision="fp16")
     wrong: Any = "tensorflow"
     with pytest.raises(ValueError, match="no engine is called 'tensorflow'"):
         load_engine(wrong, checkpoint)

@@ -75,7 +75,8 @@ class PlacesBenchmark:
         ):
             codes = {town.code for town in part.towns if town.code}
             count = sum(town.code is not None for town in part.towns)
-            print(f"{name:<40}{count:>6} in {len(codes):>3} countries  {part.right:.2%} right")
+            share = f"{part.right:.2%} right" if count else ""
+            print(f"{name:<40}{count:>6} in {len(codes):>3} countries  {share}")
         print("told otherwise than the table has it:")
         for (theirs, ours), missed in told.misses().items():
             names = ", ".join(town.name for town in missed)

@@ -241,6 +241,7 @@ def test_history_levels_accuracy_and_runs(tmp_path: Path) -> None:
     publish_run(str(tmp_path), "r1", [located_row("/a", 10, 20), failed_row("/b", ErrorCode.EMPTY)], precision="city")
     without_exif = {schema.EXIF_LAT_DEG: None, schema.EXIF_LON_DEG: None}
     far = {schema.EXIF_LAT_DEG: 10.0, schema.EXIF_LON_DEG: -178.0, schema.RADIUS_KM: 400.0}
+    far |= {schema.EXIF_COUNTRY: "Fiji", schema.COUNTRY: "open sea"}
     publish_run(str(tmp_path), "r2", [located_row("/a", 10, 179, **far), located_row("/c", 1, 1, **without_exif)])
     catalog = Catalog(str(tmp_path))
     assert catalog.sql("SELECT uri, run_id FROM history ORDER BY ALL").fetchall() == [

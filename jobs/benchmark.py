@@ -1,6 +1,6 @@
 """Measure Graticule against its alternatives, both in the same run: what counts is the ratio.
 
-python -m jobs.benchmark s2 | partition | plan | pipeline | decode | shrink | isolation | train [--photos FOLDER]
+python -m jobs.benchmark s2 | partition | plan | pipeline | decode | shrink | fetch | isolation | train [--photos …]
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from PIL import Image, ImageOps
 from jobs import geotag_archive, run_command
 from jobs import train as train_job
 from jobs.benchmark_decode import DecodeBenchmark
+from jobs.benchmark_fetch import FetchBenchmark
 from jobs.benchmark_plan import PlanBenchmark
 from jobs.benchmark_query import QueryBenchmark
 from jobs.benchmark_shrink import ShrinkBenchmark
@@ -413,6 +414,7 @@ class Settings:
         | Annotated[PipelineBenchmark, tyro.conf.subcommand("pipeline")]
         | Annotated[DecodeBenchmark, tyro.conf.subcommand("decode")]
         | Annotated[ShrinkBenchmark, tyro.conf.subcommand("shrink")]
+        | Annotated[FetchBenchmark, tyro.conf.subcommand("fetch")]
         | Annotated[IsolationBenchmark, tyro.conf.subcommand("isolation")]
         | Annotated[TrainBenchmark, tyro.conf.subcommand("train")]
     ]

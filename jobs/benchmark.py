@@ -26,6 +26,7 @@ from jobs import train as train_job
 from jobs.benchmark_decode import DecodeBenchmark
 from jobs.benchmark_engine import EngineBenchmark, crowded_photos
 from jobs.benchmark_places import PlacesBenchmark
+from jobs.benchmark_fetch import FetchBenchmark
 from jobs.benchmark_plan import PlanBenchmark
 from jobs.benchmark_query import QueryBenchmark
 from jobs.benchmark_scale import ScaleBenchmark
@@ -298,6 +299,7 @@ class Settings:
         | Annotated[DecodeBenchmark, tyro.conf.subcommand("decode")]
         | Annotated[ShrinkBenchmark, tyro.conf.subcommand("shrink")]
         | Annotated[WaysBenchmark, tyro.conf.subcommand("ways")]
+        | Annotated[FetchBenchmark, tyro.conf.subcommand("fetch")]
         | Annotated[IsolationBenchmark, tyro.conf.subcommand("isolation")]
         | Annotated[SizeClusterBenchmark, tyro.conf.subcommand("size-cluster")]
         | Annotated[ScaleBenchmark, tyro.conf.subcommand("scale")]

@@ -49,7 +49,7 @@ _FORMATS: dict[FormatName, tuple[str, tuple[int, int], dict[str, Any]]] = {
     "jpeg-640": ("jpeg", _SMALL_PX, {"quality": 90}),
     "jpeg-640-progressive": ("jpeg", _SMALL_PX, {"quality": 90, "progressive": True}),
     "webp": ("webp", _LARGE_PX, {"quality": 85, "method": 2}),
-    "heic": ("heif", _LARGE_PX, {"quality": 60, "enc_params": {"x265:preset": "veryfast"}}),
+    "heic": ("heif", _LARGE_PX, {"quality": 60, "enc_params": {"preset": "veryfast"}}),
     "avif": ("avif", _LARGE_PX, {"quality": 70, "speed": 9}),
     "png": ("png", _LARGE_PX, {"compress_level": 3}),
     "tiff": ("tiff", _LARGE_PX, {"compression": "tiff_lzw"}),

@@ -1,4 +1,4 @@
-"""What shrinking JPEGs while they are decoded costs in answers, beside what moving the crop by a pixel costs.
+"""What shrinking photos before they are resized costs in answers, beside what moving the crop by a pixel costs.
 
 `python -m jobs.benchmark shrink` is the command; `decode.SHRINK_MARGIN` is what came of it.
 
@@ -7,7 +7,6 @@ Shapes: B photos of a batch · N photos · H, W, C height, width and colours.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import tempfile
 import time
@@ -37,7 +36,7 @@ class ShrinkBenchmark:
     pixel of the model's picture: the first must be below the second, or shrinking would be seen in the answers."""
 
     photos: str | None = None
-    """Folder of photos; only JPEGs large enough to be shrunk count. The demo's if not given."""
+    """Folder of photos; only those large enough to be shrunk count. The demo's if not given."""
     model: str = "bundled"
     """Checkpoint folder."""
     margins: tuple[float, ...] = (1.0, 1.5, 2.0, 4.0)
@@ -57,10 +56,10 @@ class ShrinkBenchmark:
         found = ways.answers()
         full_log_NK = found[_FULL]
         if not len(full_log_NK):
-            raise ValueError("no JPEG there is large enough to be shrunk: give --photos a folder with larger ones")
+            raise ValueError("no photo there is large enough to be shrunk: give --photos a folder with larger ones")
         best_N, rows_N = full_log_NK.argmax(axis=1), np.arange(len(full_log_NK))
         finest = checkpoint.hierarchy.levels[-1]
-        print(f"{len(rows_N)} JPEGs shrunk on load by {checkpoint.model_id}; changes from a full decode:")
+        print(f"{len(rows_N)} photos that are shrunk first, by {checkpoint.model_id}; changes from a full decode:")
         print(f"{'':<24}{'cell changes':>13}{'mean |Δ log p|':>16}{'mean km':>9}{'photos/s':>10}{'÷ full':>8}")
         for name, log_NK in found.items():
             cell_N = log_NK.argmax(axis=1)
@@ -98,19 +97,23 @@ class _Ways:
         self._log_K: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self._waiting}
 
     def take(self, data: bytes) -> None:
-        """Decode a photo in each way, unless it can't be decoded or is not shrunk."""
-        with contextlib.suppress(PhotoError):
-            wider = decode_photo(data, self._wider)
-            short_px = min(wider.width_px, wider.height_px)
-            # The smallest that is shrunk at all is loaded at half of its size.
-            if wider.format != "jpeg" or short_px < 2 * self._wider.resize_px:
-                return
-            self._waiting[_MOVED].append(wider.pixels_HWC[1:-1, 2:])
+        """Decode a photo in each way; it counts if it can be decoded and any way shrinks it."""
+        taken_s: dict[str, float] = {}
+        pixels_HWC: dict[str, NDArray[np.uint8]] = {}
+        try:
             for name, target in self._targets.items():
                 start_s = time.process_time()
-                photo = decode_photo(data, target)
-                self.cpu_s[name] += time.process_time() - start_s
-                self._waiting[name].append(photo.pixels_HWC)
+                pixels_HWC[name] = decode_photo(data, target).pixels_HWC
+                taken_s[name] = time.process_time() - start_s
+            pixels_HWC[_MOVED] = decode_photo(data, self._wider).pixels_HWC[1:-1, 2:]
+        except PhotoError:
+            return
+        if all(np.array_equal(pixels, pixels_HWC[_FULL]) for name, pixels in pixels_HWC.items() if name != _MOVED):
+            return
+        for name, pixels in pixels_HWC.items():
+            self._waiting[name].append(pixels)
+        for name, cpu_s in taken_s.items():
+            self.cpu_s[name] += cpu_s
         if len(self._waiting[_FULL]) == _BATCH:
             self._look()
 

@@ -12,8 +12,9 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pyarrow as pa
 
@@ -61,6 +62,9 @@ _LOCAL_MAGIC = b"PK\3\4"
 _DESCRIPTOR_MAGIC = b"PK\7\x08"
 _ENCRYPTED, _HAS_DESCRIPTOR = 1, 8
 _STORED, _DEFLATED = 0, 8
+_MAX_TOGETHER_BYTES, _MAX_GAP_BYTES = 1 << 20, 64 << 10
+"""Members of a tar are read by one request up to so much, with what lies between them up to so much: a request costs
+a client half a millisecond of processor time, in which 64 KiB come."""
 _SLACK_BYTES = 512
 """Read behind a zip member: its local header's extra fields, of which the directory tells nothing, and a CRC."""
 
@@ -201,7 +205,54 @@ def read_member(
 
     if _is_zip(container_uri):
         return _zip_member(read, stored_bytes, max_bytes)
-    data = read(0, stored_bytes) if stored_bytes else b""  # no range of an object store is empty
+    return _whole(read(0, stored_bytes) if stored_bytes else b"", stored_bytes)  # no range of an object store is empty
+
+
+def lie_together(listed: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows of `schema.MANIFEST` in groups: those that follow each other closely in one tar, for `read_together`.
+
+    Any other photo is a group of its own. A group's bytes are bounded, since they are held all at once.
+    """
+    group: list[dict[str, Any]] = []
+    for row in listed:
+        if group and not _follows(row, group[0], group[-1]):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _follows(row: Mapping[str, Any], first: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
+    uri = row[schema.CONTAINER_URI]
+    if uri is None or _is_zip(uri) or any(row[n] != last[n] for n in (schema.CONTAINER_URI, schema.CONTAINER_ETAG)):
+        return False
+    gap_bytes: int = row[schema.OFFSET_BYTES] - last[schema.OFFSET_BYTES] - last[schema.STORED_BYTES]
+    together_bytes: int = row[schema.OFFSET_BYTES] + row[schema.STORED_BYTES] - first[schema.OFFSET_BYTES]
+    return 0 <= gap_bytes <= _MAX_GAP_BYTES and together_bytes <= _MAX_TOGETHER_BYTES
+
+
+def read_together(group: Sequence[Mapping[str, Any]]) -> list[bytes | PhotoError]:
+    """Return the bytes of each photo of a group of several that `lie_together` yielded, by one request.
+
+    Raises as `read_member`, but for what concerns one photo: that is its place's PhotoError, `truncated`.
+    """
+    first, last = group[0], group[-1]
+    start = first[schema.OFFSET_BYTES]
+    length_bytes = last[schema.OFFSET_BYTES] + last[schema.STORED_BYTES] - start
+    uri, etag = first[schema.CONTAINER_URI], first[schema.CONTAINER_ETAG]
+    data = storage.read_range(uri, start, length_bytes, etag) if length_bytes else b""
+    photos: list[bytes | PhotoError] = []
+    for row in group:
+        at = row[schema.OFFSET_BYTES] - start
+        try:
+            photos.append(_whole(data[at : at + row[schema.STORED_BYTES]], row[schema.STORED_BYTES]))
+        except PhotoError as error:
+            photos.append(error)
+    return photos
+
+
+def _whole(data: bytes, stored_bytes: int) -> bytes:
     if len(data) < stored_bytes:
         raise PhotoError(ErrorCode.TRUNCATED, f"its archive ends after {len(data)} of {stored_bytes} bytes")
     return data

@@ -15,6 +15,7 @@ use one thread each (photos are what runs in parallel) and silences Pillow's war
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,6 +52,9 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 SHRINK_MARGIN = 1.0
 """Chosen by `jobs.benchmark shrink`."""
+_REDUCING_GAP = 3.0
+"""What is loaded much larger is averaged down to so many times the size first: 12 megapixels in 12 ms instead of 33,
+and 0.3 of 255 away, where a pixel aside is 10 away."""
 
 _Box = tuple[float, float, float, float]
 
@@ -102,7 +106,7 @@ class DecodeTarget:
     """What the model wants: the shorter side resized to `resize_px`, then the centre `image_size_px` square of it.
 
     `shrink_margin`: a JPEG is loaded at the smallest of 1/8, 1/4, 1/2 of its size and all of it that has at least so
-    many times `resize_px`, then resized; infinite for all of it, always.
+    many times `resize_px`, then resized. Infinite: all of it, and without a short cut in resizing either.
     """
 
     image_size_px: int
@@ -356,7 +360,8 @@ def _upright_square(image: Image.Image, scale: float, source: _Source, target: D
     if image.mode not in ("RGB", "L", "CMYK"):
         image, box = _to_eight_bits(image, box, source.bits)
     size_px = (target.image_size_px, target.image_size_px)
-    square = _to_srgb(image.resize(size_px, Image.Resampling.BILINEAR, box), source.icc)
+    gap = _REDUCING_GAP if math.isfinite(target.shrink_margin) else None
+    square = _to_srgb(image.resize(size_px, Image.Resampling.BILINEAR, box, gap), source.icc)
     turn = _TRANSPOSE.get(source.turn)
     return square if turn is None else square.transpose(turn)
 

@@ -7,15 +7,18 @@ it should be) is tried again until the photo's budget is spent; a photo that isn
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import tenacity
 
 from pipeline import archives, schema, storage, web
 from pipeline.schema import ErrorCode, PhotoError
 from pipeline.store_clients import RefusedError
+
+_Wanted = TypeVar("_Wanted")
+_Got = TypeVar("_Got")
 
 _FETCHES_EACH = 16
 _FIRST_WAIT_S = 0.25
@@ -93,13 +96,42 @@ class Fetcher:
         size_bytes = listed[schema.SIZE_BYTES]
         if size_bytes is not None and size_bytes > self._max_bytes:
             raise PhotoError(ErrorCode.TOO_LARGE, f"{size_bytes} bytes, more than the limit of {self._max_bytes}")
+        return self._tried(self._attempt, listed)
+
+    def together(self, group: Sequence[Mapping[str, Any]]) -> list[storage.Blob | PhotoError]:
+        """Return the same of each photo of a group of `archives.lie_together`, several by one request.
+
+        A request that fails in the end fails for all of them: it is the same archive that each would have asked.
+        """
+        if len(group) == 1 or any(row[schema.STORED_BYTES] > self._max_bytes for row in group):
+            return [self._outcome(row) for row in group]
+        try:
+            photos: list[bytes | PhotoError] = self._tried(self._attempt_together, group)
+        except PhotoError as error:
+            return [error] * len(group)
+        return [
+            photo if isinstance(photo, PhotoError) else storage.Blob(photo, row[schema.ETAG] or "")
+            for row, photo in zip(group, photos, strict=True)
+        ]
+
+    def _outcome(self, listed: Mapping[str, Any]) -> storage.Blob | PhotoError:
+        try:
+            return self(listed)
+        except PhotoError as error:
+            return error
+
+    def _tried(self, attempt: Callable[[_Wanted, float], _Got], wanted: _Wanted) -> _Got:
         deadline_s = time.monotonic() + self._settings.budget_s
         try:
-            blob: storage.Blob = self._retrying(self._attempt, listed, deadline_s)
+            got: _Got = self._retrying(attempt, wanted, deadline_s)
         except tuple(kind for kind, _ in _FINAL) as error:
             code = next(code for kind, code in _FINAL if isinstance(error, kind))
             raise PhotoError(code, str(error)) from error
-        return blob
+        return got
+
+    def _attempt_together(self, group: Sequence[Mapping[str, Any]], deadline_s: float) -> list[bytes | PhotoError]:
+        with storage.one_attempt(self._settings.attempt_timeout_s, deadline_s):
+            return archives.read_together(group)
 
     def _attempt(self, listed: Mapping[str, Any], deadline_s: float) -> storage.Blob:
         uri, container_uri = listed[schema.URI], listed[schema.CONTAINER_URI]

@@ -151,7 +151,8 @@ def decode_jpeg_shrunk(data: bytes, header: JpegHeader, eighths: int) -> Image.I
     min_height_px, min_width_px = (
         (0, 0) if eighths == 8 else (-(-side * eighths // 8) for side in (header.height_px, header.width_px))
     )
-    for attempt in (data, data + _EOI):
+    attempt = data
+    while True:
         warning = ""
         with codec_call("jpeg", data):
             try:
@@ -162,6 +163,7 @@ def decode_jpeg_shrunk(data: bytes, header: JpegHeader, eighths: int) -> Image.I
                 warning = str(error)
         if not (_END_OF_FILE in warning and header.is_checkable_without_end and attempt is data):
             break
+        attempt = data + _EOI
     if not warning:
         if header.components == 4:
             return Image.fromarray(255 - pixels_HWC, "CMYK")  # Adobe's polarity, which is everybody's

@@ -11,11 +11,13 @@ from typing import Any
 import pyarrow as pa
 from blake3 import blake3
 
-from pipeline import schema, storage
+from pipeline import archives, schema, storage
 from pipeline.decode import DecodeFailure, DecodeLimits, DecodeTarget, PhotoFacts, decode_photo
 from pipeline.fetch import Fetcher, FetchSettings
 from pipeline.isolation import Decode, Decoded, DecodeOrder, IsolatedDecoder
 from pipeline.schema import PhotoError
+
+_Outcome = storage.Blob | PhotoError
 
 _BATCH_PHOTOS = 8
 _BATCH_BYTES = 4 << 20
@@ -29,7 +31,7 @@ class ReaderSettings:
     Attributes:
         target: the size the model wants.
         limits: what is refused as too large.
-        concurrent_fetches: photos on their way at once in each reading task; they also bound its memory.
+        concurrent_fetches: requests on their way at once in each reading task; they also bound its memory.
         decode_timeout_s: how long the decoding of one photo may take, once it is fetched.
         fetch: how long each is tried, and from where; its `concurrent` is the whole run's affair.
     """
@@ -70,44 +72,43 @@ class Reader:
         rows = [row for batch in self._batches(plan.to_pylist()) for row in self._read(batch)]
         return pa.Table.from_pylist(rows, schema=schema.READ)
 
-    def _batches(self, listed: list[dict[str, Any]]) -> Iterator[list[tuple[dict[str, Any], Future[storage.Blob]]]]:
+    def _batches(self, listed: list[dict[str, Any]]) -> Iterator[list[tuple[dict[str, Any], _Outcome]]]:
         """Yield fetched photos, several at once where they are there already: nothing waits for a batch to be full."""
-        batch: list[tuple[dict[str, Any], Future[storage.Blob]]] = []
+        batch: list[tuple[dict[str, Any], _Outcome]] = []
         size_bytes = 0
-        for row, fetched in self._fetch(listed):
-            if batch and (len(batch) == _BATCH_PHOTOS or size_bytes >= _BATCH_BYTES or not fetched.done()):
+        for group, fetched in self._fetch(listed):
+            if batch and not fetched.done():
                 yield batch
                 batch, size_bytes = [], 0
-            if fetched.exception() is None:  # waits for it, where it begins a batch
-                size_bytes += len(fetched.result().data)
-            batch.append((row, fetched))
+            for row, outcome in zip(group, fetched.result(), strict=True):  # waits for it, where it begins a batch
+                if batch and (len(batch) == _BATCH_PHOTOS or size_bytes >= _BATCH_BYTES):
+                    yield batch
+                    batch, size_bytes = [], 0
+                size_bytes += 0 if isinstance(outcome, PhotoError) else len(outcome.data)
+                batch.append((row, outcome))
         if batch:
             yield batch
 
-    def _fetch(self, listed: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Future[storage.Blob]]]:
-        """Yield each listed photo with its bytes to come, no more than `concurrent_fetches` ahead."""
-        ahead: collections.deque[tuple[dict[str, Any], Future[storage.Blob]]] = collections.deque()
-        for row in listed:
-            ahead.append((row, self._fetchers.submit(self._fetch_one, row)))
+    def _fetch(self, listed: list[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any]], Future[list[_Outcome]]]]:
+        """Yield the listed photos, neighbours in a tar together, each with its outcome to come, no more than
+        `concurrent_fetches` requests ahead."""
+        ahead: collections.deque[tuple[list[dict[str, Any]], Future[list[_Outcome]]]] = collections.deque()
+        for group in archives.lie_together(listed):
+            ahead.append((group, self._fetchers.submit(self._fetcher.together, group)))
             if len(ahead) == self._settings.concurrent_fetches:
                 yield ahead.popleft()
         yield from ahead
 
-    def _fetch_one(self, listed: dict[str, Any]) -> storage.Blob:
-        return self._fetcher(listed)
-
-    def _read(self, batch: list[tuple[dict[str, Any], Future[storage.Blob]]]) -> list[dict[str, Any]]:
+    def _read(self, batch: list[tuple[dict[str, Any], _Outcome]]) -> list[dict[str, Any]]:
         names = (schema.PHOTO_ID, schema.URI, schema.ETAG, schema.SIZE_BYTES)
         rows: list[dict[str, Any]] = []
         fetched_rows: list[dict[str, Any]] = []
         photos: list[bytes] = []
-        for listed, fetched in batch:
+        for listed, blob in batch:
             row: dict[str, Any] = {name: listed[name] for name in names}
             rows.append(row)
-            try:
-                blob = fetched.result()
-            except PhotoError as error:
-                row.update(_error_columns(error))
+            if isinstance(blob, PhotoError):
+                row.update(_error_columns(blob))
                 continue
             # The listed version first, or a manifest that is older than the photo, or has versions of its own, would
             # never be done: the next run compares with what is listed then.

@@ -50,18 +50,14 @@ class LocatorSettings:
     engine_cache: Path | None = None
 
 
-def _load_engine(checkpoint: Checkpoint, settings: LocatorSettings) -> Engine:
-    return load_engine(settings.engine, checkpoint, threads=settings.threads, cache_dir=settings.engine_cache)
-
-
-EngineLoader = Callable[[Checkpoint, LocatorSettings], Engine]
-"""Makes the engine of a Locator; a module's function, since it travels to the process that runs it."""
+EngineLoader = Callable[..., Engine]
+"""`load_engine` or alike; a module's function, since it travels to the process that runs the engine."""
 
 
 class Locator:
     """Predicts places: a table of `schema.READ` in, one of `schema.PHOTOS` out, row for row."""
 
-    def __init__(self, settings: LocatorSettings, load: EngineLoader = _load_engine) -> None:
+    def __init__(self, settings: LocatorSettings, load: EngineLoader = load_engine) -> None:
         """Load model and engine; ValueError where the checkpoint is damaged or not the one expected."""
         checkpoint = Checkpoint.load(model_folder(settings.model_uri))
         if checkpoint.model_id != settings.model_id:
@@ -71,7 +67,9 @@ class Locator:
         self._settings = settings
         self._scene_names = pa.array(checkpoint.config.scenes, pa.string())
         self._levels = [_Cells(level) for level in checkpoint.hierarchy.levels]
-        self.engine: Engine = load(checkpoint, settings)
+        self.engine: Engine = load(
+            settings.engine, checkpoint, threads=settings.threads, cache_dir=settings.engine_cache
+        )
 
     def __call__(self, read: pa.Table) -> pa.Table:
         """Locate every photo of `read` that has pixels; the others keep their error code, or are copies of others."""

@@ -25,8 +25,8 @@ from jobs import run_command
 from jobs import train as train_job
 from jobs.benchmark_decode import DecodeBenchmark
 from jobs.benchmark_engine import EngineBenchmark, crowded_photos
-from jobs.benchmark_places import PlacesBenchmark
 from jobs.benchmark_fetch import FetchBenchmark
+from jobs.benchmark_places import PlacesBenchmark
 from jobs.benchmark_plan import PlanBenchmark
 from jobs.benchmark_query import QueryBenchmark
 from jobs.benchmark_scale import ScaleBenchmark

@@ -123,9 +123,9 @@ class NullEngine:
         )
 
 
-def load_null_engine(checkpoint: Checkpoint, settings: LocatorSettings) -> NullEngine:
-    """Return the engine that looks at nothing, whatever the settings ask for."""
-    del settings
+def load_null_engine(name: str, checkpoint: Checkpoint, **options: object) -> NullEngine:
+    """Return the engine that looks at nothing, whatever is asked for, as `model.engines.load_engine` returns others."""
+    del name, options
     return NullEngine(checkpoint)
 
 

@@ -382,4 +382,4 @@ def _published_size_bytes(rows: pa.Table) -> int:
 def _bytes_a_row(rows: pa.Table, size_of: Callable[[pa.Table], int]) -> float:
     """Return what a row more adds to a file: what half of them add to the other half, so that headers don't count."""
     half = rows.num_rows // 2
-    return (size_of(rows) - size_of(rows.slice(0, half))) / (rows.num_rows - half)
+    return float(size_of(rows) - size_of(rows.slice(0, half))) / float(rows.num_rows - half)

@@ -67,6 +67,7 @@ class LocatorSettings:
     tensorrt: TensorRtSettings = field(default_factory=TensorRtSettings)
 
 
+<<<<<<< HEAD
 def _load_engine(checkpoint: Checkpoint, settings: LocatorSettings) -> Engine:
     return load_engine(
         settings.engine,
@@ -81,12 +82,16 @@ def _load_engine(checkpoint: Checkpoint, settings: LocatorSettings) -> Engine:
 
 EngineLoader = Callable[[Checkpoint, LocatorSettings], Engine]
 """Makes the engine of a Locator; a module's function, since it travels to the process that runs it."""
+=======
+EngineLoader = Callable[..., Engine]
+"""`load_engine` or alike; a module's function, since it travels to the process that runs the engine."""
+>>>>>>> sizing
 
 
 class Locator:
     """Predicts places: a table of `schema.READ` in, one of `schema.PHOTOS` out, row for row."""
 
-    def __init__(self, settings: LocatorSettings, load: EngineLoader = _load_engine) -> None:
+    def __init__(self, settings: LocatorSettings, load: EngineLoader = load_engine) -> None:
         """Load model and engine; ValueError where the checkpoint is damaged or not the one expected."""
         checkpoint = Checkpoint.load(model_folder(settings.model_uri)).pointing(settings.point)
         if checkpoint.model_id != settings.model_id:
@@ -96,6 +101,7 @@ class Locator:
         self._settings = settings
         self._scene_names = pa.array(checkpoint.config.scenes, pa.string())
         self._levels = [_Cells(level) for level in checkpoint.hierarchy.levels]
+<<<<<<< HEAD
         self._gazetteer = Gazetteer()
         # Names are looked up once, for the cells that can be a photo's point; the graph adds up each country's cells.
         self._names = cell_names(checkpoint, self._gazetteer)
@@ -104,6 +110,11 @@ class Locator:
             names.take(pa.array(first_G)) for names in (self._names.country_code, self._names.country)
         )
         self.engine: Engine = load(checkpoint.grouping(self._country_K), settings)
+=======
+        self.engine: Engine = load(
+            settings.engine, checkpoint, threads=settings.threads, cache_dir=settings.engine_cache
+        )
+>>>>>>> sizing
 
     def __call__(self, read: pa.Table) -> pa.Table:
         """Locate every photo of `read` that has pixels; the others keep their error code, or are copies of others."""

@@ -20,7 +20,6 @@ from model.checkpoint import Checkpoint
 from model.engines import NumpyAnswers
 from pipeline import schema, storage
 from pipeline.decode import DecodeTarget
-from pipeline.locator import LocatorSettings
 from pipeline.reader import ReaderSettings
 
 READING = ReaderSettings(DecodeTarget(1, 1))
@@ -44,8 +43,8 @@ class Burning(NullEngine):
         return super().__call__(pixels_BHWC)
 
 
-def load_burning(checkpoint: Checkpoint, settings: LocatorSettings) -> Burning:
-    del settings
+def load_burning(name: str, checkpoint: Checkpoint, **options: object) -> Burning:
+    del name, options
     return Burning(checkpoint)
 
 

@@ -288,7 +288,9 @@ def test_pixels_reach_the_engine_however_they_lie(checkpoint: Checkpoint) -> Non
             seen.extend(pixels_BHWC.copy())
             return self._engine(pixels_BHWC)
 
-    watching = Locator(settings(checkpoint, batch_size=4), lambda *given: Watching(load_engine("torch", given[0])))
+    watching = Locator(
+        settings(checkpoint, batch_size=4), lambda *given, **options: Watching(load_engine(*given, **options))
+    )
     pixels = random_pixels(9)
     plain = read_table([None, *pixels[:4], None, *pixels[4:]])
     index = plain.schema.get_field_index(schema.PIXELS_HWC)

@@ -67,25 +67,8 @@ class LocatorSettings:
     tensorrt: TensorRtSettings = field(default_factory=TensorRtSettings)
 
 
-<<<<<<< HEAD
-def _load_engine(checkpoint: Checkpoint, settings: LocatorSettings) -> Engine:
-    return load_engine(
-        settings.engine,
-        checkpoint,
-        threads=settings.threads,
-        cache_dir=settings.engine_cache,
-        precision=settings.engine_precision,
-        share=EngineShare(settings.engine_share) if settings.engine_share else None,
-        tensorrt=settings.tensorrt,
-    )
-
-
-EngineLoader = Callable[[Checkpoint, LocatorSettings], Engine]
-"""Makes the engine of a Locator; a module's function, since it travels to the process that runs it."""
-=======
 EngineLoader = Callable[..., Engine]
 """`load_engine` or alike; a module's function, since it travels to the process that runs the engine."""
->>>>>>> sizing
 
 
 class Locator:
@@ -101,7 +84,6 @@ class Locator:
         self._settings = settings
         self._scene_names = pa.array(checkpoint.config.scenes, pa.string())
         self._levels = [_Cells(level) for level in checkpoint.hierarchy.levels]
-<<<<<<< HEAD
         self._gazetteer = Gazetteer()
         # Names are looked up once, for the cells that can be a photo's point; the graph adds up each country's cells.
         self._names = cell_names(checkpoint, self._gazetteer)
@@ -109,12 +91,15 @@ class Locator:
         self._country_code_G, self._country_G = (
             names.take(pa.array(first_G)) for names in (self._names.country_code, self._names.country)
         )
-        self.engine: Engine = load(checkpoint.grouping(self._country_K), settings)
-=======
         self.engine: Engine = load(
-            settings.engine, checkpoint, threads=settings.threads, cache_dir=settings.engine_cache
+            settings.engine,
+            checkpoint.grouping(self._country_K),
+            threads=settings.threads,
+            cache_dir=settings.engine_cache,
+            precision=settings.engine_precision,
+            share=EngineShare(settings.engine_share) if settings.engine_share else None,
+            tensorrt=settings.tensorrt,
         )
->>>>>>> sizing
 
     def __call__(self, read: pa.Table) -> pa.Table:
         """Locate every photo of `read` that has pixels; the others keep their error code, or are copies of others."""

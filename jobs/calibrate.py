@@ -101,7 +101,8 @@ def run(settings: Settings) -> int:
     megabytes = 4 * len(rows) * sum(checkpoint.hierarchy.class_counts) / 1e6
     log.info("%d photos through the network in fp32, once; their logits take %.0f MB", len(rows), megabytes)
     found_N, batches = evaluation.labelled_logits(checkpoint.build_model(), store, label_NH, range(len(rows)))
-    counts["could not be read any more"] = len(rows) - len(found_N)
+    if len(found_N) < len(rows):
+        counts["could not be read any more"] = len(rows) - len(found_N)
     groups = len(np.unique(group_N[found_N]))
     _check_enough(settings, counts, len(found_N), groups)
     fold_N = folds_of(group_N[found_N], min(settings.folds, groups))
@@ -155,6 +156,11 @@ def _rows(
     if settings.trained_on:
         learned = _learned(settings, checkpoint)
         is_new = np.array([photos.uri_N[row] not in learned for row in rows.tolist()], np.bool_)
+        if is_new.all():
+            raise ValueError(
+                f"none of the {len(learned)} photos that {checkpoint.model_id} was trained on is in {settings.output}, "
+                f"by its URI, such as {min(learned)}: give --root as the archive has it, or leave --trained-on out"
+            )
         counts["the model was trained on it"] = int((~is_new).sum())
         rows = rows[is_new]
     elif "parts" in checkpoint.training:

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 _TEACHER = SHARED / "weights" / "mobilenetv2_1.0_imagenet_trunk_f32.onnx"
 _MOST_PRINTED = 10
+_BEST_CELL_INSTEAD = "its best cell instead"
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,11 @@ def run(settings: Settings) -> int:
         {photos.name_N[row]: reason for row, reason in sorted(store.failures.items())},
     )
     print(_text(summary))
+    if checkpoint.point != BEST_CELL:
+        said_km, best_km = (float(error_km[name].mean()) for name in (checkpoint.model_id, _BEST_CELL_INSTEAD))
+        print(
+            f"mean error, which {checkpoint.point} is for: {said_km:.0f} km; at its best cell instead {best_km:.0f} km"
+        )
     if settings.to:
         looks = _looks(settings, checkpoint, photos, measured, error_km[checkpoint.model_id], served)
         numbers = json.dumps(summary.to_json(), indent=1, allow_nan=False) + "\n"
@@ -211,7 +217,7 @@ def _errors(
     errors = {checkpoint.model_id: geodesy.haversine_km(said.lat_deg_N, said.lon_deg_N, *true_N)}
     if checkpoint.point != BEST_CELL:
         best, finest = said.best_NH[:, -1], checkpoint.hierarchy.levels[-1]
-        errors["its best cell instead"] = geodesy.haversine_km(finest.lat_deg_K[best], finest.lon_deg_K[best], *true_N)
+        errors[_BEST_CELL_INSTEAD] = geodesy.haversine_km(finest.lat_deg_K[best], finest.lon_deg_K[best], *true_N)
     commonest = evaluation.commonest_cell(checkpoint.hierarchy)
     errors["always the commonest cell"] = geodesy.haversine_km(*commonest, *true_N)
     if settings.teacher_onnx is not None and len(known_rows):

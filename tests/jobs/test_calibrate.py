@@ -60,6 +60,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
         pixels = random.integers(0, 256, 3) + random.integers(-60, 61, (40, 40, 3))
         names.append(str(folder / f"{number}.png"))
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(names[-1])
+    torch.set_num_threads(1)  # on tensors this small a second thread costs more than it gives
     torch.manual_seed(0)
     model = GeoDecoder(tiny(), hierarchy.class_counts)
     target = DecodeTarget.of(model.config.preprocessing)
@@ -104,7 +105,7 @@ def test_a_model_that_is_too_sure_gets_the_temperature_that_made_its_photos(
     settings = publish(archive.rows())
     assert calibrate.run(settings) == 0
     old, new = Checkpoint.load(archive.model), Checkpoint.load(Path(settings.to))
-    assert new.temperatures == pytest.approx((TRUE,), rel=0.2)
+    assert new.temperatures == pytest.approx((TRUE,), rel=0.25)
     assert new.model_id != old.model_id
     assert new.weights_sha256 == old.weights_sha256
     assert new.training["parts"] == old.training["parts"]
@@ -116,7 +117,7 @@ def test_a_model_that_is_too_sure_gets_the_temperature_that_made_its_photos(
     assert level["calibration_error"][1] < level["calibration_error"][0] / 2
     before, after = found["radius_holds"]
     assert before["value"] < 0.8
-    assert after["low"] < 0.9 < after["high"] + 0.05
+    assert after["low"] < 0.9 < after["high"]
     out = capsys.readouterr().out
     assert f"0{TOWNS:>13}{PHOTOS:>15}" in out
     assert f"{TRUE / TOO_SURE:.3f} → {new.temperatures[0]:.3f}" in out
@@ -165,6 +166,9 @@ def test_what_is_left_out_is_counted(
     out = capsys.readouterr().out
     assert "       30  left out: the model was trained on it" in out
     assert f"        5  left out: not drawn (--sample {settings.sample}, --seed 0)" in out
+    elsewhere = dataclasses.replace(settings, root="/elsewhere", to=f"{settings.to}2")
+    with pytest.raises(ValueError, match=r"none of the 30 photos .* such as /elsewhere/0.png: give --root"):
+        calibrate.run(elsewhere)
     other = archive.model.parent / "other.csv"
     other.write_text((archive.model.parent / "photos.csv").read_text().replace("train", "test", 1))
     with pytest.raises(ValueError, match=r"is not the table that sure-.* was trained with"):

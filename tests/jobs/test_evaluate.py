@@ -100,6 +100,23 @@ def test_measuring_again_gives_the_same_numbers(settings: evaluate.Settings, tmp
     assert once == twice
 
 
+@pytest.mark.parametrize("crops", [1, 10])
+def test_another_point_is_measured_beside_the_best_cell(
+    settings: evaluate.Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str], crops: int
+) -> None:
+    both = []
+    for point in ("best-cell", "least-distance"):
+        chosen = dataclasses.replace(settings, point=point, crops=crops, to=str(tmp_path / point), attention_photos=0)  # type: ignore[arg-type]
+        assert evaluate.run(chosen) == 0
+        both.append(json.loads((tmp_path / point / "evaluation.json").read_text())["ways"])
+    (plain, *_), (elsewhere, best_cell, *_) = both
+    assert elsewhere["name"] == f"{plain['name']}+least-distance"
+    assert best_cell["name"] == "its best cell instead"
+    assert best_cell["error_km_P"] == pytest.approx(plain["error_km_P"], rel=1e-9)
+    assert elsewhere["error_km_P"] != plain["error_km_P"]
+    assert re.search(r"mean error, which least-distance is for: \d+ km; at its best cell", capsys.readouterr().out)
+
+
 def test_ten_crops_are_another_answer_by_torch(
     settings: evaluate.Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

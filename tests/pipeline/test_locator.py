@@ -102,6 +102,7 @@ def test_rows_equal_what_the_engine_and_the_hierarchy_say(checkpoint: Checkpoint
         assert row[schema.PROCESSED_AT] > NOON.replace(year=2025)
 
 
+<<<<<<< HEAD
 def test_names_and_countries_are_those_of_the_cells(checkpoint: Checkpoint, locator: Locator) -> None:
     pixels = random_pixels(6)
     table = locator(read_table([*pixels, None]))
@@ -150,6 +151,29 @@ def test_positions_of_cameras_are_named_even_of_photos_that_failed(locator: Loca
         ("FJ", "Fiji", "Northern", None),
         none,
     ]
+=======
+def test_a_point_of_least_distance_is_another_models_answer(checkpoint: Checkpoint, locator: Locator) -> None:
+    elsewhere = checkpoint.pointing("least-distance")
+    other = Locator(settings(checkpoint, model_id=elsewhere.model_id, point="least-distance"))
+    pixels = random_pixels(6)
+    answers, finest = other.engine(np.stack(pixels)), checkpoint.hierarchy.levels[-1]
+    assert (answers.point_index_B != answers.top_index_BT[:, 0]).any()
+    for photo, (row, best) in enumerate(
+        zip(other(read_table([*pixels])).to_pylist(), locator(read_table([*pixels])).to_pylist(), strict=True)
+    ):
+        point = answers.point_index_B[photo]
+        assert (row[schema.LAT_DEG], row[schema.LON_DEG]) == (finest.lat_deg_K[point], finest.lon_deg_K[point])
+        assert row[schema.CELL_ID] == s2.leaf_id_N([row[schema.LAT_DEG]], [row[schema.LON_DEG]])[0]
+        assert row[schema.CONFIDENCE] == pytest.approx(answers.point_probability_B[photo], rel=1e-5)
+        assert row[schema.CONFIDENCE] <= best[schema.CONFIDENCE] + 1e-6
+        assert (
+            row[schema.MODEL_ID] == f"{best[schema.MODEL_ID]}+least-distance"
+        )  # so --retag, and copies, tell them apart
+        for name in (schema.LEVELS, schema.ALTERNATIVES):
+            assert [x[schema.CELL_ID] for x in row[name]] == [x[schema.CELL_ID] for x in best[name]]
+    with pytest.raises(ValueError, match=r"least-distance now, not tiny-\w+: start again"):
+        Locator(settings(checkpoint, point="least-distance"))
+>>>>>>> calibrate
 
 
 def test_failed_rows_pass_through_untouched(locator: Locator) -> None:

@@ -102,7 +102,6 @@ def test_rows_equal_what_the_engine_and_the_hierarchy_say(checkpoint: Checkpoint
         assert row[schema.PROCESSED_AT] > NOON.replace(year=2025)
 
 
-<<<<<<< HEAD
 def test_names_and_countries_are_those_of_the_cells(checkpoint: Checkpoint, locator: Locator) -> None:
     pixels = random_pixels(6)
     table = locator(read_table([*pixels, None]))
@@ -151,7 +150,8 @@ def test_positions_of_cameras_are_named_even_of_photos_that_failed(locator: Loca
         ("FJ", "Fiji", "Northern", None),
         none,
     ]
-=======
+
+
 def test_a_point_of_least_distance_is_another_models_answer(checkpoint: Checkpoint, locator: Locator) -> None:
     elsewhere = checkpoint.pointing("least-distance")
     other = Locator(settings(checkpoint, model_id=elsewhere.model_id, point="least-distance"))
@@ -173,7 +173,6 @@ def test_a_point_of_least_distance_is_another_models_answer(checkpoint: Checkpoi
             assert [x[schema.CELL_ID] for x in row[name]] == [x[schema.CELL_ID] for x in best[name]]
     with pytest.raises(ValueError, match=r"least-distance now, not tiny-\w+: start again"):
         Locator(settings(checkpoint, point="least-distance"))
->>>>>>> calibrate
 
 
 def test_failed_rows_pass_through_untouched(locator: Locator) -> None:

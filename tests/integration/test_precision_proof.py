@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from jobs import export, report
 from model import s2
 from model.checkpoint import Checkpoint
 from model.geodecoder import GeoDecoder, tiny
-from pipeline import schema
-from pipeline.precision import PRECISIONS
+from pipeline import albums, schema
+from pipeline.catalog import Catalog
+from pipeline.context import ContextSettings
+from pipeline.decode import DecodeTarget
+from pipeline.locator import Locator, LocatorSettings
+from pipeline.plan import make_plan
+from pipeline.precision import PRECISIONS, PrecisionName, cell_count
+from pipeline.publish import publish, put_record
+from pipeline.reader import Reader, ReaderSettings
+from pipeline.staging import Stage
 from tests.conftest import REPOSITORY, RayCluster
 from tests.photo_samples import camera_jpeg, china_image, china_jpeg
 from training.partition import PartitionConfig, build_hierarchy
@@ -87,42 +96,45 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return photos
 
 
-def job(cluster: RayCluster, module: str | None, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run one of our commands, or the job that is stopped before it publishes."""
-    command = [sys.executable, *(["-m", module] if module else ["-c", STOPPED]), *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=REPOSITORY, env=cluster.environment, capture_output=True, text=True, check=False, timeout=240
-    )
+def kept(folder: Path) -> dict[str, bytes]:
+    """Return every file below a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def everything(cluster: RayCluster, photos: Path, model: Path, precision: str, out: Path) -> dict[str, bytes]:
-    """Run, stopped once, and all that can be made of the output: name → bytes of every file and log there ever was."""
-    arguments = ("--photos", photos, "--output", out, "--model", model, "--run-id", "r1", "--precision", precision)
-    arguments += ("--context", "--max-failed-fraction", 1)
-    found: dict[str, bytes] = {}
+def everything(photos: Path, model: Path, precision: PrecisionName, folder: Path) -> dict[str, bytes]:
+    """Tag as the job does, but in this process, and return every file there ever was, and all that is made of them."""
+    checkpoint, output = Checkpoint.load(model), str(folder / "out")
+    stage, found = Stage(output, "r1"), {}
 
-    def keep(when: str, answer: subprocess.CompletedProcess[str], code: int = 0) -> None:
-        assert answer.returncode == code, answer.stderr
-        found[f"{when}: log"] = (answer.stdout + answer.stderr).encode()
-        for file in out.parent.rglob("*"):
-            if file.is_file():
-                found[f"{when}: {file.relative_to(out.parent)}"] = file.read_bytes()
+    def keep(when: str) -> None:
+        found.update({f"{when}: {name}": data for name, data in kept(folder).items()})
 
-    keep("stopped", job(cluster, None, *arguments), code=1)
-    assert any("/staging/" in name and "/rows/" in name for name in found)
-    assert any("/plan/" in name for name in found)
-    assert any(name.endswith("lease.json") for name in found)
-    keep("finished", job(cluster, "jobs.geotag_archive", *arguments))
-    keep("verified", job(cluster, "jobs.geotag_archive", "--verify", out))
-    keep("reported", job(cluster, "jobs.report", out, "--to", out.parent / "report.html", "--thumbnails", 6))
+    plan = make_plan([str(photos)], stage, [], checkpoint.model_id, retry_failed=False, limit=None)
+    preprocessing = checkpoint.config.preprocessing
+    read = Reader(ReaderSettings(DecodeTarget(preprocessing.image_size_px, preprocessing.resize_px)))
+    settings = LocatorSettings(str(model), checkpoint.model_id, "r1", engine="torch", precision=precision)
+    locate = Locator(settings)
+    for file in plan.files:
+        stage.put_rows(locate(read(pq.read_table(file, schema=schema.MANIFEST))))
+    keep("staged")
+    cells = cell_count(checkpoint.hierarchy.levels[-1].cell_id_K, precision)
+    assert albums.add_context(stage, [], cells, precision, ContextSettings()).explained >= 3
+    keep("in context")
+    published = publish(stage)
+    keep("published")
+    record = {"run_id": "r1", "finished_at": "2026-01-01", "model_id": checkpoint.model_id}
+    outcome = {"photos": {"located": published.located, "failed": published.failed}}
+    put_record(stage, record | outcome | {"files": [asdict(file) for file in published.files]})
+    assert report.run(report.ReportSettings(output, str(folder / "report.html"), thumbnails=6)) == 0
     for kind in ("geojson", "geojsonl", "csv", "kml"):
-        options = ("--format", kind, "--to", out.parent / f"photos.{kind}", "--all")
-        keep(kind, job(cluster, "jobs.export", out, *options))
-    options = ("--format", "xmp", "--to", out.parent / "sidecars", "--min-confidence", 0, "--max-radius-km", 30_000)
-    keep("xmp", job(cluster, "jobs.export", out, *options, "--write"))
-    assert any(name.endswith(".xmp") for name in found)
-    keep("asked", job(cluster, "jobs.query", out, "SELECT * FROM history", "--format", "json"))
-    keep("accuracy", job(cluster, "jobs.query", out, "SELECT * FROM accuracy", "--format", "csv"))
+        assert export.run(export.ExportSettings(output, kind, str(folder / f"photos.{kind}"), all=True)) == 0
+    sidecars = export.ExportSettings(
+        *(output, "xmp", str(folder / "sidecars")), min_confidence=0, max_radius_km=30_000, write=True
+    )
+    assert export.run(sidecars) == 0
+    keep("finished")
+    for view in ("history", "accuracy", "levels", "runs"):
+        found[f"asked: {view}"] = str(Catalog(output).rows(f"SELECT * FROM {view}").to_pylist()).encode()
     return found
 
 
@@ -219,27 +231,61 @@ def secrets_of(rows: list[dict[str, Any]], precision: str) -> Secrets:
     return Secrets(np.array(sorted(kept)), frozenset(cells), frozenset(s2.token(cell) for cell in cells))
 
 
-@pytest.mark.ray
+@pytest.fixture(scope="module")
+def street(archive: Path, fine_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """All that a run at street precision leaves."""
+    return everything(archive, fine_checkpoint, "street", tmp_path_factory.mktemp("street"))
+
+
+def published_rows(files: dict[str, bytes]) -> list[dict[str, Any]]:
+    (published,) = (data for name, data in files.items() if name.startswith("published: out/photos/"))
+    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(published)).to_pylist()
+    return rows
+
+
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
 def test_nothing_finer_is_left_anywhere(
-    ray_cluster: RayCluster, archive: Path, fine_checkpoint: Path, tmp_path: Path
+    street: dict[str, bytes], archive: Path, fine_checkpoint: Path, tmp_path: Path, precision: PrecisionName
 ) -> None:
-    street = everything(ray_cluster, archive, fine_checkpoint, "street", tmp_path / "street" / "out")
-    (published,) = (data for name, data in street.items() if name.startswith("finished: out/photos/"))
-    rows = pq.read_table(io.BytesIO(published)).to_pylist()
-    assert sum(row[schema.CONTEXT_LAT_DEG] is not None for row in rows) >= 3
-    for precision in PRECISIONS[1:]:
-        secrets = secrets_of(rows, precision)
-        assert len(secrets.degrees) >= 8
-        # The search finds all of it where it is told, in each kind of file that tells places at all.
-        kinds = ("/staging/r1/rows/", "out/photos/", "report.html", ".geojson", ".geojsonl", ".csv", ".kml", ".xmp")
-        for kind in (*kinds, "asked: log", "accuracy: log"):
-            files = {name: data for name, data in street.items() if kind in name}
-            assert any(told(name, data, secrets) for name, data in files.items()), kind
-        # What the world's own outlines and names in the report happen to say is no secret: it is in every report.
-        coarse = everything(ray_cluster, archive, fine_checkpoint, precision, tmp_path / precision / "out")
-        found = [problem for name, data in coarse.items() for problem in told(name, data, secrets)]
-        assert found == []
-        assert not any(b"Exif\0\0" in base64.b64decode(packed) for packed in pictures(coarse["reported: report.html"]))
+    secrets = secrets_of(published_rows(street), precision)
+    assert len(secrets.degrees) >= 8
+    # The search finds what is told, in each kind of file that tells places at all.
+    kinds = ("/rows/", "out/photos/", "report.html", ".geojson", ".geojsonl", ".csv", ".kml", ".xmp")
+    for kind in (*kinds, "history", "accuracy", "levels"):
+        files = {name: data for name, data in street.items() if kind in name}
+        assert any(told(name, data, secrets) for name, data in files.items()), kind
+    coarse = everything(archive, fine_checkpoint, precision, tmp_path)
+    assert len(coarse) == len(street)
+    assert [problem for name, data in coarse.items() for problem in told(name, data, secrets)] == []
+    for picture in pictures(coarse["finished: report.html"]):
+        assert b"Exif" not in base64.b64decode(picture)
+
+
+@pytest.mark.ray
+def test_nor_in_what_only_the_job_writes(
+    street: dict[str, bytes], ray_cluster: RayCluster, archive: Path, fine_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Its plan, lease, logs, record and the staging of a run that died before it published."""
+    secrets = secrets_of(published_rows(street), "city")
+    arguments = ["--photos", archive, "--output", tmp_path / "out", "--model", fine_checkpoint, "--run-id", "r1"]
+    arguments += ["--precision", "city", "--context", "--max-failed-fraction", 1]
+    for start, wanted in ((["-c", STOPPED], 1), (["-m", "jobs.geotag_archive"], 0)):
+        answer = subprocess.run(
+            [sys.executable, *start, *map(str, arguments)],
+            cwd=REPOSITORY,
+            env=ray_cluster.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+        )
+        assert answer.returncode == wanted, answer.stderr
+        files = kept(tmp_path) | {"log": (answer.stdout + answer.stderr).encode()}
+        assert "out/lease.json" in files
+        assert any("/rows/" in name for name in files) == (wanted == 1)
+        assert any("/plan/" in name for name in files) == (wanted == 1)
+        assert ("out/runs/r1.json" in files) == (wanted == 0)
+        assert [problem for name, data in files.items() for problem in told(name, data, secrets)] == []
 
 
 def pictures(page: bytes) -> list[str]:

@@ -104,6 +104,7 @@ class NullEngine:
         self.precision = "fp32"
         self.image_size_px = checkpoint.config.preprocessing.image_size_px
         self._cells_H = np.array(checkpoint.hierarchy.class_counts)
+        self._groups = 1 if checkpoint.group_K is None else int(checkpoint.group_K.max()) + 1
 
     def __call__(self, pixels_BHWC: npt.NDArray[np.uint8]) -> NumpyAnswers:
         """Answers that fit the checkpoint's hierarchy."""
@@ -115,6 +116,9 @@ class NullEngine:
             level_probability_BH=np.full((photos, len(self._cells_H)), share),
             top_index_BT=(index_B[:, None] + np.arange(top)) % self._cells_H[-1],
             top_probability_BT=np.full((photos, top), share),
+            point_index_B=index_B % self._cells_H[-1],
+            point_probability_B=np.full(photos, share),
+            group_probability_BG=np.full((photos, self._groups), np.float32(1 / self._groups)),
             scene_index_B=np.zeros(photos, np.int64),
             scene_probability_B=np.ones(photos, np.float32),
             radius_km_B=np.full(photos, 1000, np.float32),

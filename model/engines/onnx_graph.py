@@ -5,9 +5,9 @@ Shapes: B batch, free · H, W height and width · C 3 colours.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -122,4 +122,8 @@ def _unify_convolutions(model: Any) -> None:
 
 
 def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("onnx", "onnxscript") if name in sys.modules}
+    versions = {}
+    for name in ("onnx", "onnxscript"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not needed where a share has the graph
+            versions[name] = importlib.metadata.version(name)
+    return versions

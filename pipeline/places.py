@@ -129,7 +129,7 @@ class Places:
 
 
 class Gazetteer:
-    """Names positions; holds some 60 MB besides its `Places`.
+    """Names positions; loading takes some 1.3 s and leaves the process 120 MB larger, besides its `Places`.
 
     The country is that of `Places`. Region and town are chosen among the country's own towns, since the nearest may lie
     across a border: the region is the nearest town's; the town is the nearest too, unless the position is inside a

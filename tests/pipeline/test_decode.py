@@ -96,6 +96,25 @@ def test_shrinking_on_load_is_close_to_full_decode(scale: int) -> None:
     assert difference(decode_photo(data, TARGET).pixels_HWC, expected) < min(2.5, one_pixel_aside / 3)
 
 
+def test_an_infinite_margin_shrinks_nothing() -> None:
+    image = china_image().resize((640 * 6, 427 * 6), Image.Resampling.BICUBIC)
+    exact = DecodeTarget(TARGET.image_size_px, TARGET.resize_px, shrink_margin=float("inf"))
+    for name in ("jpeg", "png", "tiff"):
+        data = encode(image, name)
+        assert np.array_equal(decode_photo(data, exact).pixels_HWC, reference_HWC(Image.open(io.BytesIO(data))))
+    with pytest.raises(ValueError, match="shrink_margin"):
+        DecodeTarget(224, 224, shrink_margin=0.5)
+
+
+@pytest.mark.parametrize("name", ["png", "webp", "tiff", "heic", "avif"])
+def test_averaging_down_before_resizing_is_not_seen(name: str) -> None:
+    data = encode(china_image().resize((640 * 5, 427 * 5), Image.Resampling.BICUBIC), name)
+    exact = decode_photo(data, DecodeTarget(224, 256, shrink_margin=float("inf"))).pixels_HWC
+    ours = decode_photo(data, TARGET).pixels_HWC
+    assert not np.array_equal(ours, exact)
+    assert difference(ours, exact) < difference(exact[:, 1:], exact[:, :-1]) / 15
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientations_all_give_the_same_upright_picture(orientation: int) -> None:
     image = china_image().resize((1280, 854))

@@ -207,12 +207,11 @@ class Archive:
         per_s = reached * nodes / (1 / node.photos_per_s + control_ms / 1e3 / node.cores)
         hours = self.photos / per_s / 3600
         low, high = costs.spread
-        units = f"{hours * nodes * node.gpus:,.1f} GPU-hours" if node.gpus else ""
+        gpus = f"{hours * nodes * node.gpus:>14,.1f} GPU-hours" if node.gpus else ""
         return (
             f"{nodes:>6}{per_s:>11,.1f}{hours:>12,.2f}  [{hours * low:,.2f}–{hours * high:,.2f}]"
-            f"{hours * nodes * node.cores:>14,.1f} core-hours  {units:>20}"
-            f"{per_s * self.mean_bytes * 8 / 1e9:>9.2f} Gbit/s"
-        ).replace(" " * 20, "")
+            f"{hours * nodes * node.cores:>14,.1f} core-hours{gpus}{per_s * self.mean_bytes * 8 / 1e9:>9.2f} Gbit/s"
+        )
 
 
 def size(count: float) -> str:

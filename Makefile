@@ -28,5 +28,6 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python -m jobs.benchmark s2
-	$(BIN)/python -m jobs.benchmark pipeline $(if $(PHOTOS),--photos "$(PHOTOS)")
+	$(BIN)/python -m jobs.benchmark ways $(if $(PHOTOS),--photos "$(PHOTOS)")

@@ -20,6 +20,7 @@ Not here: torchvision, which the examples use for the transforms. The same steps
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -100,7 +101,7 @@ def with_ray(paths: list[str], model: str, how: Preprocessing, cores: int) -> An
     def transform(row: dict[str, Any]) -> dict[str, Any]:
         return {"path": row["path"], "transformed_image": transformed(Image.fromarray(row["image"]), how)}
 
-    ray.init(num_cpus=2 * cores, include_dashboard=False, logging_level="WARNING")
+    ray.init(num_cpus=2 * cores, include_dashboard=False, logging_level=logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
     predictions = (
         ray.data.read_images(paths, mode="RGB", include_paths=True)
@@ -132,11 +133,6 @@ def with_daft(paths: list[str], model: str, how: Preprocessing, cores: int) -> A
 
     daft.set_runner_native()
 
-    @daft.udf(
-        return_dtype=DataType.struct({"cell": DataType.int64(), "probability": DataType.float64()}),
-        batch_size=BATCH_SIZE,
-        concurrency=1,
-    )
     class Predictor:
         def __init__(self) -> None:
             torch.set_num_threads(cores)
@@ -147,13 +143,15 @@ def with_daft(paths: list[str], model: str, how: Preprocessing, cores: int) -> A
             answers = self._network(torch.from_numpy(np.stack(pixels)))
             return [{"cell": cell, "probability": share} for cell, share in zip(*answers, strict=True)]
 
+    answer = DataType.struct({"cell": DataType.int64(), "probability": DataType.float64()})
+    predict: Any = daft.udf(return_dtype=answer, batch_size=BATCH_SIZE, concurrency=1)(Predictor)
     with Image.open(paths[0]) as first:
         scale = how.resize_px / min(first.size)
         width_px, height_px = round(first.width * scale), round(first.height * scale)
     photos = daft.from_pydict({"path": paths})
     photos = photos.with_column("image", col("path").url.download().image.decode(mode="RGB"))
     photos = photos.with_column("image", col("image").image.resize(width_px, height_px))
-    photos = photos.with_column("answer", Predictor(col("image"))).select("path", "answer")
+    photos = photos.with_column("answer", predict(col("image"))).select("path", "answer")
     for row in photos.to_pylist():
         yield row["path"], row["answer"]["cell"], row["answer"]["probability"]
 

@@ -1,0 +1,116 @@
+"""The ways benchmark measures what it says, and the other ways do the work that Graticule does."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from jobs import benchmark_ways
+from jobs.benchmark_ways import Figure, Taken, WaysBenchmark
+from model.checkpoint import Checkpoint
+from pipeline import schema
+from pipeline.decode import DecodeTarget
+from pipeline.locator import BUNDLED_MODEL, Locator, LocatorSettings
+from pipeline.reader import Reader, ReaderSettings
+
+BURN = """
+import subprocess, sys, time
+if len(sys.argv) > 1:
+    subprocess.run([sys.executable, "-c", sys.argv[1]], check=True)
+while time.process_time() < 1:
+    pass
+time.sleep(1)
+"""
+
+
+def photos(folder: Path) -> list[str]:
+    """Photos of a size from which everybody cuts the same square; else torchvision's rounding is half a pixel off."""
+    paths = benchmark_ways._photos_of("640x480", None, 6, folder)
+    for path in paths:
+        with Image.open(path) as picture:
+            picture.resize((832, 416)).save(path, quality=95)
+    return paths
+
+
+@pytest.mark.parametrize("way", ["daft", "dataloader"])  # Ray Data's, which needs a cluster, is in the whole run below
+def test_other_ways_find_the_same_cells(way: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(benchmark_ways._NEEDS[way]) is None:
+        pytest.skip(f"{way} is not installed: pip install 'graticule[bench]'")
+    paths = photos(tmp_path / "photos")
+    (tmp_path / "order.json").write_text(json.dumps({"model": str(BUNDLED_MODEL), "paths": paths}))
+    command = [sys.executable, "-m", "jobs.other_ways", way, str(tmp_path / "order.json"), str(tmp_path / "a.json")]
+    subprocess.run(command, check=True, env=os.environ | {"DAFT_ANALYTICS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0"})
+    theirs = {path: (cell, p) for path, cell, p in json.loads((tmp_path / "a.json").read_text())["answers"]}
+    assert theirs.keys() == set(paths)
+
+    checkpoint = Checkpoint.load(BUNDLED_MODEL)
+    rows = [{schema.PHOTO_ID: schema.photo_id(path), schema.URI: path} for path in paths]
+    read = Reader(ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing)))
+    locate = Locator(LocatorSettings("bundled", checkpoint.model_id, "r1", engine="torch"))
+    ours = locate(read(pa.Table.from_pylist(rows, schema=schema.MANIFEST))).to_pylist()
+    cell_id_K = checkpoint.hierarchy.levels[-1].cell_id_K
+    same = [theirs[row["uri"]][0] == list(cell_id_K).index(row["levels"][-1]["cell_id"]) for row in ours]
+    off = [abs(theirs[row["uri"]][1] / row["confidence"] - 1) for row in ours]
+    assert sum(same) >= len(same) - 1  # all six here; each resamples in its own way
+    assert max(off) < 0.1  # 0.06 here: their decoders take the JPEG whole, ours shrinks it while loading
+
+
+@pytest.mark.ray
+def test_prints_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    without = () if importlib.util.find_spec("daft") else ("daft",)
+    benchmark = WaysBenchmark(sizes=("640x480",), photos_each=96, without=without, to=tmp_path / "ways.json")
+    assert benchmark.measure() == 0
+    out = capsys.readouterr().out
+    ways = [name for way, name in benchmark_ways._NAMES.items() if way not in without]
+    for name in ("decode only", "engine only", "ceiling of both", "Graticule", *ways):
+        assert any(line.startswith(f"{name} ") for line in out.splitlines()), out
+    assert out.count("same finest cell") == len(ways)
+    figures = json.loads((tmp_path / "ways.json").read_text())
+    assert len(figures) == 3 + len(ways)
+    assert all(figure["ratio"] > 0 or figure["most"] is not None for figure in figures)
+    assert all(figure["value"] / figure["comparator"] == figure["ratio"] for figure in figures if figure["least"])
+
+
+def test_names_what_is_left_out_and_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(benchmark_ways._NEEDS, "daft", "no_such_package")
+    with pytest.raises(ValueError, match=r'needs no_such_package: pip install "graticule\[bench\]"'):
+        WaysBenchmark(sizes=()).measure()
+    assert WaysBenchmark(sizes=(), without=("daft",)).measure() == 0
+    assert "left out: Daft, as documented (--without daft)" in capsys.readouterr().out
+
+
+def test_a_difference_of_two_runs_leaves_the_start_out() -> None:
+    start, each = np.array([0, 20, 8, 4, 3]), np.array([1, 0.2, 0.1, 0.05, 0.02])
+    few, many = (Taken(*(start + n * each)) for n in (10, 30))
+    assert (many - few).per_s == pytest.approx((os.cpu_count() or 1) / 0.15)
+    assert (many - few).own_ms == pytest.approx(100)
+    assert (many - few).others_share == pytest.approx(0.02 / 0.17)
+
+
+def test_verdicts() -> None:
+    assert Figure("12mp", "x", 9, 10, 0.9, least=0.9).verdict == "≥ 0.9  pass"
+    assert Figure("12mp", "x", 8, 10, 0.8, least=0.9).verdict == "≥ 0.9  short"
+    assert Figure("12mp", "x", 51.5, 50, 1.5, most=1).verdict == "< 1  short"
+    assert Figure("12mp", "x", 8, 10, 0.8).verdict == ""
+
+
+def test_counts_the_core_time_of_children_too_and_of_nobody_else() -> None:
+    with benchmark_ways._ProcessTimes("mine") as times:
+        other = subprocess.Popen([sys.executable, "-c", BURN])
+        mine = os.environ | {benchmark_ways._MARK: "mine"}
+        subprocess.run([sys.executable, "-c", BURN, BURN], env=mine, check=True)
+        other.wait()
+    assert 1.9 < times.taken.own_s < 2.8  # each of the two burns one second, then waits to be seen
+    assert times.taken.other_s > 0.9
+    assert times.taken.wall_s > 0

@@ -88,10 +88,9 @@ def run(settings: Settings) -> int:
     lat_deg_N, lon_deg_N = photos.lat_deg_N[rows], photos.lon_deg_N[rows]
     kin_N = [photos.folder(row) if settings.by_folder == "always" else "" for row in rows.tolist()]
     group_N = photo_groups(lat_deg_N, lon_deg_N, kin_N, SplitConfig())
-    groups = len(np.unique(group_N))
-    _check_enough(settings, counts, len(rows), groups)
-
     label_NH = checkpoint.hierarchy.label_NH(lat_deg_N, lon_deg_N)
+    _check_enough(settings, counts, label_NH, group_N)
+
     store = PhotoStore(
         [photos.uri_N[row] for row in rows.tolist()],
         DecodeTarget.of(checkpoint.config.preprocessing),
@@ -103,9 +102,8 @@ def run(settings: Settings) -> int:
     found_N, batches = evaluation.labelled_logits(checkpoint.build_model(), store, label_NH, range(len(rows)))
     if len(found_N) < len(rows):
         counts["could not be read any more"] = len(rows) - len(found_N)
-    groups = len(np.unique(group_N[found_N]))
-    _check_enough(settings, counts, len(found_N), groups)
-    fold_N = folds_of(group_N[found_N], min(settings.folds, groups))
+    _check_enough(settings, counts, label_NH[found_N], group_N[found_N])
+    fold_N = folds_of(group_N[found_N], settings.folds)
     position = lat_deg_N[found_N], lon_deg_N[found_N]
     result = recalibrate(batches, *position, fold_N, checkpoint.hierarchy, checkpoint.temperatures, checkpoint.point)
 
@@ -188,9 +186,14 @@ def _learned(settings: Settings, checkpoint: Checkpoint) -> set[str]:
     return {storage.canonical(table.uri_N[row]) for row in rows}
 
 
-def _check_enough(settings: Settings, counts: dict[str, int], photos: int, groups: int) -> None:
+def _check_enough(
+    settings: Settings, counts: dict[str, int], label_NH: NDArray[np.int64], group_N: NDArray[np.int64]
+) -> None:
+    is_labelled_N = (label_NH >= 0).any(axis=1)  # the others have no say in the temperatures, only in the radius
+    photos, groups = int(is_labelled_N.sum()), len(np.unique(group_N[is_labelled_N]))
     if photos < FEWEST_PHOTOS:
-        reasons = "".join(f"\n{count:>9}  {reason}" for reason, count in counts.items())
+        counts = counts | {"it lies in none of the model's cells": len(label_NH) - photos}
+        reasons = "".join(f"\n{count:>9}  {reason}" for reason, count in counts.items() if count)
         raise ValueError(
             f"{photos} photos of {settings.output} have a position to calibrate on; it takes {FEWEST_PHOTOS}, since "
             f"with fewer a share of 90 % is not even known to 8 points. Left out:{reasons or ' none'}"

@@ -200,6 +200,13 @@ def test_photos_that_cannot_tell_are_refused(archive: Archive, publish: Callable
     assert not storage.exists(f"{few.to}/config.json")
 
 
+def test_photos_in_no_cell_cannot_tell(archive: Archive, publish: Callable[..., Settings]) -> None:
+    at_sea = {schema.EXIF_LAT_DEG: 89.0, schema.EXIF_LON_DEG: 0.0}
+    outside = publish([*archive.rows(49), *(row | at_sea for row in archive.rows(99)[49:])])
+    with pytest.raises(ValueError, match=r"^49 photos (.|\n)* 50  it lies in none of the model's cells"):
+        calibrate.run(outside)
+
+
 def test_one_folder_is_one_group(archive: Archive, publish: Callable[..., Settings]) -> None:
     with pytest.raises(ValueError, match=r"240 photos are 1 groups .*--by-folder never.*it takes 5"):
         calibrate.run(publish(archive.rows(), by_folder="always"))

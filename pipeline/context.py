@@ -30,6 +30,8 @@ _NINE_TENTHS_WITHIN = 3.0
 """Scales: 90 % of all moves are no longer."""
 _CELL_KM = 9220.0
 """The edge of an S2 cell of level 0, were it a square; each level halves it."""
+_REPEATED = 0.5
+"""How much of what a photo says another one of the same moment says again."""
 _LEAST = 1e-12
 _HOUR_S = 3600.0
 
@@ -43,7 +45,8 @@ class ContextSettings:
         least_km: half of all moves between two photos of the same second are shorter.
         gap_h: photos further apart in time than this have nothing to do with each other.
         window: at most so many photos are looked at together.
-        burst_s: photos that follow each other so soon are nearly the same picture: together they are one witness.
+        alike_s: photos so close in time show much the same, and share the model's mistakes: the more others are near,
+            the less each counts as a witness; a burst of any length counts as two.
         unrelated: how often the next photo has nothing to do with this one: another photographer, a wrong clock.
         wrong_position: the share of positions written by cameras that are wrong, such as the last place with reception.
         positions: whether positions written by cameras count as evidence for the folder's other photos.
@@ -53,7 +56,7 @@ class ContextSettings:
     least_km: float = 1.0
     gap_h: float = 48.0
     window: int = 48
-    burst_s: float = 10.0
+    alike_s: float = 600.0
     unrelated: float = 0.01
     wrong_position: float = 0.001
     positions: bool = True
@@ -64,8 +67,8 @@ class ContextSettings:
             raise ValueError("give a speed of at least 0, and least-km and gap-h above 0")
         if self.window < 2:
             raise ValueError(f"window {self.window}: photos explain each other from 2 on")
-        if not (0 < self.unrelated < 1 and 0 < self.wrong_position < 1 and self.burst_s >= 0):
-            raise ValueError("give unrelated and wrong-position a share between 0 and 1, and burst-s at least 0")
+        if not (0 < self.unrelated < 1 and 0 < self.wrong_position < 1 and self.alike_s > 0):
+            raise ValueError("give unrelated and wrong-position a share between 0 and 1, and alike-s above 0")
 
     def scale_km(self, apart_s: Floats) -> Floats:
         """Return the median distance between places so far apart in time."""
@@ -298,8 +301,10 @@ class _Window:
 
     def _testimony(self) -> Floats:
         """Return (N, S + 1): what each photo tells the others: its camera's position, else what the model says."""
-        burst_N = np.append(0, np.cumsum(np.diff(self._photos.time_s_N) > self._settings.burst_s))
-        evidence = self._evidence ** (1 / np.bincount(burst_N)[burst_N])[:, None]
+        apart_s_NN = np.abs(self._photos.time_s_N[:, None] - self._photos.time_s_N)
+        others_N = np.exp(-apart_s_NN / self._settings.alike_s).sum(axis=1) - 1
+        witnesses_N = 1 / (1 + _REPEATED * others_N)
+        evidence = self._evidence ** witnesses_N[:, None]
         wrong = self._settings.wrong_position / self._known
         for n in np.flatnonzero(self._anchor_N >= 0):
             at_position = 1 / (1 + (self._apart_km_SS[self._anchor_N[n]] / _POSITION_KM) ** 2) ** 2

@@ -109,7 +109,7 @@ ALBUMS: dict[str, Any] = {
 @pytest.mark.parametrize("cells", [12, 1000])
 def test_it_is_the_sum_over_all_paths(name: str, cells: int) -> None:
     photos = sequence(*ALBUMS[name]["photos"], minutes=ALBUMS[name]["minutes"], cells=cells)
-    settings = ContextSettings()
+    settings = ContextSettings(alike_s=1e-3)  # each photo a witness of its own
     wanted = enumerated(photos, settings)
     answer = explain(photos, settings)
     cell_C, first = np.unique(photos.candidate_cell_M, return_index=True)
@@ -208,15 +208,18 @@ def test_many_positions_in_one_town_weigh_as_one_place() -> None:
     assert many_confidence == pytest.approx(explain(one, ContextSettings()).confidence_N[-1], rel=0.1)
 
 
-def test_a_burst_is_one_witness() -> None:
+def test_a_burst_is_two_witnesses() -> None:
     doubtful, said = {TOKYO: 0.1, BERLIN: 0.02}, {BERLIN: 0.1}
     burst, walk = (
-        explain(sequence(*[said] * 5, doubtful, minutes=[*times, 60]), ContextSettings())
-        for times in ([0.1 * n for n in range(5)], [5.0 * n for n in range(5)])
+        explain(sequence(*[said] * 5, doubtful, minutes=[*minutes, 300]), ContextSettings())
+        for minutes in ([240 + 0.01 * n for n in range(5)], [60.0 * n for n in range(5)])
     )
-    one = explain(sequence(said, doubtful, minutes=[0, 60]), ContextSettings())
-    assert burst.confidence_N[-1] == pytest.approx(one.confidence_N[-1], rel=0.05)
-    assert walk.confidence_N[-1] > 1.1 * burst.confidence_N[-1]
+    one, two = (
+        explain(sequence(*[said] * n, doubtful, minutes=[*range(238, 238 + n), 300]), ContextSettings(alike_s=1e-3))
+        for n in (1, 2)
+    )
+    assert one.confidence_N[-1] < burst.confidence_N[-1] < 1.05 * two.confidence_N[-1]
+    assert 1 - walk.confidence_N[-1] < 0.5 * (1 - burst.confidence_N[-1])
 
 
 @pytest.mark.parametrize("count", [2, 7, 8, 9, 12, 31, 500])
@@ -258,7 +261,7 @@ def test_photos_without_candidates_or_all_alike_do_not_break_it() -> None:
         {"window": 1},
         {"unrelated": 0},
         {"wrong_position": 1},
-        {"burst_s": -1},
+        {"alike_s": 0},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:

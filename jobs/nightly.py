@@ -15,7 +15,7 @@ import os
 import time
 import urllib.request
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -34,7 +34,7 @@ _WEBHOOK_TIMEOUT_S = 30.0
 class NightlySettings:
     """Tag what is new in an archive, once a night."""
 
-    archive: tyro.conf.OmitArgPrefixes[GeotagSettings]
+    archive: Annotated[GeotagSettings, tyro.conf.arg(name="")]
     date: str = field(default_factory=lambda: dt.datetime.now(dt.UTC).date().isoformat())
     """The night, as YYYY-MM-DD; today's date in UTC if not given."""
     max_photos: int | None = None

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from model import s2
 from pipeline import context, schema, staging, storage
 from pipeline.context import ContextSettings
+from pipeline.places import Gazetteer
 from pipeline.plan import connect
 from pipeline.precision import PrecisionName, coarsen
 
@@ -76,6 +77,7 @@ def add_context(
     row_files = stage.row_files()
     if not row_files:
         return AlbumCounts(0, 0, 0)
+    gazetteer = Gazetteer()
     with (
         tempfile.TemporaryDirectory(prefix="graticule-albums-") as folder,
         connect(stage.folder) as reading,
@@ -103,7 +105,7 @@ def add_context(
         )
         rows = writing.sql(f"SELECT {columns} FROM staged LEFT JOIN answers USING (photo_id)")
         written = {
-            stage.put_rows(coarsen(pa.Table.from_batches([batch]).cast(schema.PHOTOS), precision))
+            stage.put_rows(coarsen(pa.Table.from_batches([batch]).cast(schema.PHOTOS), precision, gazetteer))
             for batch in rows.to_arrow_reader(_ROWS_PER_BATCH)
         }
     for uri in set(row_files) - written:

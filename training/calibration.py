@@ -268,7 +268,7 @@ def recalibrate(
         others = [
             # The photos stay and lose their labels: no copy of the logits.
             LabelledLogits(batch.logits, batch.label_BH.where(known_B1, UNKNOWN))
-            for batch, known_B1 in zip(batches, known.split(sizes), strict=True)
+            for batch, known_B1 in zip(batches, torch.split(known, sizes), strict=True)
         ]
         fitted = fitted_temperatures(others, hierarchy)
         judged = _judged(batches, lat_deg_N, lon_deg_N, Judge(hierarchy, fitted, point))

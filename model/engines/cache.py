@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST_FILE = "manifest.json"
 
-Maker = Callable[[Path], None]
+Maker = Callable[[Path], object]
 """Fills an empty folder with an entry's files."""
 
 Share = Callable[[str, Path, Maker], None]

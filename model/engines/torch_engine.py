@@ -70,9 +70,10 @@ class _Lanes:
         self._batch_size = batch_size
         self._host = [torch.zeros(shape, dtype=torch.uint8).pin_memory() for _ in range(_SLOTS)]
         self._arrived = [torch.zeros(shape, dtype=torch.uint8, device="cuda") for _ in range(_SLOTS)]
-        self._copy_stream, self._compute_stream = torch.cuda.Stream(), torch.cuda.Stream()
-        self._copied = [torch.cuda.Event() for _ in range(_SLOTS)]
-        self._free = [torch.cuda.Event() for _ in range(_SLOTS)]
+        self._copy_stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._compute_stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._copied: list[torch.cuda.Event] = [torch.cuda.Event() for _ in range(_SLOTS)]  # type: ignore[no-untyped-call]
+        self._free: list[torch.cuda.Event] = [torch.cuda.Event() for _ in range(_SLOTS)]  # type: ignore[no-untyped-call]
         self._input_BHWC = torch.zeros(shape, dtype=torch.uint8, device="cuda")
         self._capture(graph)
 

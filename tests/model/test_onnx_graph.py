@@ -128,16 +128,17 @@ def test_half_precisions_are_close(
     photos_BHWC = real_photos(checkpoint)
     expected = load_engine("torch", checkpoint, precision="fp32")(photos_BHWC)
     found = run(graph(checkpoint, precision), photos_BHWC)
-    tolerance = {"bf16": 0.02, "fp16": 0.002}[precision]
+    tolerance = {"bf16": 0.05, "fp16": 0.01}[precision]
     assert_agree(checkpoint, expected, found, probability=tolerance, km=500.0, same=0.8)
     assert not np.array_equal(expected.level_probability_BH, found.level_probability_BH)
 
 
 def test_bf16_convolutions_are_close(bundled: Checkpoint, graph: Graph, real_photos: Photos) -> None:
+    """Measured: 0.02 in probability (a scene's), 0.02 km in radius, one photo of thirty at another point."""
     photos_BHWC = real_photos(bundled)
     expected = load_engine("torch", bundled, precision="fp32")(photos_BHWC)
     found = by_openvino(graph(bundled, "bf16"), photos_BHWC)
-    assert_agree(bundled, expected, found, probability=0.02, km=500.0, same=0.8)
+    assert_agree(bundled, expected, found, probability=0.05, km=5.0, same=0.8)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What shrinking photos before they are resized costs in answers, beside what moving the crop by a pixel costs.
 
-`python -m jobs.benchmark shrink` is the command; `decode.SHRINK_MARGIN` is what came of it.
+`python -m jobs.benchmark shrink` is the command; `decode.SHRINK_MARGIN` is to be chosen by it.
 
 Shapes: B photos of a batch · N photos · H, W, C height, width and colours.
 """

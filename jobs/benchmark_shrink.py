@@ -1,6 +1,6 @@
 """What shrinking photos before they are resized costs in answers, beside what moving the crop by a pixel costs.
 
-`python -m jobs.benchmark shrink` is the command; `decode.SHRINK_MARGIN` is what came of it.
+`python -m jobs.benchmark shrink` is the command; `decode.SHRINK_MARGIN` is to be chosen by it.
 
 Shapes: B photos of a batch · N photos · H, W, C height, width and colours.
 """
@@ -120,7 +120,10 @@ class _Ways:
     def answers(self) -> dict[str, NDArray[np.float32]]:
         """Return the finest level's log-probabilities, log_NK, of each way."""
         self._look()
-        return {name: np.concatenate(parts) if parts else np.empty((0, 0)) for name, parts in self._log_K.items()}
+        return {
+            name: np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+            for name, parts in self._log_K.items()
+        }
 
     def _look(self) -> None:
         for name, pictures in self._waiting.items():

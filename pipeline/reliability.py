@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ class BinCounts:
     def __init__(self) -> None:
         self._photos_S, self._said_S, self._right_S = np.zeros((3, _STEPS))
 
-    def add(self, confidence_N: NDArray[np.floating], right_N: NDArray[np.bool_]) -> None:
+    def add(self, confidence_N: NDArray[np.floating[Any]], right_N: NDArray[np.bool_]) -> None:
         """Count photos, and which of them the model had right."""
         step_N = np.clip((confidence_N * _STEPS).astype(np.int64), 0, _STEPS - 1)
         self._photos_S += np.bincount(step_N, minlength=_STEPS)

@@ -263,12 +263,12 @@ def recalibrate(
     folds = np.unique(fold_N)
     for number, fold in enumerate(folds.tolist(), start=1):
         log.info("fitting without fold %d of %d", number, len(folds))
-        known = torch.from_numpy(fold_N != fold)[:, None]
-        sizes = [len(batch.label_BH) for batch in batches]
+        ends = np.cumsum([len(batch.label_BH) for batch in batches])
+        known = np.split(fold_N != fold, ends[:-1])
         others = [
             # The photos stay and lose their labels: no copy of the logits.
-            LabelledLogits(batch.logits, batch.label_BH.where(known_B1, UNKNOWN))
-            for batch, known_B1 in zip(batches, torch.split(known, sizes), strict=True)
+            LabelledLogits(batch.logits, batch.label_BH.where(torch.from_numpy(known_B)[:, None], UNKNOWN))
+            for batch, known_B in zip(batches, known, strict=True)
         ]
         fitted = fitted_temperatures(others, hierarchy)
         judged = _judged(batches, lat_deg_N, lon_deg_N, Judge(hierarchy, fitted, point))

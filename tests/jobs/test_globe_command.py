@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.synthetic_globe import Ablate, Settings, Write, run
+from jobs.synthetic_globe import Ablate, Context, Settings, Write, run
 from training.globe_study import VARIANTS
 from training.labelled import labelled_photos
 from training.synthetic_globe import GlobeConfig
@@ -70,3 +70,25 @@ def test_write_writes_a_manifest_with_parts(tmp_path: Path, capsys: pytest.Captu
     printed = capsys.readouterr().out
     assert "photos.csv: 20 photos of 4 towns" in printed
     assert re.search(r"town +at best \d\d\.\d% right, by chance 25\.0%", printed)
+
+
+def test_context_prints_each_photo_alone_and_in_its_album(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is learnt in so few steps; but with every photo's camera knowing its place, all neighbours do."""
+    context = Context(photos_per_town=1, draws=64, albums=4, photos=30, with_position=(0.0, 0.5))
+    assert run(Settings(context)) == 0
+    head, alone, without, with_position = capsys.readouterr().out.splitlines()
+    assert head.split()[:4] == ["climate", "country", "town", "median"]
+    assert [row[:34].strip() for row in (alone, without, with_position)] == [
+        "each photo alone",
+        "in context, 0% with a position",
+        "in context, 50% with a position",
+    ]
+    town = [float(row[34:].split()[2].rstrip("%")) for row in (alone, with_position)]
+    assert town[1] > town[0] + 30
+
+
+def test_context_refuses_nonsense() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        run(Settings(Context(albums=0)))
+    with pytest.raises(ValueError, match="shares from 0 to 1"):
+        run(Settings(Context(with_position=(1.5,))))

@@ -123,8 +123,8 @@ class TensorRtEngine:
         self._context: trt.IExecutionContext = self._engine.create_execution_context()
         if self._context is None:
             raise RuntimeError(f"no room on {gpu.name} for batches of {settings.max_batch}: give a lower max_batch")
-        self._uploads = torch.cuda.Stream(self._device)
-        self._computes = torch.cuda.Stream(self._device)
+        self._uploads = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._computes = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._require_fitting_tensors()
         self._slots = [self._slot(), self._slot()]
         torch.cuda.synchronize(self._device)
@@ -181,7 +181,8 @@ class TensorRtEngine:
             pixels_BHWC=torch.empty(shape, dtype=torch.uint8, device=self._device),
             outputs=outputs,
             pinned_outputs={name: torch.empty_like(t, device="cpu", pin_memory=True) for name, t in outputs.items()},
-            done=torch.cuda.Event(blocking=True),  # else waiting takes a core from decoding
+            # Blocking: else waiting would take a core from decoding.
+            done=torch.cuda.Event(blocking=True),  # type: ignore[no-untyped-call]
         )
 
     def _require_fitting_tensors(self) -> None:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 MANIFEST_FILE = "manifest.json"
 
 Maker = Callable[[Path], object]
-"""Fills an empty folder with an entry's files."""
+"""Fills an empty folder with an entry's files; what it returns is of no account."""
 
 Share = Callable[[str, Path, Maker], None]
 """(entry's name, empty local folder, maker): fills the folder from where machines share engines; where the entry isn't

@@ -181,7 +181,8 @@ class TensorRtEngine:
             pixels_BHWC=torch.empty(shape, dtype=torch.uint8, device=self._device),
             outputs=outputs,
             pinned_outputs={name: torch.empty_like(t, device="cpu", pin_memory=True) for name, t in outputs.items()},
-            done=torch.cuda.Event(blocking=True),  # type: ignore[no-untyped-call]  # else waiting takes a core
+            # Blocking: else waiting would take a core from decoding.
+            done=torch.cuda.Event(blocking=True),  # type: ignore[no-untyped-call]
         )
 
     def _require_fitting_tensors(self) -> None:

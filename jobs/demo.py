@@ -55,32 +55,33 @@ def run(settings: DemoSettings) -> int:
     )
     print(f"{BUNDLED_MODEL / 'MODEL_CARD.md'}; your own model drops in with --model. Next, try")
     print(f"    .venv/bin/python -m jobs.query {answers} \\")
-    print('        "SELECT uri, round(lat_deg, 2) AS lat, round(lon_deg, 2) AS lon, radius_km FROM photos"')
+    print('        "SELECT uri, place, country, radius_km, countries[1] AS likeliest FROM photos"')
     return code
 
 
 def _photo_table(catalog: Catalog, folder: str) -> Table:
     rows = catalog.sql(
         f"""
-        SELECT uri, status, error_code, lat_deg, lon_deg, radius_km, confidence,
-            list_transform(levels, lambda cell: cell.probability) AS probabilities
+        SELECT uri, status, error_code, lat_deg, lon_deg, place, country, radius_km,
+            countries[1].country, countries[1].probability, list_transform(levels, lambda cell: cell.probability)
         FROM photos ORDER BY status DESC, uri LIMIT {_ROWS_SHOWN}
         """
     ).fetchall()
     (total,) = catalog.sql("SELECT count(*) FROM photos").fetchall()[0]
     table = Table(title=f"{len(rows)} of {total} photos", title_justify="left")
-    for name in ("photo", "place", "within", "confidence", "each level, coarse → fine"):
-        table.add_column(name, justify="right" if name in ("within", "confidence") else "left")
-    for uri, status, error_code, lat_deg, lon_deg, radius_km, confidence, probabilities in rows:
+    for name in ("photo", "point", "near", "within", "likeliest country", "each level, coarse → fine"):
+        table.add_column(name, justify="right" if name == "within" else "left")
+    for uri, status, error_code, lat_deg, lon_deg, place, country, radius_km, likeliest, share, probabilities in rows:
         photo = Text(printable(uri.removeprefix(f"{folder}/")))  # and no markup: "[red]" is part of a name
         if status == "failed":
             table.add_row(photo, f"failed: {error_code}")
         else:
-            place = (
+            point = (
                 f"{abs(lat_deg):.2f}° {'N' if lat_deg >= 0 else 'S'} {abs(lon_deg):.2f}° {'E' if lon_deg >= 0 else 'W'}"
             )
             levels = " ".join(f"{probability:.2f}" for probability in probabilities)
-            table.add_row(photo, place, f"{radius_km:,.0f} km", f"{confidence:.2f}", levels)
+            near = country if place is None else f"{place}, {country}"
+            table.add_row(photo, point, near, f"{radius_km:,.0f} km", f"{share:.0%} {likeliest}", levels)
     return table
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,9 @@ import pytest
 
 from jobs.compile_engine import CompileSettings, run
 from model.checkpoint import Checkpoint
-from model.engines import cache, load_engine, onnx_graph, openvino_engine, tensorrt_engine
-from pipeline.locator import Locator, LocatorSettings
+from model.engines import Precision, cache, load_engine, onnx_graph, openvino_engine, tensorrt_engine
+from pipeline.locator import Locator, LocatorSettings, serving_checkpoint
+from tests.photo_samples import china_image
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_onnx_is_exported_once_and_taken_by_onnxruntime(
     assert f"--engines {output} --engine onnxruntime" in printed
     manifest = json.loads((entry / cache.MANIFEST_FILE).read_bytes())
     assert manifest["model_id"] == checkpoint.model_id
-    assert manifest["fingerprint"] == onnx_graph.fingerprint(checkpoint, "fp32")
+    assert manifest["fingerprint"] == onnx_graph.fingerprint(serving_checkpoint(checkpoint), "fp32")
     assert manifest["precision"] == "fp32"
     assert set(manifest["versions"]) == {"torch", "onnx", "onnxscript"}
     assert set(manifest["files"]) == {onnx_graph.GRAPH_FILE, onnx_graph.WEIGHTS_FILE}
@@ -69,10 +70,59 @@ def test_openvinos_graph_spares_the_conversion(
     (entry,) = output.iterdir()
     manifest = json.loads((entry / cache.MANIFEST_FILE).read_bytes())
     assert (manifest["engine"], manifest["model_id"]) == ("openvino", checkpoint.model_id)
-    assert f"engines/{entry.name}, and --engine openvino" in capsys.readouterr().out
-    shutil.copytree(entry, tmp_path / "cache" / entry.name)
-    monkeypatch.setattr(openvino_engine, "_converted_graph", lambda *_: pytest.fail("converted again"))
-    load_engine("openvino", checkpoint, cache_dir=tmp_path / "cache", precision="fp32")(pixels(1))
+    assert f"--engines {output} --engine openvino\n" in capsys.readouterr().out
+    monkeypatch.setattr(openvino_engine, "export_program", lambda *_: pytest.fail("converted again"))
+    located_by(checkpoint, tmp_path, output, "fp32").engine(pixels(1))
+
+
+def test_int8_says_what_it_costs(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, photos = tmp_path / "engines", tmp_path / "photos"
+    photos.mkdir()
+    picture = china_image()
+    for index in range(210):
+        picture.crop((index, index, 40 + index, 40 + index)).save(photos / f"{index}.jpg")
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    settings = CompileSettings(
+        "openvino",
+        str(output),
+        str(checkpoint.folder),
+        precision="int8",
+        photos=str(photos),
+        calibration_photos=210,
+    )
+    with pytest.raises(ValueError, match="has 210 readable photos, and int8 is to be made from 300"):
+        run(dataclasses.replace(settings, calibration_photos=300))
+    assert run(settings) == 0
+    printed = capsys.readouterr().out
+    assert "on 105 photos that ranges were not taken from, int8 beside fp32: " in printed
+    assert "% in the same cell, moved by " in printed
+    assert "--engine openvino --engine-precision int8\n" in printed
+    monkeypatch.setattr(openvino_engine, "export_program", lambda *_: pytest.fail("converted again"))
+    assert located_by(checkpoint, tmp_path, output, "int8").engine.precision == "int8"
+    for wrong in (
+        dataclasses.replace(settings, photos=None),
+        dataclasses.replace(settings, precision="auto"),
+        dataclasses.replace(settings, engine="onnx"),
+    ):
+        with pytest.raises(ValueError, match="int8"):
+            run(wrong)
+
+
+def located_by(checkpoint: Checkpoint, tmp_path: Path, engines: Path, precision: Precision) -> Locator:
+    """A Locator of another machine, that shares these engines."""
+    return Locator(
+        LocatorSettings(
+            str(checkpoint.folder),
+            checkpoint.model_id,
+            "r1",
+            engine="openvino",
+            engine_precision=precision,
+            engine_cache=tmp_path / "elsewhere",
+            engine_share=str(engines),
+        )
+    )
 
 
 @pytest.mark.skipif(tensorrt_engine.trt is not None, reason="TensorRT is here")

@@ -34,7 +34,7 @@ from pipeline.locator import model_folder
 from training import partition
 from training.dataset import PhotoStore
 
-_MATRIX_SIDE = 2048
+_MATRIX_SIDE = 1024
 _SAME_CELL_AIM = 0.995
 _CALIBRATION_PHOTOS = 300
 
@@ -59,6 +59,8 @@ class EngineBenchmark:
     """Folder of photos for that; the demo's little archive if not given."""
     threads: int | None = None
     """CPU threads of every engine; all if not given."""
+    training_photos: int = 4_720_000
+    """Synthetic photos that the network's cells are made from; by default as many as the paper's training set has."""
 
     def measure(self) -> int:
         """Print a line for each engine and batch size, then one for each engine's answers; return the exit code."""
@@ -69,7 +71,12 @@ class EngineBenchmark:
         torch.set_num_threads(threads)
         with tempfile.TemporaryDirectory(prefix="graticule-bench-") as name:
             folder = Path(name)
-            self._measure_speed(random_checkpoint(self.network, folder / "network"), wanted, threads, folder / "speed")
+            self._measure_speed(
+                random_checkpoint(self.network, folder / "network", self.training_photos),
+                wanted,
+                threads,
+                folder / "speed",
+            )
             self._measure_agreement(folder, wanted, threads)
         return 0
 
@@ -169,10 +176,12 @@ class Agreement:
         )
 
 
-def random_checkpoint(network: Literal["paper_swin_b", "small", "bundled", "tiny"], folder: Path) -> Checkpoint:
-    """Save a network with random weights, and cells such as the paper's training set gives, to `folder`."""
+def random_checkpoint(
+    network: Literal["paper_swin_b", "small", "bundled", "tiny"], folder: Path, training_photos: int
+) -> Checkpoint:
+    """Save a network with random weights, and the paper's levels of so many synthetic photos, to `folder`."""
     torch.manual_seed(0)
-    hierarchy = partition.build_hierarchy(*crowded_photos(4_720_000), partition.PRESETS["paper7"])
+    hierarchy = partition.build_hierarchy(*crowded_photos(training_photos), partition.PRESETS["paper7"])
     return Checkpoint.save(folder, GeoDecoder(train.NETWORKS[network](), hierarchy.class_counts), hierarchy)
 
 
@@ -223,7 +232,7 @@ def all_answers(engine: Engine, pixels_NHWC: NDArray[np.uint8]) -> NumpyAnswers:
 def _matrix_flop_per_s(dtype: torch.dtype) -> float:
     """Return how many floating-point operations a second one large matrix product makes, the best of three."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    side = 4 * _MATRIX_SIDE if device == "cuda" else _MATRIX_SIDE
+    side = 8 * _MATRIX_SIDE if device == "cuda" else _MATRIX_SIDE
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
 
     def product() -> None:

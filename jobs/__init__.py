@@ -4,6 +4,7 @@ exit code (0 done, 1 stopped, 2 usage, 3 finished with too many failures)."""
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -41,8 +42,15 @@ def run_command(settings_type: type[Settings], run: Callable[[Settings], int]) -
         print("error: " + "\n".join(printable(line) for line in str(error).split("\n")), file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:  # Ray's handler exits with the signal's number
+        is_terminated = isinstance(stop, SystemExit) and stop.code == signal.SIGTERM  # what Ray's handler exits with
+        if isinstance(stop, SystemExit) and not is_terminated:
             raise
         print("stopped: run the same command again to go on where it stopped", file=sys.stderr)
+        if is_terminated:
+            # Ray's library, interrupted in its own code, would abort the process on its way out.
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
         code = 1
     sys.exit(code)

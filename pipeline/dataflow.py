@@ -330,6 +330,7 @@ class _StageDatasink(Datasink[None]):
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
+        tables = [table for table in tables if table.num_rows]  # Ray makes blocks without columns of nothing
         if not tables:
             return
         rows = pa.concat_tables(tables).cast(schema.PHOTOS)

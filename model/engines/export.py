@@ -5,6 +5,7 @@ Shapes: B batch · H, W height and width · C 3 colours · K the finest level's 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import sys
@@ -46,11 +47,20 @@ class ServingGraph(nn.Module):
         return tuple(self.read_out(output))
 
 
+def plain_attention() -> contextlib.AbstractContextManager[None]:
+    """Attention by its plain kernel, for whatever traces a graph.
+
+    Fused kernels lay their output out in another order, on which an exported program's views would then rely; and torch
+    remembers such layouts for as long as the process lives.
+    """
+    return torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+
+
 def export_program(graph: ServingGraph) -> torch.export.ExportedProgram:
     """`graph` as one torch program whose batch size is free."""
     size = graph.image_size_px
     example_BHWC = torch.zeros((2, size, size, 3), dtype=torch.uint8)  # 2: torch.export takes 0 and 1 for constants
-    with torch.no_grad():
+    with torch.no_grad(), plain_attention():
         return torch.export.export(graph, (example_BHWC,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 

@@ -17,7 +17,7 @@ import torch
 from model.checkpoint import Checkpoint
 from model.engines import cache
 from model.engines import export as export_module
-from model.engines.export import ServingGraph, export_program, graph_fingerprint
+from model.engines.export import ServingGraph, export_program, graph_fingerprint, plain_attention
 from model.readout import Answers
 
 GRAPH_FILE = "graph.onnx"
@@ -77,7 +77,7 @@ def export(checkpoint: Checkpoint, precision: str, folder: Path) -> Path:
         # Torch traces twice, and takes over the first trace's views, which hold only if attention lays its output out
         # alike in both: so the same kernel always. Swin cannot be exported otherwise.
         torch.no_grad(),
-        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        plain_attention(),
         warnings.catch_warnings(),
     ):
         # torch 2.13 warns about its own copy of a LeafSpec when it decomposes the program.

@@ -18,7 +18,15 @@ import numpy.typing as npt
 
 from model.checkpoint import Checkpoint
 from model.engines import NumpyAnswers, Precision, cache
-from model.engines.export import ServingGraph, export_program, graph_fingerprint, manifest, no_answers, require_pixels
+from model.engines.export import (
+    ServingGraph,
+    export_program,
+    graph_fingerprint,
+    manifest,
+    no_answers,
+    plain_attention,
+    require_pixels,
+)
 from model.readout import Answers
 
 # `import openvino` reports itself to Google Analytics if this package is there; without it OpenVINO uses its own stub.
@@ -87,7 +95,7 @@ def converted(checkpoint: Checkpoint, cache_dir: Path, share: cache.Share | None
 
     def make(folder: Path) -> None:
         program = export_program(ServingGraph(checkpoint))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), plain_attention():
             # torch 2.13 warns about its own copy of a LeafSpec when OpenVINO decomposes the program.
             warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
             _save(openvino.convert_model(program), folder)

@@ -197,9 +197,9 @@ def head(uri: str) -> Entry:
     with builtin_errors(uri):
         if _obstore_takes(key):
             found = obstore.head(_store(bucket), key)
-            return Entry(uri, found["size"], _clean_etag(found["e_tag"]), _microseconds(found["last_modified"]))
+            return _entry(uri, found["size"], found["e_tag"], found["last_modified"])
         answer = _s3_client().head_object(Bucket=_s3_bucket(uri), Key=key)
-        return Entry(uri, answer["ContentLength"], _clean_etag(answer["ETag"]), _microseconds(answer["LastModified"]))
+        return _entry(uri, answer["ContentLength"], answer["ETag"], answer["LastModified"])
 
 
 def create_bytes(uri: str, data: bytes) -> str:
@@ -290,12 +290,7 @@ def list_files(uri: str) -> Iterator[Entry]:
         else:
             for chunk in obstore.list(_store(bucket), prefix):
                 for item in chunk:
-                    yield Entry(
-                        f"{bucket}/{item['path']}",
-                        item["size"],
-                        _clean_etag(item["e_tag"]),
-                        _microseconds(item["last_modified"]),
-                    )
+                    yield _entry(f"{bucket}/{item['path']}", item["size"], item["e_tag"], item["last_modified"])
 
 
 def _s3_page(client: Any, bucket: str, prefix: str, token: str | None, after: str | None) -> Page[Entry]:
@@ -303,20 +298,12 @@ def _s3_page(client: Any, bucket: str, prefix: str, token: str | None, after: st
     where = {"ContinuationToken": token} if token else {"StartAfter": after} if after else {}
     answer = client.list_objects_v2(Bucket=bucket, Prefix=prefix, **where)
     items = answer.get("Contents", ())
-    entries = [
-        Entry(
-            f"s3://{bucket}/{item['Key']}",
-            item["Size"],
-            _clean_etag(item["ETag"]),
-            _microseconds(item["LastModified"]),
-        )
-        for item in items
-    ]
+    entries = [_entry(f"s3://{bucket}/{x['Key']}", x["Size"], x["ETag"], x["LastModified"]) for x in items]
     return Page([item["Key"] for item in items], entries, answer.get("NextContinuationToken"))
 
 
-def _microseconds(time: dt.datetime) -> int:
-    return int(time.timestamp() * 1e6)
+def _entry(uri: str, size_bytes: int, etag: str, modified_at: dt.datetime) -> Entry:
+    return Entry(uri, size_bytes, _clean_etag(etag), int(modified_at.timestamp() * 1e6))
 
 
 def check_writable(uri: str) -> None:

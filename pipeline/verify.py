@@ -217,6 +217,9 @@ class _Run:
                     for batch in parquet.iter_batches(_ROWS_PER_BATCH, row_groups=[group]):
                         batch.validate(full=True)
                         rows = pa.Table.from_batches([batch])
+                        for name in added:
+                            field = schema.PHOTOS.field(name)
+                            rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
                         rules.take(rows)
                         self._take(rows)
                 except _UNREADABLE as error:

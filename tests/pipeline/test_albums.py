@@ -17,6 +17,7 @@ from model.geodesy import haversine_km
 from pipeline import albums, schema, storage
 from pipeline.albums import AlbumCounts, add_context
 from pipeline.context import ContextSettings
+from pipeline.places import Gazetteer
 from pipeline.precision import PrecisionName, coarsen
 from pipeline.publish import publish
 from pipeline.schema import ErrorCode
@@ -209,7 +210,7 @@ def test_coarse_rows_get_a_coarse_context(tmp_path: Path, precision: PrecisionNa
     rows = album()
     rows[0] |= {schema.EXIF_LAT_DEG: ROME[0] + 0.0123, schema.EXIF_LON_DEG: ROME[1] + 0.0123}
     stage = Stage(str(tmp_path), "r2")
-    stage.put_rows(coarsen(photos(rows), precision))
+    stage.put_rows(coarsen(photos(rows), precision, Gazetteer()))
     add_context(stage, [], CELLS, precision, ContextSettings())
     for row in rows_of(stage).values():
         lat_deg, lon_deg = row[schema.CONTEXT_LAT_DEG], row[schema.CONTEXT_LON_DEG]

@@ -302,7 +302,7 @@ def _s3_page(client: Any, bucket: str, prefix: str, token: str | None, after: st
     return Page([item["Key"] for item in items], entries, answer.get("NextContinuationToken"))
 
 
-def _entry(uri: str, size_bytes: int, etag: str, modified_at: dt.datetime) -> Entry:
+def _entry(uri: str, size_bytes: int, etag: str | None, modified_at: dt.datetime) -> Entry:
     return Entry(uri, size_bytes, _clean_etag(etag), int(modified_at.timestamp() * 1e6))
 
 

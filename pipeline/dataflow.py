@@ -294,12 +294,13 @@ def _process_reader(settings: ReaderSettings) -> IsolatedReader:
     return IsolatedReader(settings)
 
 
-def _read_rows(plan: pa.Table, settings: ReaderSettings, index: Any, stop_at_s: float | None) -> Iterator[pa.Table]:
+def _read_rows(plan: pa.Table, settings: ReaderSettings, index: Any, stop_at_s: float | None) -> pa.Table:
+    # No generator: Ray would not tell its errors, which are ours, from those that run_dataflow raises for the user.
     if stop_at_s is not None and time.time() >= stop_at_s:
-        return
+        return schema.READ.empty_table()
     read = _process_reader(settings)(plan)
     rows_N, contents, photo_ids = claims(read)
-    yield without_copies(read, rows_N, ray.get(index.claim.remote(contents, photo_ids)))
+    return without_copies(read, rows_N, ray.get(index.claim.remote(contents, photo_ids)))
 
 
 class _LocatorActor:
@@ -311,7 +312,7 @@ class _LocatorActor:
         self._locator = Locator(settings) if load is None else Locator(settings, load)
 
     def __call__(self, read: pa.Table) -> pa.Table:
-        return self._locator(read)
+        return self._locator(read) if read.num_rows else schema.PHOTOS.empty_table()
 
 
 class _StageDatasink(Datasink[None]):

@@ -68,7 +68,7 @@ def test_other_ways_find_the_same_cells(way: str, tmp_path: Path) -> None:
 @pytest.mark.skipif("GRATICULE_LONG_TESTS" not in os.environ, reason="takes minutes: set GRATICULE_LONG_TESTS=1")
 def test_prints_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     without = () if importlib.util.find_spec("daft") else ("daft",)
-    benchmark = WaysBenchmark(sizes=("640x480",), photos_each=24, without=without, to=tmp_path / "ways.json")
+    benchmark = WaysBenchmark(sizes=("640x480",), photos_each=96, without=without, to=tmp_path / "ways.json")
     assert benchmark.measure() == 0
     out = capsys.readouterr().out
     ways = [name for way, name in benchmark_ways._NAMES.items() if way not in without]

@@ -9,7 +9,6 @@ import contextlib
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,7 @@ def quantise(
         raise ValueError(f"int8 needs {LEAST_CALIBRATION_PHOTOS} photos to take ranges from, not {len(pixels_NHWC)}")
 
     def make(folder: Path) -> None:
-        with _results_apart():
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for results, not for NNCF's progress
             quantised = nncf.quantize(
                 openvino.Core().read_model(converted(checkpoint, cache_dir, share)),
                 nncf.Dataset([pixels_HWC[None] for pixels_HWC in pixels_NHWC]),
@@ -162,10 +161,3 @@ def _manifest(checkpoint: Checkpoint, precision: str) -> dict[str, object]:
 def _save(graph: Any, folder: Path) -> None:
     # compress_to_fp16 is save_model's default and would round the weights.
     openvino.save_model(graph, folder / GRAPH_FILE, compress_to_fp16=False)
-
-
-@contextlib.contextmanager
-def _results_apart() -> Iterator[None]:
-    """Keep NNCF's progress out of standard output, which is for results."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield

@@ -29,5 +29,4 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
-	$(BIN)/python -m jobs.benchmark s2
-	$(BIN)/python -m jobs.benchmark ways $(if $(PHOTOS),--photos "$(PHOTOS)")
+	$(BIN)/python -m jobs.benchmark all $(if $(PHOTOS),--photos "$(PHOTOS)") $(if $(RUNS),--runs $(RUNS)) $(if $(SAVE),--save "$(SAVE)")

@@ -23,9 +23,11 @@ from PIL import Image
 
 from jobs import run_command
 from jobs import train as train_job
+from jobs.benchmark_all import AllBenchmark
 from jobs.benchmark_decode import DecodeBenchmark
 from jobs.benchmark_engine import EngineBenchmark, crowded_photos
 from jobs.benchmark_fetch import FetchBenchmark
+from jobs.benchmark_figure import Figure, print_table, write
 from jobs.benchmark_places import PlacesBenchmark
 from jobs.benchmark_plan import PlanBenchmark
 from jobs.benchmark_query import QueryBenchmark
@@ -48,6 +50,8 @@ from training.recipe import Recipe
 from training.team import Team
 from training.trainer import Network, Photos, StreamedPhotos, Workers, fit
 
+_MOST_ISOLATION = 1.05
+
 
 @dataclass(frozen=True)
 class S2Benchmark:
@@ -58,8 +62,8 @@ class S2Benchmark:
     repeats: int = 5
     """Each is timed this often in turn and the best time counts: the machine may be busy."""
 
-    def measure(self) -> int:
-        """Print the speed ratio; return the exit code."""
+    def measure(self) -> list[Figure]:
+        """Print the speed ratio; return the figures."""
         try:
             import s2sphere
         except ImportError as error:
@@ -85,7 +89,8 @@ class S2Benchmark:
         print(f"numpy     {ours_per_s:>12,.0f} points/s  {1e6 / ours_per_s:6.3f} µs a point")
         print(f"s2sphere  {theirs_per_s:>12,.0f} points/s  {1e6 / theirs_per_s:6.3f} µs a point")
         print(f"ratio     {ours_per_s / theirs_per_s:>12.1f}")
-        return 0
+        ratio = ours_per_s / theirs_per_s
+        return [Figure("S2", "our encoder ÷ s2sphere", ours_per_s, theirs_per_s, ratio, "points/s", least=10)]
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,8 @@ class PartitionBenchmark:
     photos: int = 4_720_000
     """Synthetic photos, crowded in towns of very unequal size as real ones are."""
 
-    def measure(self) -> int:
-        """Print seconds and peak memory; return the exit code."""
+    def measure(self) -> list[Figure]:
+        """Print seconds and peak memory; return the figures."""
         lat_deg_N, lon_deg_N = crowded_photos(self.photos)
         start = time.perf_counter()
         hierarchy = partition.build_hierarchy(lat_deg_N, lon_deg_N, partition.PRESETS["paper7"])
@@ -105,7 +110,10 @@ class PartitionBenchmark:
         print(
             f"{self.photos:,} photos → cells {hierarchy.class_counts}: {seconds:.1f} s, process peak {peak_gb:.2f} GB"
         )
-        return 0
+        return [
+            Figure("partition", "seconds ÷ a minute", seconds, 60, seconds / 60, "s", most=1),
+            Figure("partition", "peak memory ÷ 4 GB", peak_gb, 4, peak_gb / 4, "GB", most=1),
+        ]
 
 
 @dataclass(frozen=True)
@@ -119,20 +127,21 @@ class IsolationBenchmark:
     repeats: int = 9
     """Both are timed this often in turn and the median of the ratios counts: the machine may be busy."""
 
-    def measure(self) -> int:
-        """Print photos a second and the cost, of time and of processor time; return the exit code."""
+    def measure(self) -> list[Figure]:
+        """Print photos a second and the cost, of time and of processor time; return the figures."""
         with tempfile.TemporaryDirectory(prefix="graticule-bench-") as name:
             folder = Path(name)
             if self.photos is None:
                 write_demo_archive(folder / "archive")
             given = [entry.uri for entry in storage.list_files(storage.absolute(self.photos or f"{name}/archive"))]
             print(f"{'':<16}{'photos':>7}{'plain/s':>9}{'isolated/s':>12}{'cost, time':>12}{'cost, CPU':>11}")
-            self._compare("folder", given * self.copies)
-            self._compare("640 × 480", _synthetic(folder / "small", (640, 480), 32) * 16 * self.copies)
-            self._compare("4000 × 3000", _synthetic(folder / "large", (4000, 3000), 8) * 4 * self.copies)
-        return 0
+            return [
+                self._compare("folder", given * self.copies),
+                self._compare("640 × 480", _synthetic(folder / "small", (640, 480), 32) * 16 * self.copies),
+                self._compare("4000 × 3000", _synthetic(folder / "large", (4000, 3000), 8) * 4 * self.copies),
+            ]
 
-    def _compare(self, name: str, uris: list[str]) -> None:
+    def _compare(self, name: str, uris: list[str]) -> Figure:
         settings = ReaderSettings(DecodeTarget(224, 224))
         rows = [{schema.PHOTO_ID: schema.photo_id(uri), schema.URI: uri} for uri in uris]
         plan = pa.Table.from_pylist(rows, schema=schema.MANIFEST)
@@ -158,6 +167,11 @@ class IsolationBenchmark:
             f"{name:<16}{len(uris):>7}{len(uris) / plain_s:>9.1f}{len(uris) / isolated_s:>12.1f}"
             f"{more_percent[0]:>+11.1f}%{more_percent[1]:>+10.1f}%"
         )
+        plain_ms, isolated_ms = 1000 * np.median(cost_N2P[:, :, 1], axis=0) / len(uris)
+        return Figure(
+            f"isolation, {name}", "core time isolated ÷ plain", isolated_ms, plain_ms, 1 + more_percent[1] / 100,
+            "core ms", most=_MOST_ISOLATION,
+        )  # fmt: skip
 
 
 def _cpu_s(child: int) -> float:
@@ -192,12 +206,12 @@ class TrainBenchmark:
     repeats: int = 2
     """The network alone is timed before and after each of so many runs together, and the median counts."""
 
-    def measure(self) -> int:
-        """Print photos a second and their ratios; return the exit code."""
+    def measure(self) -> list[Figure]:
+        """Print photos a second and their ratios; return the figures."""
         with tempfile.TemporaryDirectory(prefix="graticule-bench-") as folder:
             return self._measure(Path(folder))
 
-    def _measure(self, folder: Path) -> int:
+    def _measure(self, folder: Path) -> list[Figure]:
         if self.photos is None:
             write_demo_archive(folder / "archive")
         readable = _readable(storage.absolute(self.photos or str(folder / "archive")))
@@ -252,7 +266,11 @@ class TrainBenchmark:
             print(f"{name:<40}{per_s:>9.2f} photos/s")
         print(f"together ÷ the slower of the two  {together / min(ingest_per_s, network_alone):.2f}")
         print(f"2 workers ÷ 1 worker              {doubled / together:.2f}")
-        return 0
+        slower = min(ingest_per_s, network_alone)
+        return [
+            Figure("training", "together ÷ slower part", together, slower, together / slower, least=0.9),
+            Figure("training", "2 workers ÷ 1 worker", doubled, together, doubled / together),
+        ]
 
     def _steady_per_s(self, batches: Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]) -> float:
         at_s = [time.perf_counter() for _ in batches]
@@ -304,12 +322,20 @@ class Settings:
         | Annotated[SizeClusterBenchmark, tyro.conf.subcommand("size-cluster")]
         | Annotated[ScaleBenchmark, tyro.conf.subcommand("scale")]
         | Annotated[TrainBenchmark, tyro.conf.subcommand("train")]
+        | Annotated[AllBenchmark, tyro.conf.subcommand("all")]
     ]
+    to: Path | None = None
+    """Write the figures as JSON, too; give it before the benchmark's name."""
 
 
 def run(settings: Settings) -> int:
-    """Run the benchmark that the command line names; return the exit code."""
-    return settings.benchmark.measure()
+    """Run the benchmark that the command line names; return the figures."""
+    figures = settings.benchmark.measure()
+    if figures and not isinstance(settings.benchmark, AllBenchmark):
+        print_table(figures)
+    if settings.to is not None:
+        write(figures, settings.to)
+    return 0
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -23,6 +23,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from jobs.benchmark_figure import Figure
 from jobs.demo_photos import write_demo_archive
 from pipeline import storage
 from pipeline.decode import DecodeTarget, decode_photo
@@ -54,6 +55,7 @@ _FORMATS: dict[FormatName, tuple[str, tuple[int, int], dict[str, Any]]] = {
     "png": ("png", _LARGE_PX, {"compress_level": 3}),
     "tiff": ("tiff", _LARGE_PX, {"compression": "tiff_lzw"}),
 }
+_LEAST_OF_BARE = 0.9
 _SAME_PICTURE = 12.0
 """Mean difference of two ways' pixels, of 255, above which they do not do the same."""
 
@@ -75,8 +77,8 @@ class DecodeBenchmark:
     repeats: int = 7
     """All ways are timed this often in turn and the median counts. Processor time is: the machine may be busy."""
 
-    def measure(self) -> int:
-        """Print a line for each format; return the exit code."""
+    def measure(self) -> list[Figure]:
+        """Print a line for each format; return the figures."""
         if min(self.sample, self.image_size_px, self.repeats) < 1 or not self.formats:
             raise ValueError("give --sample, --image-size-px and --repeats of 1 or more, and at least one of --formats")
         for library, (module, package) in _LIBRARIES.items():
@@ -95,11 +97,13 @@ class DecodeBenchmark:
         columns = "".join(f"{name:>13}" for name in ("ours", "bare call", *libraries))
         print(f"{'':<22}{columns}{'ours ÷ bare':>13}{'÷ fastest':>11}  fastest")
         pictures = _pictures(self.photos, self.sample)
-        for format_name in self.formats:
-            self._compare(format_name, [_encoded(picture, format_name) for picture in pictures], libraries)
-        return 0
+        return [
+            figure
+            for format_name in self.formats
+            for figure in self._compare(format_name, [_encoded(x, format_name) for x in pictures], libraries)
+        ]
 
-    def _compare(self, format_name: FormatName, photos: list[bytes], libraries: list[Library]) -> None:
+    def _compare(self, format_name: FormatName, photos: list[bytes], libraries: list[Library]) -> list[Figure]:
         target = DecodeTarget(self.image_size_px, self.image_size_px)
         ways: dict[str, Callable[[bytes], Pixels]] = {
             "ours": lambda data: decode_photo(data, target).pixels_HWC,
@@ -131,6 +135,13 @@ class DecodeBenchmark:
             f"{per_s['ours'] / per_s[fastest]:>11.2f}  {fastest}",
             flush=True,
         )
+        return [
+            Figure(f"decode, {format_name}", f"ours ÷ {name}", per_s["ours"], other, per_s["ours"] / other, least=least)
+            for name, other, least in (
+                ("the bare call", per_s["bare"], _LEAST_OF_BARE),
+                ("the fastest other way", per_s[fastest], None),
+            )
+        ]
 
 
 def _pictures(folder: str | None, count: int) -> list[Image.Image]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from jobs import train
+from jobs.benchmark_figure import Figure
 from jobs.demo_photos import write_demo_archive
 from model.checkpoint import Checkpoint
 from model.engines import Engine, EngineName, NumpyAnswers, Precision, load_engine, openvino_engine
@@ -36,6 +37,7 @@ from training.dataset import PhotoStore
 
 _MATRIX_SIDE = 1024
 _SAME_CELL_AIM = 0.995
+_SHARE_AIM = 0.5
 _CALIBRATION_PHOTOS = 300
 
 
@@ -62,8 +64,8 @@ class EngineBenchmark:
     training_photos: int = 4_720_000
     """Synthetic photos that the network's cells are made from; by default as many as the paper's training set has."""
 
-    def measure(self) -> int:
-        """Print a line for each engine and batch size, then one for each engine's answers; return the exit code."""
+    def measure(self) -> list[Figure]:
+        """Print a line for each engine and batch size, then one for each engine's answers; return the figures."""
         if not self.engines or not self.batch_sizes or min(self.batch_sizes) < 1 or self.repeats < 1:
             raise ValueError("give at least one engine, batch sizes of 1 or more, and 1 or more repeats")
         wanted = [_parsed(name) for name in self.engines]
@@ -71,14 +73,13 @@ class EngineBenchmark:
         torch.set_num_threads(threads)
         with tempfile.TemporaryDirectory(prefix="graticule-bench-") as name:
             folder = Path(name)
-            self._measure_speed(
+            figures = self._measure_speed(
                 random_checkpoint(self.network, folder / "network", self.training_photos),
                 wanted,
                 threads,
                 folder / "speed",
             )
-            self._measure_agreement(folder, wanted, threads)
-        return 0
+            return figures + self._measure_agreement(folder, wanted, threads)
 
     def _measure_speed(
         self,
@@ -86,7 +87,7 @@ class EngineBenchmark:
         wanted: list[tuple[EngineName, Precision]],
         threads: int,
         cache_dir: Path,
-    ) -> None:
+    ) -> list[Figure]:
         size_px = checkpoint.config.preprocessing.image_size_px
         pixels_BHWC = np.random.default_rng(0).integers(
             0, 256, (max(self.batch_sizes), size_px, size_px, 3), dtype=np.uint8
@@ -100,6 +101,7 @@ class EngineBenchmark:
         print(f"{self.network}, {size_px} px, cells {cells}: {flop / 1e9:.1f} GFLOP a photo, {threads} threads")
         print(f"{'engine':<20}{'batch':>6}{'photos/s':>10}{'GFLOP/s':>9}{'matrix limit':>14}{'share':>7}{'÷ first':>9}")
         first: float | None = None
+        best: dict[str, Figure] = {}
         for engine in _loaded(wanted, checkpoint, threads, calibration_NHWC, cache_dir):
             dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32
             for batch_size in self.batch_sizes:
@@ -116,7 +118,14 @@ class EngineBenchmark:
                     f"{limit / 1e9:>14.0f}{share:>7.2f}{share / first:>9.2f}",
                     flush=True,
                 )
+                name = f"{engine.name} {engine.precision}"
+                if name not in best or share > best[name].ratio:
+                    best[name] = Figure(
+                        f"engine, {self.network}", f"{name} ÷ matrix limit", per_s * flop / 1e9, limit / 1e9, share,
+                        "GFLOP/s", least=_SHARE_AIM,
+                    )  # fmt: skip
         print("share: of that precision's matrix products, in the same minute; ÷ first: of such shares")
+        return list(best.values())
 
     def _beside_the_limit(
         self, engine: Engine, pixels_BHWC: NDArray[np.uint8], flop: int, dtype: torch.dtype
@@ -126,7 +135,9 @@ class EngineBenchmark:
         seconds = _seconds(lambda: engine(pixels_BHWC))
         return len(pixels_BHWC) / seconds, (before + _matrix_flop_per_s(dtype)) / 2
 
-    def _measure_agreement(self, folder: Path, wanted: list[tuple[EngineName, Precision]], threads: int) -> None:
+    def _measure_agreement(
+        self, folder: Path, wanted: list[tuple[EngineName, Precision]], threads: int
+    ) -> list[Figure]:
         checkpoint = Checkpoint.load(model_folder(self.model))
         if self.photos is None:
             write_demo_archive(folder / "archive")
@@ -136,12 +147,20 @@ class EngineBenchmark:
         unreadable = len(uris) - len(pixels_NHWC)
         print(f"\nanswers of {checkpoint.model_id} to {len(pixels_NHWC)} photos ({unreadable} unreadable)")
         exact: NumpyAnswers | None = None
+        figures: list[Figure] = []
         for engine in _loaded(wanted, checkpoint, threads, pixels_NHWC, folder / "agreement"):
             answers = all_answers(engine, pixels_NHWC)
             exact = exact or answers
             found = Agreement.of(answers, exact, checkpoint.hierarchy)
             verdict = "pass" if found.same_cell >= _SAME_CELL_AIM else "short"
             print(f"{engine.name + ' ' + engine.precision:<20}{found}  {verdict}", flush=True)
+            name = f"{engine.name} {engine.precision}, same finest cell"
+            subject = f"engine, {len(pixels_NHWC)} photos"
+            if answers is not exact:
+                figures.append(
+                    Figure(subject, name, found.same_cell, 1.0, found.same_cell, "share", least=_SAME_CELL_AIM)
+                )
+        return figures
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from jobs.benchmark_figure import Figure
 from pipeline import archives, schema, storage, store_clients
 from pipeline.fetch import Fetcher, FetchSettings
 
@@ -43,8 +44,8 @@ class FetchBenchmark:
     without: tuple[Client, ...] = ()
     """Leave these clients out."""
 
-    def measure(self) -> int:
-        """Print a line for each client; return the exit code."""
+    def measure(self) -> list[Figure]:
+        """Print a line for each client; return the figures."""
         if min(self.objects, self.size_bytes, self.repeats) < 1:
             raise ValueError("give --objects, --size-bytes and --repeats of 1 or more")
         if not self.output.startswith("s3://"):
@@ -63,7 +64,7 @@ class FetchBenchmark:
         finally:
             storage.delete_folder(folder)
 
-    def _measure(self, folder: str) -> int:
+    def _measure(self, folder: str) -> list[Figure]:
         photos = [os.urandom(self.size_bytes) for _ in range(self.objects)]
         with ThreadPoolExecutor(_FETCHES) as pool:
             uris = [storage.join(folder, "photos", f"{index:06d}.jpg") for index in range(self.objects)]
@@ -103,7 +104,14 @@ class FetchBenchmark:
             median_ms = float(np.median(taken_ms))
             each = requests[name] / self.objects
             print(f"{name:<24}{median_ms:>12.3f}{each:>15.2f}{median_ms / least_ms:>11.2f}")
-        return 0
+        ours_ms = float(np.median(cpu_ms["ours"]))
+        return [
+            Figure(f"fetch, {self.size_bytes:,} B", f"ours ÷ {name}", ours_ms, ms, ours_ms / ms, "core ms", most=most)
+            for name, ms, most in (
+                [("a millisecond", 1.0, 1.0)]
+                + [(name, float(np.median(cpu_ms[name])), None) for name in ways if not name.startswith("ours")]
+            )
+        ]
 
 
 def _all(get: Callable[[Any], Any], wanted: Sequence[Any]) -> list[Any]:

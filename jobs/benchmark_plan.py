@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.benchmark_figure import Figure
 from pipeline import schema
 from pipeline.plan import make_plan
 from pipeline.schema import Status
@@ -41,8 +42,8 @@ class PlanBenchmark:
     rows: tuple[int, ...] = (1_000_000, 3_000_000, 10_000_000)
     """Photos of each measurement; the growth is from one to the next."""
 
-    def measure(self) -> int:
-        """Print a line for each size; return the exit code."""
+    def measure(self) -> list[Figure]:
+        """Print a line for each size; return the figures."""
         if not self.rows or min(self.rows) < 1:
             raise ValueError(f"--rows {' '.join(map(str, self.rows))}: give numbers of 1 or more")
         print(f"{'photos':>12}{'photos/s':>10}{'wall s':>8}{'CPU s':>8}{'peak GB':>9}{'disk GB':>9}  growth")
@@ -66,7 +67,13 @@ class PlanBenchmark:
                 flush=True,
             )
             last = found
-        return 0
+        assert last is not None
+        millions = self.rows[-1] / 1e6
+        return [
+            Figure(f"plan, {self.rows[-1]:,}", "seconds ÷ 6 s a million", last.wall_s, 6 * millions,
+                   last.wall_s / (6 * millions), "s", most=1),
+            Figure(f"plan, {self.rows[-1]:,}", "peak memory ÷ 4 GB", last.peak_gb, 4.0, last.peak_gb / 4, "GB", most=1),
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.benchmark_figure import Figure
 from model import geodesy, s2
 from pipeline import schema, storage
 from pipeline.catalog import Catalog
@@ -49,8 +50,8 @@ class QueryBenchmark:
     repeats: int = 7
     """Each question is asked so often, in turn with the others, and the median time counts."""
 
-    def measure(self) -> int:
-        """Print a line for each question; return the exit code."""
+    def measure(self) -> list[Figure]:
+        """Print a line for each question; return the figures."""
         if self.rows < 1 or self.repeats < 1 or not 0 <= self.again <= 1:
             raise ValueError("give --rows and --repeats of 1 or more, and a share from 0 to 1 as --again")
         with tempfile.TemporaryDirectory(prefix="graticule-bench-") as folder:
@@ -71,6 +72,7 @@ class QueryBenchmark:
             size_mb = sum(file["size_bytes"] for file in files) / 1e6
             print(f"{self.rows:,} photos in {len(files)} files of {size_mb:,.0f} MB, opened in {opening_s:.2f} s")
             print(f"{'':<30}{'photos':>10}{'row groups':>12}{'ms':>9}{'÷ all':>8}")
+            figures = []
             all_s = float(np.median(taken_s["all photos"]))
             for name, query in queries.items():
                 median_s = float(np.median(taken_s[name]))
@@ -78,7 +80,11 @@ class QueryBenchmark:
                 reading = catalog.reading(query)
                 groups = f"{reading.row_groups} of {reading.row_groups_in_files}"
                 print(f"{name:<30}{count:>10,}{groups:>12}{1000 * median_s:>9.1f}{median_s / all_s:>8.2f}")
-        return 0
+                figures.append(
+                    Figure(f"query, {self.rows:,} rows", f"{name} ÷ all photos", 1000 * median_s, 1000 * all_s,
+                           median_s / all_s, "ms")
+                )  # fmt: skip
+            return figures
 
 
 def publish_synthetic(output: str, run_id: str, numbers: Sequence[int]) -> None:

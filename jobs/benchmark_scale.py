@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from jobs.benchmark_figure import Figure
 from model.checkpoint import Checkpoint
 from model.engines import NumpyAnswers
 from model.readout import TOP_CELLS
@@ -44,6 +45,8 @@ _SIZE_PX = 16
 _LINKS, _MANIFEST, _OUTPUT = "links", "manifest.parquet", "output"
 _MARK = "GRATICULE_BENCHMARK"
 _INTERVAL_S = 0.5
+_MOST_CORE_MS = 1.0
+"""A photo may cost in everything that is neither decode nor engine."""
 _STEADY = (0.25, 0.95)
 """Of the rows, in the order in which they are made: before, processes are starting; after, the last of them idle."""
 _PARTS = ("driver", "workers", "decoders", "engines", "Ray")
@@ -64,8 +67,8 @@ class ScaleBenchmark:
     limit_minutes: float = 8.0
     """A run that would take longer, by the rate of the one before it, is left out, and said to be."""
 
-    def measure(self) -> int:
-        """Print a line for each run, then growth; return the exit code."""
+    def measure(self) -> list[Figure]:
+        """Print a line for each run, then growth; return the figures."""
         if min(*self.workers, *self.photos_counts, 9) < 1:
             raise ValueError("give --workers and --photos-counts of 1 or more")
         print(f"{os.cpu_count()} cores; core-ms a photo are of the steady middle of a run, all processes")
@@ -93,7 +96,12 @@ class ScaleBenchmark:
                 + ", ".join(f"{name} {value:+.2f}" for name, value in per_million.items())
                 + " GB a million more photos"
             )
-        return 0
+        return [
+            Figure(f"scale, {run.photos:,} photos", f"core ms of all but decode, {run.workers} workers",
+                   sum(run.core_ms.values()) - run.core_ms["decoders"], _MOST_CORE_MS,
+                   (sum(run.core_ms.values()) - run.core_ms["decoders"]) / _MOST_CORE_MS, "core ms", most=1)
+            for run in measured
+        ]  # fmt: skip
 
 
 class NullEngine:

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import torch
 import tyro
 
+from jobs.benchmark_figure import Figure
 from jobs.cluster_sizing import Archive, Costs, Node, cpu_node, gpu_node, size
 from model.checkpoint import Checkpoint
 from model.engines import Engine, EngineName, NumpyAnswers
@@ -82,8 +83,8 @@ class SizeClusterBenchmark:
     fetch: FetchSettings = field(default_factory=FetchSettings)
     limits: DecodeLimits = field(default_factory=DecodeLimits)
 
-    def measure(self) -> int:
-        """Print costs, needs, clusters and what to type; return the exit code."""
+    def measure(self) -> list[Figure]:
+        """Print costs, needs, clusters and what to type; return no figures: nothing is compared."""
         cores = self._checked_cores()
         listed = list_archive(
             (storage.absolute(source) for source in self.photos),
@@ -121,7 +122,7 @@ class SizeClusterBenchmark:
             print(f"for {self.nodes[-1]} nodes: {node.flags(self.nodes[-1])}")
         if rate is None:
             print("\nGPU nodes: unknown, as there is no GPU here: give --gpu-photos-per-s what one locates")
-        return 0
+        return []
 
     def _checked_cores(self) -> int:
         if not self.photos:

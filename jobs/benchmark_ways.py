@@ -29,7 +29,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +37,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jobs import train as train_job
+from jobs.benchmark_figure import Figure
 from jobs.demo_photos import write_demo_archive
 from model.checkpoint import Checkpoint
 from model.engines import load_engine
@@ -95,11 +96,9 @@ class WaysBenchmark:
     """Photos of our longer run, instead of what --seconds-each makes of it; others get fewer, by their aims."""
     without: tuple[Way, ...] = ()
     """Leave out these other ways."""
-    to: Path | None = None
-    """Write the figures as JSON, too."""
 
-    def measure(self) -> int:
-        """Print the table; return the exit code. ValueError where a package is missing or a way does other work."""
+    def measure(self) -> list[Figure]:
+        """Print a line for each way; return the figures. ValueError: a package is missing, a way does other work."""
         ways = [way for way in _NAMES if way not in self.without]
         for way in ways:
             _require(way)
@@ -114,14 +113,7 @@ class WaysBenchmark:
                 megabytes = statistics.fmean(os.path.getsize(path) for path in made) / 1e6
                 print(f"\n{size}: {len(made)} different photos of {megabytes:.2f} MB", flush=True)
                 figures += _Comparison(self, size, made, checkpoint, Path(folder) / f"{size}-runs").figures(ways)
-        print(f"\n{'':<58}{'ratio':>8}  aim")
-        for figure in figures:
-            print(f"{figure.photos + ': ' + figure.name:<58}{figure.ratio:>8.2f}  {figure.verdict}")
-        if self.to is not None:
-            self.to.write_text(
-                json.dumps([asdict(figure) | {"verdict": figure.verdict} for figure in figures], indent=2)
-            )
-        return 0
+        return figures
 
     def _checkpoint(self, folder: Path) -> Checkpoint:
         if self.network == "bundled":
@@ -136,28 +128,6 @@ class WaysBenchmark:
         hierarchy = partition.build_hierarchy(lat_deg_N, lon_deg_N, config)
         model = GeoDecoder(train_job.NETWORKS[self.network](), hierarchy.class_counts).eval()
         return Checkpoint.save(folder / self.network, model, hierarchy, name=self.network.replace("_", "-"))
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A ratio, what it must at least (or at most) be, and the two numbers it is made of, in photos/s or ms a photo."""
-
-    photos: str
-    name: str
-    value: float
-    comparator: float
-    ratio: float
-    least: float | None = None
-    most: float | None = None
-
-    @property
-    def verdict(self) -> str:
-        """The aim and whether it is met, or nothing where there is none."""
-        if self.least is not None:
-            return f"≥ {self.least:g}  {'pass' if self.ratio >= self.least else 'short'}"
-        if self.most is not None:
-            return f"< {self.most:g}  {'pass' if self.ratio < self.most else 'short'}"
-        return ""
 
 
 @dataclass(frozen=True)
@@ -202,6 +172,7 @@ class _Comparison:
         self._benchmark, self._size, self._made, self._folder = benchmark, size, made, folder
         self._checkpoint = checkpoint
         self._model = str(checkpoint.folder.resolve())
+        self._subject = f"{benchmark.network}, {size}"
         folder.mkdir()
 
     def figures(self, ways: list[Way]) -> list[Figure]:
@@ -224,9 +195,9 @@ class _Comparison:
         _print_way("Graticule", counts, ours)
         figures = [
             self._figure("Graticule ÷ ceiling", ours.per_s, ceiling_per_s, "ceiling"),
-            Figure(self._size, "core ms a photo beside decode and engine", ours.own_ms, needed_ms,
-                   ours.own_ms - needed_ms, most=_MOST_OVERHEAD_MS),
-            Figure(self._size, "whole command, its start too ÷ ceiling", more.taken.per_s, ceiling_per_s,
+            Figure(self._subject, "core ms beside decode and engine", ours.own_ms, needed_ms,
+                   ours.own_ms - needed_ms, "core ms, less", most=_MOST_OVERHEAD_MS),
+            Figure(self._subject, "whole command, its start too ÷ ceiling", more.taken.per_s, ceiling_per_s,
                    more.taken.per_s / ceiling_per_s),
         ]  # fmt: skip
         for way in ways:
@@ -241,7 +212,7 @@ class _Comparison:
         return figures
 
     def _figure(self, name: str, value: float, comparator: float, aim: str) -> Figure:
-        return Figure(self._size, name, value, comparator, value / comparator, _AIMS[aim].get(self._size))
+        return Figure(self._subject, name, value, comparator, value / comparator, least=_AIMS[aim].get(self._size))
 
     def _links(self, name: str, count: int) -> list[str]:
         folder = self._folder / name

@@ -13,7 +13,7 @@ EXTRA = ("opencv", "pyvips", "imagecodecs")
 
 def test_prints_a_line_for_each_format(capsys: pytest.CaptureFixture[str]) -> None:
     formats = ("jpeg-640", "jpeg-640-progressive", "heic", "png")
-    assert DecodeBenchmark(formats=formats, without=EXTRA, sample=1, repeats=1).measure() == 0
+    DecodeBenchmark(formats=formats, without=EXTRA, sample=1, repeats=1).measure()
     without, _, header, *lines = capsys.readouterr().out.splitlines()
     assert without == "without opencv, pyvips, imagecodecs"
     assert header.split()[:4] == ["ours", "bare", "call", "simplejpeg"]
@@ -29,7 +29,7 @@ def test_each_library_makes_the_same_picture() -> None:
     """`measure` compares them itself and raises where one does not."""
     for module in ("cv2", "pyvips", "imagecodecs"):
         pytest.importorskip(module, reason='pip install "graticule[bench]"')
-    assert DecodeBenchmark(formats=("jpeg-640", "webp", "avif", "tiff"), sample=1, repeats=1).measure() == 0
+    DecodeBenchmark(formats=("jpeg-640", "webp", "avif", "tiff"), sample=1, repeats=1).measure()
 
 
 def test_a_missing_library_is_named_with_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ def test_prints_speed_and_agreement_of_each_engine(tiny_checkpoint: Path, capsys
         training_photos=100_000,
         model=str(tiny_checkpoint),
     )
-    assert benchmark.measure() == 0
+    benchmark.measure()
     speed, agreement = capsys.readouterr().out.split("\n\n")
     lines = speed.splitlines()
     assert re.match(r"tiny, 32 px, cells \(\d+(, \d+){6}\): 0.0 GFLOP a photo", lines[0])

@@ -15,7 +15,7 @@ def test_prints_a_line_for_each_client_and_removes_its_objects(
     s3_bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = f"s3://{s3_bucket}/bench"
-    assert FetchBenchmark(output, objects=20, size_bytes=100_000, repeats=1, without=("s3fs",)).measure() == 0
+    FetchBenchmark(output, objects=20, size_bytes=100_000, repeats=1, without=("s3fs",)).measure()
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["without s3fs", "20 objects of 100,000 bytes, 16 at once"]
     requests_each = {line[:24].strip(): float(line[24:].split()[1]) for line in lines[3:]}

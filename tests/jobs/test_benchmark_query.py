@@ -10,7 +10,7 @@ from pipeline import geoparquet
 
 def test_prints_a_line_for_each_question(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(geoparquet, "ROWS_PER_GROUP", 500)
-    assert QueryBenchmark(rows=10_000, again=0.1, repeats=1).measure() == 0
+    QueryBenchmark(rows=10_000, again=0.1, repeats=1).measure()
     first, _, *lines = capsys.readouterr().out.splitlines()
     assert first.startswith("10,000 photos in 2 files of ")
     assert "10,000    22 of 22" in lines[0]

@@ -18,7 +18,7 @@ def test_prints_a_line_for_each_margin(tmp_path: Path, capsys: pytest.CaptureFix
         (tmp_path / f"{index}.jpg").write_bytes(encode(picture, "jpeg", quality=92))
     (tmp_path / "small.jpg").write_bytes(encode(china_image().resize((300, 220)), "jpeg"))
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no photo")
-    assert ShrinkBenchmark(photos=str(tmp_path), margins=(1.0, 2.0)).measure() == 0
+    ShrinkBenchmark(photos=str(tmp_path), margins=(1.0, 2.0)).measure()
     first, _, *lines = capsys.readouterr().out.splitlines()
     assert first.startswith("2 photos that are shrunk first, by graticule-first-light")
     by_name = {line[:24].strip(): line[24:].split() for line in lines}

@@ -5,7 +5,6 @@ Shapes: B batch, C 3 colours, S input size in pixels, D width of the features.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,7 @@ import torch
 from torch import Tensor
 
 from model.backbone import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
-
-# `import openvino` would report itself to Google Analytics if this package were there.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-import openvino  # noqa: E402
+from model.engines.openvino_engine import core
 
 
 class Teacher:
@@ -28,10 +24,10 @@ class Teacher:
     def __init__(self, onnx_file: Path, threads: int | None = None) -> None:
         settings = {"PERFORMANCE_HINT": "LATENCY", **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
         try:
-            network = openvino.Core().read_model(onnx_file)
+            network = core().read_model(onnx_file)
             shape, out = network.input().partial_shape, network.output().partial_shape
             self.size_px, self.width = shape[2].get_length(), out[1].get_length()
-            self._request = openvino.Core().compile_model(network, "CPU", settings).create_infer_request()
+            self._request = core().compile_model(network, "CPU", settings).create_infer_request()
         except (RuntimeError, IndexError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"{onnx_file} is not an ONNX network from images to features: {reason}") from error

@@ -6,6 +6,7 @@ Shapes: N photos · B batch · H, W height and width · C 3 colours.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import tempfile
 import warnings
@@ -58,8 +59,7 @@ class OpenVinoEngine:
         precision: Precision = "auto",
         share: cache.Share | None = None,
     ) -> None:
-        core = openvino.Core()
-        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        has_bf16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and not has_bf16:
             raise ValueError("this processor does not compute in bf16: use precision auto or fp32")
         self.precision: str = precision if precision != "auto" else ("bf16" if has_bf16 else "fp32")
@@ -78,7 +78,7 @@ class OpenVinoEngine:
                 graph = _quantised_before(checkpoint, folder, share)
             else:
                 graph = converted(checkpoint, folder, share)
-            compiled = core.compile_model(core.read_model(graph), "CPU", settings)
+            compiled = core().compile_model(core().read_model(graph), "CPU", settings)
         self._request = compiled.create_infer_request()
 
     def __call__(self, pixels_BHWC: npt.NDArray[np.uint8]) -> NumpyAnswers:
@@ -87,6 +87,16 @@ class OpenVinoEngine:
             return no_answers(self)
         results = self._request.infer([np.ascontiguousarray(pixels_BHWC)])
         return Answers(*(results[output] for output in range(len(Answers._fields))))
+
+
+@functools.cache
+def core() -> openvino.Core:
+    """Return this process's one OpenVINO, which stays until the process ends.
+
+    Its CPU plugin gives the thread that loads it a stack for signals, and on its end puts back the one before. Of two
+    whose lives overlap, the first one's is put back when it is gone already: the next Ctrl-C is a segmentation fault.
+    """
+    return openvino.Core()
 
 
 def converted(checkpoint: Checkpoint, cache_dir: Path, share: cache.Share | None = None) -> Path:
@@ -127,7 +137,7 @@ def quantise(
     def make(folder: Path) -> None:
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for results, not for NNCF's progress
             quantised = nncf.quantize(
-                openvino.Core().read_model(converted(checkpoint, cache_dir, share)),
+                core().read_model(converted(checkpoint, cache_dir, share)),
                 nncf.Dataset([pixels_HWC[None] for pixels_HWC in pixels_NHWC]),
                 model_type=nncf.ModelType.TRANSFORMER,
                 subset_size=len(pixels_NHWC),

@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from model.backbone import BackboneConfig
 from model.checkpoint import Checkpoint
 from model.engines import Engine, NumpyAnswers, load_engine
 from model.engines.export import ServingGraph, export_program, graph_fingerprint
-from model.engines.openvino_engine import openvino, quantise
+from model.engines.openvino_engine import core, openvino, quantise
 from model.engines.torch_engine import GPU_BATCH_SIZE
 from model.geodecoder import GeoDecoder, tiny
 from model.hierarchy import Hierarchy
@@ -236,6 +238,31 @@ def test_openvino_reports_to_nobody() -> None:
     assert openvino.tools.ovc.convert_impl.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
 
 
+COME_AND_GO = """
+import os, signal, sys, time
+from pathlib import Path
+from model.checkpoint import Checkpoint
+from model.engines import load_engine
+checkpoint = Checkpoint.load(Path(sys.argv[1]))
+one, other = (load_engine("openvino", checkpoint, precision="fp32", cache_dir=Path(sys.argv[2])) for _ in range(2))
+del one
+del other
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.usefixtures("openvino_engine")
+def test_ctrl_c_is_heard_when_engines_have_come_and_gone(checkpoint: Checkpoint, cache_dir: Path) -> None:
+    command = [sys.executable, "-c", COME_AND_GO, str(checkpoint.folder), str(cache_dir)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "interrupted\n")  # -11, a segmentation fault, with an OpenVINO each
+
+
 @pytest.mark.usefixtures("openvino_engine")
 def test_choosing_an_engine(checkpoint: Checkpoint, cache_dir: Path) -> None:
     engine = load_engine("auto", checkpoint, cache_dir=cache_dir)
@@ -253,7 +280,7 @@ def test_choosing_an_engine(checkpoint: Checkpoint, cache_dir: Path) -> None:
 
 @pytest.mark.usefixtures("openvino_engine")
 def test_openvino_refuses_bf16_that_the_processor_lacks(checkpoint: Checkpoint, cache_dir: Path) -> None:
-    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         assert load_engine("openvino", checkpoint, cache_dir=cache_dir, precision="bf16").precision == "bf16"
     else:
         with pytest.raises(ValueError, match="does not compute in bf16"):

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from jobs.demo_photos import write_demo_archive
 from model.checkpoint import Checkpoint
-from model.engines import NumpyAnswers, load_engine, onnx_graph
-from model.engines.openvino_engine import openvino
+from model.engines import NumpyAnswers, load_engine, onnx_graph, openvino_engine
 from model.geodesy import haversine_km
 from model.readout import Answers
 from pipeline import schema, storage
@@ -74,7 +73,7 @@ def by_onnxruntime(graph: Path, pixels_BHWC: NDArray[np.uint8]) -> NumpyAnswers:
 
 
 def by_openvino(graph: Path, pixels_BHWC: NDArray[np.uint8]) -> NumpyAnswers:
-    core = openvino.Core()
+    core = openvino_engine.core()
     compiled = core.compile_model(core.read_model(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     results = compiled([np.ascontiguousarray(pixels_BHWC)])
     return Answers(*(results[name] for name in Answers._fields))

@@ -16,7 +16,9 @@ AIRFLOW = REPOSITORY / "infra" / "airflow"
 
 
 def night(cluster: RayCluster, name: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    script = f"from submitted_night import run_night; run_night({cluster.dashboard_url!r}, {name!r}, {arguments!r}, 0.5)"
+    script = (
+        f"from submitted_night import run_night; run_night({cluster.dashboard_url!r}, {name!r}, {arguments!r}, 0.5)"
+    )
     environment = {key: value for key, value in cluster.environment.items() if key != "RAY_ADDRESS"}
     return subprocess.run(
         [sys.executable, "-c", script], cwd=AIRFLOW, env=environment, capture_output=True, text=True, check=False,

@@ -102,7 +102,9 @@ def test_secrets_stay_where_they_are(tiny_checkpoint: Path, tmp_path: Path) -> N
     try:
         with process_list() as command_lines:
             start_s = time.monotonic()
-            run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, check=False, timeout=240)
+            run = subprocess.run(
+                command, cwd=REPOSITORY, env=environment, capture_output=True, check=False, timeout=240
+            )
         assert run.returncode == 0, run.stderr.decode()
         assert b"could not be posted" in run.stderr
         assert b"not_found" in run.stdout

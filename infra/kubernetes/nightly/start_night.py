@@ -114,7 +114,7 @@ def main() -> int:
     host, port = (os.environ.get(f"KUBERNETES_SERVICE_{name}", "") for name in ("HOST", "PORT"))
     address = f"[{host}]" if ":" in host else host
     parser.add_argument("--template", required=True, help="name of the suspended RayJob")
-    parser.add_argument("--server", default=f"https://{address}:{port}", help="Kubernetes' address; the pod's by default")
+    parser.add_argument("--server", default=f"https://{address}:{port}", help="Kubernetes' address; a pod knows it")
     parser.add_argument("--credentials", type=Path, default=CREDENTIALS, help="folder with namespace, token and ca.crt")
     arguments = parser.parse_args()
     try:

@@ -218,6 +218,8 @@ def _locator_pool(cluster: ClusterSettings, size: ClusterSize) -> tuple[int, flo
 
     ValueError for what the cluster doesn't have: Ray would wait for it for ever.
     """
+    if size.cpus == 0:  # a head without work, and its workers are not there yet
+        raise ValueError("the cluster has no CPUs to read photos with: start workers, or wait until they have joined")
     if cluster.readers is not None and cluster.readers > size.cpus:
         raise ValueError(f"--cluster.readers {cluster.readers}: the cluster has {size.cpus} CPUs, and each takes one")
     nodes = max(1, size.cpus // size.largest_node_cpus)

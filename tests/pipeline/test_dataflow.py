@@ -41,6 +41,7 @@ def test_an_engine_never_asks_for_exactly_what_a_reading_task_asks_for(settings:
         (ClusterSettings(locators=9), GPUS, "--cluster.locators 9"),
         (ClusterSettings(locator_cpus=2), GPUS, "--cluster.locator-cpus"),
         (ClusterSettings(locator_cpus=16), NODES, "a smaller --cluster.locators or --cluster.locator-cpus"),
+        (ClusterSettings(), ClusterSize(cpus=0, gpus=0, largest_node_cpus=0), "no CPUs to read photos with"),
     ],
 )
 def test_what_the_cluster_does_not_have_is_refused(settings: ClusterSettings, size: ClusterSize, flag: str) -> None:

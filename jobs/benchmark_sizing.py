@@ -29,7 +29,7 @@ from model.engines import Engine, EngineName, NumpyAnswers
 from pipeline import geoparquet, schema, storage
 from pipeline.decode import DecodeLimits, DecodeTarget
 from pipeline.fetch import Fetcher, FetchSettings
-from pipeline.isolation import Decoded
+from pipeline.isolation import Answer
 from pipeline.locator import EngineLoader, Locator, LocatorSettings, model_folder
 from pipeline.manifest import read_manifest
 from pipeline.reader import IsolatedReader, ReaderSettings
@@ -360,8 +360,8 @@ class _MeteredReader(IsolatedReader):
             raise came
         return came
 
-    def _decode(self, photos: list[bytes]) -> list[Decoded | PhotoError]:
-        answers: list[Decoded | PhotoError] = []
+    def _decode(self, photos: list[bytes]) -> list[Answer]:
+        answers: list[Answer] = []
         for data in photos:
             start_s = _children_s(self.decoder.pid)
             answers += self.decoder([data])

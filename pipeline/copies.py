@@ -24,7 +24,10 @@ def settle(stage: staging.Stage, published_files: Sequence[str]) -> int:
     copy_files, row_files = stage.copy_files(), stage.row_files()
     if not copy_files or not (row_files or published_files):
         return 0
-    own = (schema.PHOTO_ID, schema.URI, schema.ETAG, schema.RUN_ID, schema.PROCESSED_AT, *schema.CONTEXT)
+    own = (
+        *(schema.PHOTO_ID, schema.URI, schema.ETAG, schema.RUN_ID, schema.PROCESSED_AT, schema.READ_SECONDS),
+        *schema.CONTEXT,
+    )
     columns = ", ".join(f"{'copies' if name in own else 'answers'}.{name}" for name in schema.PHOTOS.names)
     settled = 0
     with connect(stage.folder) as connection:
@@ -33,7 +36,8 @@ def settle(stage: staging.Stage, published_files: Sequence[str]) -> int:
         answered = connection.sql(
             f"""
             WITH copies AS (
-                SELECT * FROM read_parquet($copy_files)
+                SELECT * FROM (
+                    FROM no_rows UNION ALL BY NAME FROM read_parquet($copy_files, union_by_name = true))
                 QUALIFY row_number() OVER (PARTITION BY photo_id ORDER BY processed_at DESC) = 1),
             unsettled AS (
                 SELECT * FROM copies WHERE NOT EXISTS (

@@ -25,6 +25,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
@@ -41,6 +42,9 @@ Decode = Callable[[bytes, DecodeTarget, DecodeLimits], DecodedPhoto]
 
 Decoded = tuple[PhotoFacts, bytes]
 """A photo's facts and its RGB pixels, row by row."""
+
+Answer = tuple[Decoded | PhotoError, float]
+"""What became of a photo, and the seconds that its decoding took (the last time, where it ended its decoder)."""
 
 _STARTS = 3
 _READY = b"ready"
@@ -99,7 +103,7 @@ class IsolatedDecoder:
         self._order = order
         self._child: _Child | None = _Child(order)  # by the time a first photo is fetched, it is up
 
-    def __call__(self, photos: Sequence[bytes]) -> list[Decoded | PhotoError]:
+    def __call__(self, photos: Sequence[bytes]) -> list[Answer]:
         """Decode photos, one after the other, to an answer each.
 
         A `PhotoError` is what `decode_photo` would have raised, or says that the decoder crashed or took too long.
@@ -112,10 +116,10 @@ class IsolatedDecoder:
             return answers
         at = answers.at
         again = self._asked([photos[at]])  # alone, in the fresh child
-        suspect = [self._blame(again)] if isinstance(again, _Death) else again
+        suspect = [(self._blame(again), again.after_s)] if isinstance(again, _Death) else again
         return [*self(photos[:at]), *suspect, *self(photos[at + 1 :])]
 
-    def _asked(self, photos: Sequence[bytes]) -> list[Decoded | PhotoError] | _Death:
+    def _asked(self, photos: Sequence[bytes]) -> list[Answer] | _Death:
         child = self._ready_child()
         try:
             answers = child.ask(photos)
@@ -170,15 +174,17 @@ def serve(socket_descriptor: int, memory_descriptor: int) -> None:
         link.send(_READY)
         while True:
             layout: _Layout = pickle.loads(link.receive())
-            answers: list[PhotoFacts | PhotoError | _Bug] = []
+            answers: list[tuple[PhotoFacts | PhotoError | _Bug, float]] = []
             for index in range(len(layout.photo_bytes)):
                 memory.mark(layout, index)
+                start_s = time.perf_counter()
                 answer = _answer(memory.photo(layout, index), order, limit)
                 if isinstance(answer, DecodedPhoto):
                     memory.put_pixels(layout, index, answer.pixels_HWC)
-                    answers.append(PhotoFacts(answer.format, answer.width_px, answer.height_px, answer.exif))
+                    facts = PhotoFacts(answer.format, answer.width_px, answer.height_px, answer.exif)
+                    answers.append((facts, time.perf_counter() - start_s))
                     continue
-                answers.append(answer)
+                answers.append((answer, time.perf_counter() - start_s))
                 if isinstance(answer, _Bug):
                     break
             link.send(pickle.dumps(answers))
@@ -212,10 +218,12 @@ class _Bug:
 
 @dataclass(frozen=True)
 class _Death:
-    """How the child ended (a signal's number, negative, or an exit status, as subprocess has it) and at which photo."""
+    """How the child ended (a signal's number, negative, or an exit status, as subprocess has it), at which photo and
+    how long after it was asked."""
 
     returncode: int
     at: int = 0
+    after_s: float = 0.0
 
     def __str__(self) -> str:
         if self.returncode >= 0:
@@ -262,17 +270,22 @@ class _Child:
         self._is_ready = True
         return None
 
-    def ask(self, photos: Sequence[bytes]) -> list[Decoded | PhotoError] | _Death:
+    def ask(self, photos: Sequence[bytes]) -> list[Answer] | _Death:
         """Return the child's answer to each photo, or how it ended over one of them."""
         layout = self._memory.put_photos(photos)
+        start_s = time.perf_counter()
         try:
             self._link.send(pickle.dumps(layout))
-            answers: list[PhotoFacts | PhotoError | _Bug] = pickle.loads(self._link.receive())
+            answers: list[tuple[PhotoFacts | PhotoError | _Bug, float]] = pickle.loads(self._link.receive())
         except (EOFError, ConnectionError):
-            return _Death(self.process.wait(), self._memory.marked(layout))
+            returncode = self.process.wait()
+            return _Death(returncode, self._memory.marked(layout), time.perf_counter() - start_s)
         return [
-            (answer, self._memory.pixels(layout, index)) if isinstance(answer, PhotoFacts) else _raised(answer)
-            for index, answer in enumerate(answers)
+            (
+                (answer, self._memory.pixels(layout, index)) if isinstance(answer, PhotoFacts) else _raised(answer),
+                taken_s,
+            )
+            for index, (answer, taken_s) in enumerate(answers)
         ]
 
 

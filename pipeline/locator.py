@@ -116,7 +116,9 @@ class Locator:
         is_broken[rows_N[~finite_N]] = True
 
         now = dt.datetime.now(dt.UTC)
-        columns = {name: read.column(name) for name in schema.READ.names if name != schema.PIXELS_HWC}
+        columns = {name: read.column(name) for name in schema.READ.names if name in schema.PHOTOS.names}
+        decode_seconds = pc.fill_null(read.column(schema.DECODE_SECONDS), 0.0)  # of what was never fetched
+        columns[schema.READ_SECONDS] = pc.add(read.column(schema.FETCH_SECONDS), decode_seconds)
         broken = pa.array(is_broken)
         columns[schema.ERROR_CODE] = pc.if_else(broken, str(ErrorCode.MODEL_FAILED), columns[schema.ERROR_CODE])
         columns[schema.ERROR_MESSAGE] = pc.if_else(

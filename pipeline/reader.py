@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,10 +15,12 @@ from blake3 import blake3
 from pipeline import archives, schema, storage
 from pipeline.decode import DecodeFailure, DecodeLimits, DecodeTarget, PhotoFacts, decode_photo
 from pipeline.fetch import Fetcher, FetchSettings
-from pipeline.isolation import Decode, Decoded, DecodeOrder, IsolatedDecoder
+from pipeline.isolation import Answer, Decode, Decoded, DecodeOrder, IsolatedDecoder
 from pipeline.schema import PhotoError
 
 _Outcome = storage.Blob | PhotoError
+_Fetched = tuple[list[_Outcome], float]
+"""What became of photos that were fetched together, and the seconds that each took."""
 
 _BATCH_PHOTOS = 8
 _BATCH_BYTES = 4 << 20
@@ -72,40 +75,46 @@ class Reader:
         rows = [row for batch in self._batches(plan.to_pylist()) for row in self._read(batch)]
         return pa.Table.from_pylist(rows, schema=schema.READ)
 
-    def _batches(self, listed: list[dict[str, Any]]) -> Iterator[list[tuple[dict[str, Any], _Outcome]]]:
+    def _batches(self, listed: list[dict[str, Any]]) -> Iterator[list[tuple[dict[str, Any], _Outcome, float]]]:
         """Yield fetched photos, several at once where they are there already: nothing waits for a batch to be full."""
-        batch: list[tuple[dict[str, Any], _Outcome]] = []
+        batch: list[tuple[dict[str, Any], _Outcome, float]] = []
         size_bytes = 0
         for group, fetched in self._fetch(listed):
             if batch and not fetched.done():
                 yield batch
                 batch, size_bytes = [], 0
-            for row, outcome in zip(group, fetched.result(), strict=True):  # waits for it, where it begins a batch
+            outcomes, fetch_s = fetched.result()  # waits for it, where it begins a batch
+            for row, outcome in zip(group, outcomes, strict=True):
                 if batch and (len(batch) == _BATCH_PHOTOS or size_bytes >= _BATCH_BYTES):
                     yield batch
                     batch, size_bytes = [], 0
                 size_bytes += 0 if isinstance(outcome, PhotoError) else len(outcome.data)
-                batch.append((row, outcome))
+                batch.append((row, outcome, fetch_s))
         if batch:
             yield batch
 
-    def _fetch(self, listed: list[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any]], Future[list[_Outcome]]]]:
+    def _fetch(self, listed: list[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any]], Future[_Fetched]]]:
         """Yield the listed photos, neighbours in a tar together, each with its outcome to come, no more than
         `concurrent_fetches` requests ahead."""
-        ahead: collections.deque[tuple[list[dict[str, Any]], Future[list[_Outcome]]]] = collections.deque()
+        ahead: collections.deque[tuple[list[dict[str, Any]], Future[_Fetched]]] = collections.deque()
         for group in archives.lie_together(listed):
-            ahead.append((group, self._fetchers.submit(self._fetcher.together, group)))
+            ahead.append((group, self._fetchers.submit(self._fetch_group, group)))
             if len(ahead) == self._settings.concurrent_fetches:
                 yield ahead.popleft()
         yield from ahead
 
-    def _read(self, batch: list[tuple[dict[str, Any], _Outcome]]) -> list[dict[str, Any]]:
+    def _fetch_group(self, group: list[dict[str, Any]]) -> _Fetched:
+        start_s = time.perf_counter()
+        outcomes = self._fetcher.together(group)
+        return outcomes, (time.perf_counter() - start_s) / len(group)
+
+    def _read(self, batch: list[tuple[dict[str, Any], _Outcome, float]]) -> list[dict[str, Any]]:
         names = (schema.PHOTO_ID, schema.URI, schema.ETAG, schema.SIZE_BYTES)
         rows: list[dict[str, Any]] = []
         fetched_rows: list[dict[str, Any]] = []
         photos: list[bytes] = []
-        for listed, blob in batch:
-            row: dict[str, Any] = {name: listed[name] for name in names}
+        for listed, blob, fetch_s in batch:
+            row: dict[str, Any] = {name: listed[name] for name in names} | {schema.FETCH_SECONDS: fetch_s}
             rows.append(row)
             if isinstance(blob, PhotoError):
                 row.update(_error_columns(blob))
@@ -117,7 +126,8 @@ class Reader:
             row[schema.CONTENT_HASH] = blake3(blob.data).digest(length=16)
             fetched_rows.append(row)
             photos.append(blob.data)
-        for row, answer in zip(fetched_rows, self._decode(photos), strict=True):
+        for row, (answer, decode_s) in zip(fetched_rows, self._decode(photos), strict=True):
+            row[schema.DECODE_SECONDS] = decode_s
             if isinstance(answer, PhotoError):
                 row.update(_error_columns(answer))
             else:
@@ -125,8 +135,13 @@ class Reader:
                 row.update(_header_columns(facts) | {schema.PIXELS_HWC: pixels})
         return rows
 
-    def _decode(self, photos: list[bytes]) -> list[Decoded | PhotoError]:
-        return [self._decode_here(data) for data in photos]
+    def _decode(self, photos: list[bytes]) -> list[Answer]:
+        answers: list[Answer] = []
+        for data in photos:
+            start_s = time.perf_counter()
+            answer = self._decode_here(data)
+            answers.append((answer, time.perf_counter() - start_s))
+        return answers
 
     def _decode_here(self, data: bytes) -> Decoded | PhotoError:
         try:
@@ -147,7 +162,7 @@ class IsolatedReader(Reader):
             )
         )
 
-    def _decode(self, photos: list[bytes]) -> list[Decoded | PhotoError]:
+    def _decode(self, photos: list[bytes]) -> list[Answer]:
         return self.decoder(photos)
 
     def close(self) -> None:

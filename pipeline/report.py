@@ -26,6 +26,8 @@ from pipeline.reliability import Bin, BinCounts
 THRESHOLDS_KM = (1, 25, 200, 750, 2500)
 EXAMPLES = 12
 """Photos in each list of single ones."""
+SLOWEST = 10
+"""Photos in the list of those that took longest to read."""
 WRONG_KM = 750
 """Farther off than this is clearly wrong."""
 _CELL_SHIFT = 37
@@ -94,6 +96,17 @@ class Example:
 
 
 @dataclass(frozen=True)
+class SlowPhoto:
+    """A photo that took long to fetch and decode, and how large it is, as far as that could be read."""
+
+    uri: str
+    read_seconds: float
+    size_bytes: int | None
+    width_px: int | None
+    height_px: int | None
+
+
+@dataclass(frozen=True)
 class Report:
     """All that the page shows. `photos_by_period` may begin with ("before YEAR", …)."""
 
@@ -121,6 +134,7 @@ class Report:
     at_sea: Sequence[Example]
     unsure: Sequence[Example]
     sample: Sequence[Example]
+    slowest: Sequence[SlowPhoto]
     runs: Sequence[dict[str, Any]]
 
     @property
@@ -186,6 +200,7 @@ class _Gathering:
             at_sea=self._at_sea(sea_cells),
             unsure=self._examples(_HAS_PLACE, "confidence, photo_id"),
             sample=self._examples("true", "photo_id ASC"),  # an id is a hash: as good as drawn by lot
+            slowest=self._slowest(),
             runs=catalog_runs(self._catalog),
         )
 
@@ -333,6 +348,13 @@ class _Gathering:
             return []
         listed = ", ".join(map(str, cells))
         return self._examples(f"{_HAS_PLACE} AND cell_id >> {_CELL_SHIFT} IN ({listed})", "confidence DESC, photo_id")
+
+    def _slowest(self) -> list[SlowPhoto]:
+        rows = self._rows(
+            "uri, read_seconds, size_bytes, width_px, height_px",
+            f"WHERE read_seconds IS NOT NULL ORDER BY read_seconds DESC, photo_id LIMIT {SLOWEST}",
+        )
+        return [SlowPhoto(**row) for row in rows]
 
     def _examples(self, condition: str, order: str) -> list[Example]:
         rows = self._rows(

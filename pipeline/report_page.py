@@ -20,7 +20,7 @@ from model.readout import RADIUS_PROBABILITY
 from pipeline import schema
 from pipeline.charts import STYLE, Axis, Column, Line, column_chart, line_chart
 from pipeline.outline import SOURCE, world_outline
-from pipeline.report import EXAMPLES, WRONG_KM, Accuracy, Country, Example, Report
+from pipeline.report import EXAMPLES, SLOWEST, WRONG_KM, Accuracy, Country, Example, Report
 from pipeline.schema import printable
 from pipeline.thumbnails import SIDE_PX
 
@@ -55,6 +55,7 @@ def page(
         "accuracy": ("How near", _accuracy(report.accuracy)),
         "failures": ("Failures", _failures(report)),
         "photos": ("Single photos", _examples(report, thumbnails)),
+        "slowest": ("Slowest photos", _slowest(report)),
         **({"attention": ("What the model looked at", _looks(looks))} if looks else {}),
         "runs": ("Runs", _runs(report)),
         "about": ("About this page", _about(report)),
@@ -313,6 +314,24 @@ def _photo(photo: Example, thumbnails: Mapping[bytes, bytes | str]) -> str:
     return f"<li>{picture}<b>{escape(name)}</b>{small}<small>{escape(folder)}</small></li>"
 
 
+def _slowest(report: Report) -> str:
+    if not report.slowest:
+        return "<p>Nothing is known: the runs are of a version that did not measure it.</p>"
+    rows = [
+        [
+            printable(photo.uri),
+            f"{photo.read_seconds:,.2f} s",
+            _NONE if photo.size_bytes is None else _bytes(photo.size_bytes),
+            _NONE if photo.width_px is None else f"{photo.width_px:,} × {photo.height_px:,}",
+        ]
+        for photo in report.slowest
+    ]
+    told = (
+        "<p>By how long fetching and decoding took, with all waiting for the store; failed photos are among them.</p>"
+    )
+    return told + _table("Slowest to read", ["photo", "took", "size", "pixels"], rows, "slowest")
+
+
 def _looks(looks: Sequence[Look]) -> str:
     told = (
         "<p>The last decoder layer’s attention to the photo, for each geographic level from coarse to fine: from the "
@@ -357,8 +376,9 @@ def _about(report: Report) -> str:
     covers = (
         "Counts, charts and the map cover every photo"
         + (" that the condition lets pass" if report.where else "")
-        + f". Only the lists of single photos are cut, to {EXAMPLES} each, and the examples of failures, to three each "
-        "code. The map gathers what is within some 2 km and more; photos beyond 85° are drawn at its edge. Medians are "
+        + f". Only the lists of single photos are cut, to {EXAMPLES} each (the slowest: {SLOWEST}), and the examples "
+        "of failures, to three each code. The map gathers what is within some 2 km and more; photos beyond 85° are "
+        "drawn at its edge. Medians are "
         "approximate. Nothing here is finer than the output's columns."
     )
     sources = (

@@ -111,6 +111,8 @@ TAKEN_AT = "taken_at"
 EXIF_LAT_DEG = "exif_lat_deg"
 EXIF_LON_DEG = "exif_lon_deg"
 PIXELS_HWC = "pixels_HWC"
+FETCH_SECONDS = "fetch_seconds"
+DECODE_SECONDS = "decode_seconds"
 
 # Columns that the Locator adds.
 STATUS = "status"
@@ -148,6 +150,7 @@ CONTEXT_PHOTOS = "context_photos"
 MODEL_ID = "model_id"
 RUN_ID = "run_id"
 PROCESSED_AT = "processed_at"
+READ_SECONDS = "read_seconds"
 
 _LEVEL_STRUCT = pa.struct(
     [
@@ -239,6 +242,7 @@ PHOTOS = pa.schema(
         ),
         _column(RUN_ID, pa.string(), "the run that wrote the row", nullable=False),
         _column(PROCESSED_AT, pa.timestamp("us", tz="UTC"), "when the row was made", nullable=False),
+        _column(READ_SECONDS, pa.float32(), "how long its fetching and decoding took, waiting for its store included"),
     ]
 )
 """One row a photo: what is staged, published and queried."""
@@ -254,6 +258,7 @@ ADDED_LATER = frozenset(
         *(EXIF_COUNTRY_CODE, EXIF_COUNTRY, EXIF_REGION, EXIF_PLACE),
         *(COUNTRY_CODE, COUNTRY, REGION, PLACE, COUNTRY_PROBABILITY, COUNTRIES),
         *CONTEXT,
+        READ_SECONDS,
     }
 )
 """Columns that files of older versions lack; null stands for them there."""
@@ -263,9 +268,10 @@ READ = pa.schema(
         *(PHOTOS.field(name) for name in (PHOTO_ID, URI, ETAG, SIZE_BYTES, CONTENT_HASH, ERROR_CODE, ERROR_MESSAGE)),
         *(PHOTOS.field(name) for name in (FORMAT, WIDTH_PX, HEIGHT_PX, TAKEN_AT, EXIF_LAT_DEG, EXIF_LON_DEG)),
         pa.field(PIXELS_HWC, pa.binary()),
+        *(pa.field(name, pa.float32()) for name in (FETCH_SECONDS, DECODE_SECONDS)),
     ]
 )
-"""What the Reader hands to the Locator: pixels at model size, or an error code."""
+"""What the Reader hands to the Locator: pixels at model size, or an error code; and how long each step took."""
 
 # Columns of a table of photos to train on.
 PHOTOGRAPHER = "photographer"

@@ -188,7 +188,7 @@ def test_a_bug_stops_the_run_and_publishes_nothing(
     for package in ("jobs", "model", "pipeline", "training"):
         shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("bundled"))
     reader = tmp_path / "pipeline" / "reader.py"
-    code, line = reader.read_text(), "                batch.append((row, outcome))\n"
+    code, line = reader.read_text(), "                batch.append((row, outcome, fetch_s))\n"
     assert line in code
     reader.write_text(code.replace(line, line + "                raise ValueError('a bug in the reader')\n"))
     (tmp_path / "photos").mkdir()

@@ -67,7 +67,7 @@ def test_copies_get_the_answer_under_their_own_name(tiny_checkpoint: Path, tmp_p
     assert copies.settle(stage, []) == 2
     found = staged(stage)
     assert sorted(found) == ["a", "b", "c", "d", "e", "f"]
-    own = {schema.PHOTO_ID, schema.URI, schema.ETAG, schema.PROCESSED_AT}
+    own = {schema.PHOTO_ID, schema.URI, schema.ETAG, schema.PROCESSED_AT, schema.READ_SECONDS}
     for name in ("b", "d"):
         assert {k: v for k, v in found[name].items() if k not in own} == {
             k: v for k, v in found["a"].items() if k not in own

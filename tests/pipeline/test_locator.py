@@ -47,10 +47,12 @@ def read_table(pixels: list[np.ndarray | None]) -> pa.Table:
     for index, pixels_HWC in enumerate(pixels):
         uri = f"/{index}"
         row = {schema.PHOTO_ID: schema.photo_id(uri), schema.URI: uri, schema.ETAG: "v1", schema.SIZE_BYTES: index}
+        row |= {schema.FETCH_SECONDS: 0.5}
         if pixels_HWC is None:
             row |= {schema.ERROR_CODE: "truncated", schema.ERROR_MESSAGE: "cut", schema.EXIF_LAT_DEG: 1.5}
         else:
             row |= {schema.PIXELS_HWC: pixels_HWC.tobytes(), schema.FORMAT: "jpeg", schema.WIDTH_PX: 640}
+            row |= {schema.DECODE_SECONDS: 0.25}
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=schema.READ)
 
@@ -100,6 +102,7 @@ def test_rows_equal_what_the_engine_and_the_hierarchy_say(checkpoint: Checkpoint
         assert row[schema.PRECISION] == (enough[0] if enough else None)
         assert (row[schema.MODEL_ID], row[schema.RUN_ID]) == (checkpoint.model_id, "r1")
         assert row[schema.PROCESSED_AT] > NOON.replace(year=2025)
+    assert table.column(schema.READ_SECONDS).to_pylist() == [0.75, 0.5, 0.75, 0.75, 0.75, 0.75]  # one had no decoding
 
 
 def test_names_and_countries_are_those_of_the_cells(checkpoint: Checkpoint, locator: Locator) -> None:

@@ -171,6 +171,8 @@ def test_fetches_overlap_but_no_more_than_allowed(tmp_path: Path, monkeypatch: p
     table = Reader(ReaderSettings(TARGET, concurrent_fetches=4))(plan_of(*(f"/{index}" for index in range(30))))
     assert table.column(schema.URI).to_pylist() == [f"/{index}" for index in range(30)]
     assert 2 <= most <= 4
+    assert all(0.02 <= seconds < 5 for seconds in table.column(schema.FETCH_SECONDS).to_pylist())
+    assert all(0 < seconds < 5 for seconds in table.column(schema.DECODE_SECONDS).to_pylist())
 
 
 def test_pixels_are_what_the_engine_takes(tmp_path: Path, reader: Reader) -> None:

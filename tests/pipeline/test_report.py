@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import datetime as dt
 import hashlib
+import html
 import itertools
 import json
 import re
@@ -71,6 +72,9 @@ def small_output(tmp_path_factory: pytest.TempPathFactory) -> str:
         failed_row("/broken2", ErrorCode.CORRUPT),
         failed_row("/empty</td>", ErrorCode.EMPTY),
     ]
+    # The nasty one took longest, then a broken one; the others are of a version that did not measure it.
+    rows[3] |= {schema.READ_SECONDS: 61.5, schema.SIZE_BYTES: 12_000_000, schema.WIDTH_PX: 4000}
+    rows[5] |= {schema.READ_SECONDS: 2.25}
     publish(output, rows)
     return output
 
@@ -113,6 +117,15 @@ def test_lists_the_oddest(small: Report) -> None:
     assert [photo.uri for photo in small.at_sea] == ["/sea"]
     assert [photo.uri for photo in small.unsure][:2] == ["/sea", "/rome"]
     assert {photo.uri for photo in small.sample} >= {"/broken1", "/sea"}
+
+
+def test_lists_the_slowest(small: Report) -> None:
+    assert [(photo.uri, photo.read_seconds) for photo in small.slowest] == [(NASTY, 61.5), ("/broken1", 2.25)]
+    section = made(small).split('<section id="slowest"')[1].split("</section>")[0]
+    cells = [html.unescape(cell) for cell in re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", section)]
+    assert cells[4:] == [schema.printable(NASTY), "61.50 s", "12 MB", "4,000 × 480", "/broken1", "2.25 s", "1 kB", "–"]
+    untimed = made(dataclasses.replace(small, slowest=[]))
+    assert "a version that did not measure it" in untimed
 
 
 def test_a_condition_limits_everything(small_output: str) -> None:

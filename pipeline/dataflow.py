@@ -6,7 +6,6 @@ import contextlib
 import functools
 import logging
 import math
-import os
 import sys
 import threading
 import time
@@ -25,6 +24,8 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
 from pipeline import geoparquet, schema, storage
+from pipeline.cluster import ClusterSize, start_ray
+from pipeline.code_version import check_code, code_version
 from pipeline.content_index import ContentIndex, claims, without_copies
 from pipeline.fetch import shares
 from pipeline.isolation import keep_heap
@@ -43,8 +44,6 @@ _ROWS_PER_SORTED_BLOCK = 50_000
 """Staged rows that one task sends to their files: some 60 MB."""
 _FILE_INDEX = "file_index"
 _LOG_INTERVAL_S = 30.0
-_START_LIMIT_S = 180.0
-"""A start of Ray takes some ten seconds; a busy machine may need several times that."""
 
 
 @dataclass(frozen=True)
@@ -72,57 +71,6 @@ class ClusterSettings:
                 raise ValueError(f"--cluster.{name} {value}: give at least 1")
         if self.locator_cpus is not None and not self.locator_cpus > 0:
             raise ValueError(f"--cluster.locator-cpus {self.locator_cpus:g}: give more than 0")
-
-
-@dataclass(frozen=True)
-class ClusterSize:
-    """What the cluster says it has, in all and on its largest node."""
-
-    cpus: int
-    gpus: int
-    largest_node_cpus: int
-
-
-def start_ray(least_cpus: int = 0, dashboard: bool = False) -> ClusterSize:
-    """Join the cluster that the environment names (`ray job submit` does), else start one on this machine.
-
-    One that is started here says that it has `least_cpus` even where there are fewer: processes then share them. Ray
-    Train asks the dashboard whether its controller is alive. Ends the process, exit code 1, where Ray hangs.
-    """
-    if not ray.is_initialized():
-        # With one CPU to spare for the engine's process: on two cores a reading task could else wait for it forever.
-        cpus = None if os.environ.get("RAY_ADDRESS") else max((os.cpu_count() or 1) + 1, least_cpus)
-        with _process_ends_after(_START_LIMIT_S, "Ray did not start"):
-            ray.init(num_cpus=cpus, include_dashboard=dashboard if cpus else None, logging_level=logging.WARNING)
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    return ClusterSize(
-        cpus=int(sum(node.get("CPU", 0) for node in alive)),
-        gpus=int(sum(node.get("GPU", 0) for node in alive)),
-        largest_node_cpus=int(max(node.get("CPU", 0) for node in alive)),
-    )
-
-
-@contextlib.contextmanager
-def _process_ends_after(limit_s: float, what: str) -> Iterator[None]:
-    """End this process with exit code 1 where the body takes longer.
-
-    When a raylet dies as it is starting, `ray.init` waits for it in native code for good, where neither an exception
-    nor a signal's handler gets through; and meanwhile the run would keep its lease.
-    """
-    finished = threading.Event()
-
-    def watch() -> None:
-        if not finished.wait(limit_s):
-            log.critical("%s within %.0f s: this run ends here. Run the same command again", what, limit_s)
-            logging.shutdown()
-            os._exit(1)
-
-    threading.Thread(target=watch, name="start limit", daemon=True).start()
-    try:
-        yield
-    finally:
-        finished.set()
 
 
 def run_dataflow(
@@ -162,11 +110,12 @@ def run_dataflow(
     index: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ContentIndex).remote(
         cluster.known_contents, answered
     )
-    read_rows = functools.partial(_read_rows, settings=reader, index=index, stop_at_s=stop_at_s)
+    code = code_version()
+    read_rows = functools.partial(_read_rows, code=code, settings=reader, index=index, stop_at_s=stop_at_s)
     photos = photos.map_batches(read_rows, num_cpus=1, **at_once, **batches)
     photos = photos.map_batches(
         _LocatorActor,
-        fn_constructor_args=(replace(locator, threads=threads), load),
+        fn_constructor_args=(code, replace(locator, threads=threads), load),
         compute=ActorPoolStrategy(size=locators),
         **({"num_gpus": 1} if size.gpus else {"num_cpus": cpus_each}),
         # A GPU takes more at a time than travels together.
@@ -294,7 +243,8 @@ def _process_reader(settings: ReaderSettings) -> IsolatedReader:
     return IsolatedReader(settings)
 
 
-def _read_rows(plan: pa.Table, settings: ReaderSettings, index: Any, stop_at_s: float | None) -> pa.Table:
+def _read_rows(plan: pa.Table, code: str, settings: ReaderSettings, index: Any, stop_at_s: float | None) -> pa.Table:
+    check_code(code)  # on a node that joined after the start, too
     # No generator: Ray would not tell its errors, which are ours, from those that run_dataflow raises for the user.
     if stop_at_s is not None and time.time() >= stop_at_s:
         return schema.READ.empty_table()
@@ -306,7 +256,8 @@ def _read_rows(plan: pa.Table, settings: ReaderSettings, index: Any, stop_at_s: 
 class _LocatorActor:
     """Gives a Locator to Ray: the engine is loaded once in each actor."""
 
-    def __init__(self, settings: LocatorSettings, load: EngineLoader | None) -> None:
+    def __init__(self, code: str, settings: LocatorSettings, load: EngineLoader | None) -> None:
+        check_code(code)
         from pipeline.locator import Locator
 
         self._locator = Locator(settings) if load is None else Locator(settings, load)

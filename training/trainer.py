@@ -26,6 +26,7 @@ from torch import Tensor
 
 from model.geodecoder import GeoDecoder, GeoDecoderConfig
 from pipeline import schema
+from pipeline.code_version import check_code, code_version
 from pipeline.decode import DecodeTarget
 from pipeline.reader import IsolatedReader, ReaderSettings
 from training.dataset import Pixels, stack_batch
@@ -115,7 +116,7 @@ def fit(network: Network, task: Task, photos: Photos, upkeep: Upkeep, workers: W
         use_gpu=gpus > 0,
         resources_per_worker={"CPU": workers.cpus_each, **({"GPU": 1} if gpus else {})},
     )
-    work: Any = functools.partial(_work, network, task, photos, upkeep, workers)
+    work: Any = functools.partial(_work, code_version(), network, task, photos, upkeep, workers)
     with tempfile.TemporaryDirectory(prefix="graticule-train-") as folder:
         # Ray keeps nothing of ours: snapshots go where the output is, through our own storage.
         kept: dict[str, Any] = {"storage_path": folder, "logging_config": LoggingConfig(log_level="WARNING")}
@@ -133,8 +134,9 @@ def fit(network: Network, task: Task, photos: Photos, upkeep: Upkeep, workers: W
     return answer
 
 
-def _work(network: Network, task: Task, photos: Photos, upkeep: Upkeep, workers: Workers) -> Progress | str:
+def _work(code: str, network: Network, task: Task, photos: Photos, upkeep: Upkeep, workers: Workers) -> Progress | str:
     """Be one worker. What is the user's to mend is returned as text: Ray would try an exception again and again."""
+    check_code(code)  # on a node that joined after the start, too
     torch.set_num_threads(workers.threads_each)
     try:
         loop = TrainingLoop(network.build(), task, Team(get_device()), upkeep, workers.sharding)

@@ -63,7 +63,7 @@ def start_ray(least_cpus: int = 0, dashboard: bool = False) -> ClusterSize:
             ray.init(num_cpus=cpus, include_dashboard=dashboard if cpus else None, logging_level=logging.WARNING)
         if is_joined:
             ours = code_version()
-            for node, theirs in _on_each_node(code_version):
+            for node, theirs in _on_each_node(_code_version):
                 if theirs != ours:
                     raise mixed_code(node, theirs, ours)
     alive = [node["Resources"] for node in _nodes()]
@@ -144,6 +144,10 @@ def _witness(uri: str) -> str:
     if os.path.isfile(path):
         return f"a file of {os.path.getsize(path)} bytes"
     return "a folder" if os.path.isdir(path) else "nothing"
+
+
+def _code_version() -> str:
+    return code_version()  # a task must be a plain function
 
 
 def _on_each_node(function: Any, *arguments: Any) -> Sequence[tuple[str, Any]]:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import math
+import signal
 import sys
 import threading
 import time
@@ -44,6 +45,8 @@ _ROWS_PER_SORTED_BLOCK = 50_000
 """Staged rows that one task sends to their files: some 60 MB."""
 _FILE_INDEX = "file_index"
 _LOG_INTERVAL_S = 30.0
+_DRAIN_LIMIT_S = 20.0
+"""Schedulers kill what has not ended some 30 s after SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def run_dataflow(
     """Process every photo of the plan that isn't staged yet; returns once all rows are staged.
 
     From `stop_at_s` on, by the nodes' own clocks since 1970, no more photos are begun: those that are left have no row.
+    Nor are they after SIGTERM, which raises KeyboardInterrupt once those that were begun are staged.
 
     `answered` are contents that have their answer elsewhere: photos with these bytes wait for it, too. Returns how many
     photos were inferred without looking for their like, as there were more contents than are remembered. `load` makes
@@ -104,12 +108,12 @@ def run_dataflow(
     log.info("%d engine(s) over %d CPUs and %d GPUs", locators, size.cpus, size.gpus)
     # Ray fuses a task into the actor pool behind it when both ask for the same, and decoder and engine would then take
     # turns: an engine never asks for one CPU. Reading the plan is to be fused with reading its photos.
-    source = _BlocksDatasource("Plan", [functools.partial(_plan_blocks, uri) for uri in plan_files])
-    photos = ray.data.read_datasource(source, override_num_blocks=len(plan_files), num_cpus=1, **at_once)
-    batches: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     index: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ContentIndex).remote(
         cluster.known_contents, answered
     )
+    source = _BlocksDatasource("Plan", [functools.partial(_plan_blocks, uri, index) for uri in plan_files])
+    photos = ray.data.read_datasource(source, override_num_blocks=len(plan_files), num_cpus=1, **at_once)
+    batches: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     code = code_version()
     read_rows = functools.partial(_read_rows, code=code, settings=reader, index=index, stop_at_s=stop_at_s)
     photos = photos.map_batches(read_rows, num_cpus=1, **at_once, **batches)
@@ -121,7 +125,7 @@ def run_dataflow(
         # A GPU takes more at a time than travels together.
         **(batches | {"batch_size": locator.batch_size} if size.gpus else batches),
     )
-    with _progress_log(stage):
+    with _progress_log(stage), _sigterm_drains(index):
         photos.write_datasink(_StageDatasink(stage, cluster.rows_per_part), ray_remote_args={"num_cpus": 0.1})
     overflow: int = ray.get(index.overflow.remote())
     return overflow
@@ -208,6 +212,45 @@ def _progress_log(stage: Stage) -> Iterator[None]:
         watcher.join()
 
 
+@contextlib.contextmanager
+def _sigterm_drains(index: Any) -> Iterator[None]:
+    """Let SIGTERM end the flow in good order: no more photos are begun, those that were are staged.
+
+    KeyboardInterrupt after that; or at once, at a second SIGTERM, or when it takes longer than `_DRAIN_LIMIT_S`.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    asked, finished = threading.Event(), threading.Event()
+
+    def ask(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    def watch() -> None:
+        asked.wait()
+        if finished.is_set():
+            return
+        log.warning("told to stop: what is begun is staged first, in at most %.0f s", _DRAIN_LIMIT_S)
+        index.close.remote()
+        if not finished.wait(_DRAIN_LIMIT_S):
+            log.warning("that takes too long: the rest is left to the next run")
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    watcher = threading.Thread(target=watch, name="stop", daemon=True)
+    watcher.start()
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+        if asked.is_set():
+            raise KeyboardInterrupt
+    finally:
+        finished.set()
+        signal.signal(signal.SIGTERM, before)
+        asked.set()
+
+
 class _BlocksDatasource(Datasource):
     """Tasks that each yield rows in blocks."""
 
@@ -230,7 +273,10 @@ class _BlocksDatasource(Datasource):
         return [ReadTask(read_fn, metadata, per_task_row_limit=per_task_row_limit) for read_fn in self._read_fns]
 
 
-def _plan_blocks(uri: str) -> Iterator[pa.Table]:
+def _plan_blocks(uri: str, index: Any) -> Iterator[pa.Table]:
+    if ray.get(index.is_closed.remote()):
+        yield schema.MANIFEST.empty_table()
+        return
     rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=schema.MANIFEST)
     for start in range(0, rows.num_rows, _ROWS_PER_BLOCK):
         yield rows.slice(start, _ROWS_PER_BLOCK)
@@ -246,7 +292,7 @@ def _process_reader(settings: ReaderSettings) -> IsolatedReader:
 def _read_rows(plan: pa.Table, code: str, settings: ReaderSettings, index: Any, stop_at_s: float | None) -> pa.Table:
     check_code(code)  # on a node that joined after the start, too
     # No generator: Ray would not tell its errors, which are ours, from those that run_dataflow raises for the user.
-    if stop_at_s is not None and time.time() >= stop_at_s:
+    if (stop_at_s is not None and time.time() >= stop_at_s) or ray.get(index.is_closed.remote()):
         return schema.READ.empty_table()
     read = _process_reader(settings)(plan)
     rows_N, contents, photo_ids = claims(read)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,14 @@ def three_runs(output: str) -> str:
     return output
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(three_runs(str(tmp_path_factory.mktemp("published") / "out")))
+
+
 @pytest.fixture
-def output(tmp_path: Path) -> str:
-    return three_runs(str(tmp_path / "out"))
+def output(published: Path, tmp_path: Path) -> str:
+    return str(shutil.copytree(published, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("is_remote", [False, pytest.param(True, marks=pytest.mark.s3)])

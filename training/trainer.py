@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
+import ray.util
 import torch
 from numpy.typing import NDArray
 from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch.config import _TorchBackend
 from torch import Tensor
 
 from model.geodecoder import GeoDecoder, GeoDecoderConfig
@@ -31,7 +34,7 @@ from pipeline.decode import DecodeTarget
 from pipeline.reader import IsolatedReader, ReaderSettings
 from training.dataset import Pixels, stack_batch
 from training.loop import Progress, Task, TrainingLoop, Upkeep
-from training.team import Sharding, Team
+from training.team import Sharding, Team, use_interface_of
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +126,7 @@ def fit(network: Network, task: Task, photos: Photos, upkeep: Upkeep, workers: W
         run_config = RunConfig(failure_config=FailureConfig(max_failures=workers.failures), **kept)
         trainer = TorchTrainer(
             work,
+            torch_config=_TorchBetweenNodes(),
             scaling_config=scaling,
             run_config=run_config,
         )
@@ -147,6 +151,24 @@ def _work(code: str, network: Network, task: Task, photos: Photos, upkeep: Upkee
         return loop.run(*sources)
     except ValueError as error:
         return str(error)
+
+
+class _TorchBetweenNodes(TorchConfig):
+    """Ray's way to make the workers one process group, on the network that Ray itself uses."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _MeetingOnRaysNetwork
+
+
+class _MeetingOnRaysNetwork(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(_use_nodes_interface)
+        super().on_start(worker_group, backend_config)
+
+
+def _use_nodes_interface() -> None:
+    use_interface_of(ray.util.get_node_ip_address())
 
 
 class StreamedPhotos:

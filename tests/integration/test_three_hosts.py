@@ -28,7 +28,7 @@ from tests.photo_samples import china_image, encode
 from training.journal import read_journal
 from training.synthetic_globe import Globe, GlobeConfig, write_archive
 
-PHOTOS = 600
+PHOTOS = 384
 STEPS = 12
 SHARED = Path("/mnt")
 """A file system that every host has mounted."""
@@ -212,12 +212,13 @@ def test_a_training_on_two_machines(site: Site, s3_bucket: str) -> None:
 
 def assert_other_code_is_refused(site: Site, other: Host, s3_bucket: str) -> None:
     """A driver on the head that brings nothing along meets the node's own code."""
-    command = [sys.executable, "-m", "jobs.geotag_archive", "--photos", f"s3://{s3_bucket}/hosts/photos"]
-    command += ["--output", f"s3://{s3_bucket}/hosts/out", "--model", f"s3://{s3_bucket}/hosts/model", "--retag"]
-    storage.write_bytes(f"s3://{s3_bucket}/hosts/photos/new.jpg", b"")
+    root = f"s3://{s3_bucket}/hosts-code"
+    storage.write_bytes(f"{root}/photos/empty.jpg", b"")
+    command = [sys.executable, "-m", "jobs.geotag_archive", "--photos", f"{root}/photos", "--output", f"{root}/out"]
+    site.head.environment["RAY_ADDRESS"] = site.address
     code, out = site.head.run(command)
     assert code == 1, out
     assert re.search(rf"^error: the node {re.escape(other.address)} runs other code than this run's driver", out, re.M)
     assert "Traceback" not in out
     # The lease was given back: the next run does not wait.
-    assert b'"process": ""' in storage.read_bytes(f"s3://{s3_bucket}/hosts/out/lease.json")
+    assert b'"process": ""' in storage.read_bytes(f"{root}/out/lease.json")

@@ -12,6 +12,7 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
+from pipeline.code_version import NodeError
 from pipeline.schema import printable
 
 Settings = TypeVar("Settings")
@@ -41,6 +42,9 @@ def run_command(settings_type: type[Settings], run: Callable[[Settings], int]) -
     except ValueError as error:
         print("error: " + "\n".join(printable(line) for line in str(error).split("\n")), file=sys.stderr)
         code = 2
+    except NodeError as error:
+        print("error: " + printable(str(error)), file=sys.stderr)
+        code = 1
     except (KeyboardInterrupt, SystemExit) as stop:
         is_terminated = isinstance(stop, SystemExit) and stop.code == signal.SIGTERM  # what Ray's handler exits with
         if isinstance(stop, SystemExit) and not is_terminated:

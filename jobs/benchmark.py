@@ -38,7 +38,7 @@ from jobs.benchmark_ways import WaysBenchmark
 from jobs.demo_photos import write_demo_archive
 from model import s2
 from pipeline import schema, storage
-from pipeline.dataflow import start_ray
+from pipeline.cluster import start_ray
 from pipeline.decode import DecodeTarget
 from pipeline.reader import IsolatedReader, Reader, ReaderSettings
 from training import partition

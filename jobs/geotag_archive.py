@@ -24,17 +24,22 @@ from model.checkpoint import Checkpoint
 from model.engines import EngineName, Precision
 from model.engines.tensorrt_engine import TensorRtSettings
 from model.readout import BEST_CELL, PointRule
-from pipeline import albums, catalog, copies, dataflow, lease, publish, staging, storage
+from pipeline import albums, catalog, cluster, copies, dataflow, lease, publish, staging, storage
+from pipeline.cluster import NamedPath
+from pipeline.code_version import code_version
 from pipeline.context import ContextSettings
 from pipeline.decode import DecodeLimits, DecodeTarget
 from pipeline.fetch import FetchSettings
 from pipeline.locator import LocatorSettings, model_folder
-from pipeline.plan import Order, Plan, cut_to_staged, make_plan
+from pipeline.plan import Order, Plan, cut_to_staged, local_photos, make_plan
 from pipeline.precision import PrecisionName, cell_count
 from pipeline.reader import ReaderSettings
 from pipeline.verify import verify_output
 
 log = logging.getLogger(__name__)
+
+_SAMPLE = 3
+"""So many local photos every node is asked for, if there are any."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ class GeotagSettings:
     """What the network computes in: auto is bf16 where the machine computes in it, else fp32."""
     batch_size: int | None = None
     """Photos in one call of the engine; 32 on CPUs and 512 on GPUs if not given."""
+    shared_filesystem: bool = False
+    """Local paths are mounted on every node of the cluster; without this, several nodes take none."""
     album: ContextSettings = field(default_factory=ContextSettings)
     tensorrt: TensorRtSettings = field(default_factory=TensorRtSettings)
     lease: lease.LeaseSettings = field(default_factory=lease.LeaseSettings)
@@ -112,6 +119,7 @@ def geotag(settings: GeotagSettings, count_gone: bool = False) -> Outcome:
     _check(settings)
     output = storage.absolute(settings.output)
     model_uri = settings.model if settings.model == "bundled" else storage.absolute(settings.model)
+    _check_paths(settings, output, model_uri)
     checkpoint = Checkpoint.load(model_folder(model_uri)).pointing(settings.point)
     storage.check_writable(output)
     try:
@@ -163,7 +171,8 @@ def _run_held(
 
     flow_s, unmatched, left = 0.0, 0, 0
     if plan.todo:
-        size = dataflow.start_ray()
+        size = cluster.start_ray()
+        _check_photos(settings, plan, stage, size.nodes)
         reader = ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing), settings.limits, fetch=settings.fetch)
         locator = LocatorSettings(
             model_uri=model_uri,
@@ -210,7 +219,7 @@ def _run_held(
         "model_uri": model_uri,
         "hierarchy_sha256": checkpoint.hierarchy.content_hash,
         "settings": asdict(settings),
-        "versions": {"python": platform.python_version(), "ray": ray.__version__},
+        "versions": {"python": platform.python_version(), "ray": ray.__version__, "code": code_version()},
         "plan": {name: value for name, value in asdict(plan).items() if name != "files"} | {"left": left},
         "photos": {
             "located": published.located,
@@ -262,6 +271,29 @@ def _check(settings: GeotagSettings) -> None:
         raise ValueError(f"--max-hours {settings.max_hours:g}: give more than 0")
     if settings.run_id is not None and not settings.run_id.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"--run-id {settings.run_id!r}: use letters, digits, - and _ only")
+
+
+def _check_paths(settings: GeotagSettings, output: str, model_uri: str) -> None:
+    """Raise ValueError for a local path that a node of the cluster does not see."""
+    paths = [NamedPath("--photos", storage.absolute(source)) for source in settings.photos]
+    paths.append(NamedPath("--output", output))
+    if model_uri != "bundled":
+        paths.append(NamedPath("--model", model_uri))
+    if settings.engines is not None:
+        paths.append(NamedPath("--engines", storage.absolute(settings.engines)))
+    cluster.check_paths(paths, settings.shared_filesystem, output)
+
+
+def _check_photos(settings: GeotagSettings, plan: Plan, stage: staging.Stage, nodes: int) -> None:
+    """Raise ValueError where a manifest, itself on an object store, names photos that a node does not see."""
+    if nodes > 1:
+        try:
+            photos = [NamedPath("the photo", uri) for uri in local_photos(stage, _SAMPLE)]
+            cluster.check_paths(photos, settings.shared_filesystem)
+        except ValueError:
+            if not plan.staged:  # nothing was begun
+                stage.delete()
+            raise
 
 
 def _stage(

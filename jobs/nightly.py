@@ -21,7 +21,7 @@ import tyro
 
 from jobs import geotag_archive, run_command
 from jobs.geotag_archive import GeotagSettings, Outcome
-from pipeline import catalog, lease, schema, staging, storage
+from pipeline import catalog, retention, schema, staging, storage
 from pipeline.plan import Order
 
 log = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ class NightlySettings:
     summary: str = ""
     """A file or URI for the night's summary as text, fit for an e-mail; standard output has it in any case."""
     keep_days: int | None = None
-    """Remove runs that ended more than so many days ago and whose every row a newer run has replaced; all stay if not
-    given. Photos keep their newest row, however old."""
+    """Remove runs that ended more than so many days ago and whose every row a newer run has replaced, their files a day
+    later; all stay if not given. Photos keep their newest row, however old."""
     webhook: str = ""
     """POST the night's record as JSON to this address, or to the environment's GRATICULE_WEBHOOK, which no process
     list shows; where that fails, the night is done all the same."""
@@ -73,7 +73,8 @@ def run(settings: NightlySettings) -> int:
             return 1
     night = _described(settings.date, started_at, outcomes)
     if settings.keep_days is not None:
-        night["removed_runs"] = _remove_replaced_runs(output, settings.keep_days, archive.lease)
+        older_than = dt.timedelta(days=settings.keep_days)
+        night["removed_runs"] = retention.remove_replaced_runs(output, older_than, archive.lease)
     storage.write_bytes(_uri(output, settings.date), json.dumps(night, indent=2).encode())
     text = summary_text(night)
     print(text, end="")
@@ -210,24 +211,6 @@ def _plan(outcome: Outcome) -> dict[str, Any]:
         return plan
     assert outcome.plan is not None
     return asdict(outcome.plan)
-
-
-def _remove_replaced_runs(output: str, keep_days: int, settings: lease.LeaseSettings) -> list[str]:
-    """Remove old runs that no photo's newest row is from; return which."""
-    records = catalog.run_records(output)
-    before = dt.datetime.now(dt.UTC) - dt.timedelta(days=keep_days)
-    old = [record for record in records if dt.datetime.fromisoformat(record["finished_at"]) < before]
-    if not old:
-        return []
-    with lease.held(output, "retention", settings):
-        needed = set(catalog.Catalog(output).rows("SELECT DISTINCT run_id FROM photos").column("run_id").to_pylist())
-        removed = [record for record in old if record["run_id"] not in needed]
-        for record in removed:
-            # The record first: files without one are no part of any answer, a record without its files would be a loss.
-            storage.delete(storage.join(output, lease.RUNS_FOLDER, f"{record['run_id']}.json"))
-            for uri in catalog.published_files(output, [record]):
-                storage.delete(uri)
-    return [str(record["run_id"]) for record in removed]
 
 
 def _night(output: str, date: str) -> dict[str, Any] | None:

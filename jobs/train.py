@@ -25,7 +25,7 @@ from model.checkpoint import Checkpoint
 from model.geodecoder import GeoDecoder, GeoDecoderConfig
 from model.hierarchy import JSON_NAME, PARQUET_NAME, Hierarchy
 from pipeline import storage
-from pipeline.dataflow import start_ray
+from pipeline.cluster import NamedPath, check_paths, start_ray
 from pipeline.decode import DecodeTarget
 from pipeline.locator import model_folder, save_model
 from training import evaluation, globe_study, partition
@@ -50,6 +50,8 @@ NETWORKS: dict[str, Callable[[], GeoDecoderConfig]] = {
     "globe": functools.partial(globe_study.network, globe_study.Variant(), geodecoder.SCENES_3),
 }
 ONE_SCENE = ("any",)
+_SAMPLE = 3
+"""So many local photos every node is asked for, if there are any."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class Settings:
     """Train on a Ray cluster with so many workers; 0: in this process."""
     workers: Workers = field(default_factory=Workers)
     """How the cluster's workers are (--num-workers takes the place of --workers.count)."""
+    shared_filesystem: bool = False
+    """Local paths are mounted on every node of the cluster; without this, several nodes take none."""
     threads: int = 0
     """Processor threads for the network in this process; all if 0."""
     log_steps: int = 20
@@ -98,12 +102,16 @@ def run(settings: Settings) -> int:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     output = storage.absolute(settings.output)
+    _check_paths(settings, output)
     start = Checkpoint.load(model_folder(settings.init)) if settings.init else None
     config = start.config if start else NETWORKS[settings.network]()
     photos = labelled_photos(settings.manifest, settings.root, settings.only, settings.scenes, vocabulary=config.scenes)
     _check_scenes(config, photos, start.model_id if start else f"the network {settings.network}")
     if start is None:
         config = _with_scenes_of(config, photos)
+    if settings.num_workers:
+        local = [uri for uri in photos.uri_N if not storage.is_remote(uri)][:_SAMPLE]
+        check_paths([NamedPath("the photo", storage.canonical(uri)) for uri in local], settings.shared_filesystem)
     split = split_photos(photos, settings.split)
     rows = split.rows("train")
     if not len(rows):
@@ -142,6 +150,22 @@ def run(settings: Settings) -> int:
     print(f"{progress.draws} photos drawn ({progress.epochs} epochs); last losses {progress.losses}")
     print(f"{settings.output}: {model_id}, classes {hierarchy.class_counts}, temperatures {temperatures}")
     return 0
+
+
+def _check_paths(settings: Settings, output: str) -> None:
+    """Raise ValueError for a local path that a node of the cluster does not see."""
+    if not settings.num_workers:
+        return
+    given = {
+        "--manifest": settings.manifest,
+        "--init": settings.init if settings.init != "bundled" else "",
+        "--hierarchy": settings.hierarchy if settings.hierarchy not in ("auto", "new") else "",
+        "--root": settings.root,
+        "--scenes": settings.scenes,
+        "--teacher-onnx": str(settings.teacher_onnx or ""),
+    }
+    paths = [NamedPath(flag, storage.absolute(uri)) for flag, uri in given.items() if uri]
+    check_paths([*paths, NamedPath("--output", output)], settings.shared_filesystem, output)
 
 
 def _train(settings: Settings, network: Network, task: Task, photos: LabelledPhotos, upkeep: Upkeep) -> Progress:

@@ -25,6 +25,7 @@ class ContentIndex:
         self._owner: dict[bytes, bytes] = dict.fromkeys(known, b"")
         self._capacity = max(capacity, len(self._owner))
         self._overflow = 0
+        self._is_closed = False
 
     def claim(self, contents: Sequence[bytes], photo_ids: Sequence[bytes]) -> list[bool]:
         """Return for each photo whether it must answer for its content; one that did must again (tasks are retried)."""
@@ -39,6 +40,14 @@ class ContentIndex:
         else:
             self._overflow += 1
         return True
+
+    def close(self) -> None:
+        """Let no more photos be begun."""
+        self._is_closed = True
+
+    def is_closed(self) -> bool:
+        """Return whether no more photos are to be begun."""
+        return self._is_closed
 
     def overflow(self) -> int:
         """Return how often a content could not be remembered."""

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import math
-import os
+import signal
 import sys
 import threading
 import time
@@ -25,6 +25,8 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
 from pipeline import geoparquet, schema, storage
+from pipeline.cluster import ClusterSize, start_ray
+from pipeline.code_version import check_code, code_version
 from pipeline.content_index import ContentIndex, claims, without_copies
 from pipeline.fetch import shares
 from pipeline.isolation import keep_heap
@@ -43,8 +45,8 @@ _ROWS_PER_SORTED_BLOCK = 50_000
 """Staged rows that one task sends to their files: some 60 MB."""
 _FILE_INDEX = "file_index"
 _LOG_INTERVAL_S = 30.0
-_START_LIMIT_S = 180.0
-"""A start of Ray takes some ten seconds; a busy machine may need several times that."""
+_DRAIN_LIMIT_S = 20.0
+"""Schedulers kill what has not ended some 30 s after SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -74,57 +76,6 @@ class ClusterSettings:
             raise ValueError(f"--cluster.locator-cpus {self.locator_cpus:g}: give more than 0")
 
 
-@dataclass(frozen=True)
-class ClusterSize:
-    """What the cluster says it has, in all and on its largest node."""
-
-    cpus: int
-    gpus: int
-    largest_node_cpus: int
-
-
-def start_ray(least_cpus: int = 0, dashboard: bool = False) -> ClusterSize:
-    """Join the cluster that the environment names (`ray job submit` does), else start one on this machine.
-
-    One that is started here says that it has `least_cpus` even where there are fewer: processes then share them. Ray
-    Train asks the dashboard whether its controller is alive. Ends the process, exit code 1, where Ray hangs.
-    """
-    if not ray.is_initialized():
-        # With one CPU to spare for the engine's process: on two cores a reading task could else wait for it forever.
-        cpus = None if os.environ.get("RAY_ADDRESS") else max((os.cpu_count() or 1) + 1, least_cpus)
-        with _process_ends_after(_START_LIMIT_S, "Ray did not start"):
-            ray.init(num_cpus=cpus, include_dashboard=dashboard if cpus else None, logging_level=logging.WARNING)
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    return ClusterSize(
-        cpus=int(sum(node.get("CPU", 0) for node in alive)),
-        gpus=int(sum(node.get("GPU", 0) for node in alive)),
-        largest_node_cpus=int(max(node.get("CPU", 0) for node in alive)),
-    )
-
-
-@contextlib.contextmanager
-def _process_ends_after(limit_s: float, what: str) -> Iterator[None]:
-    """End this process with exit code 1 where the body takes longer.
-
-    When a raylet dies as it is starting, `ray.init` waits for it in native code for good, where neither an exception
-    nor a signal's handler gets through; and meanwhile the run would keep its lease.
-    """
-    finished = threading.Event()
-
-    def watch() -> None:
-        if not finished.wait(limit_s):
-            log.critical("%s within %.0f s: this run ends here. Run the same command again", what, limit_s)
-            logging.shutdown()
-            os._exit(1)
-
-    threading.Thread(target=watch, name="start limit", daemon=True).start()
-    try:
-        yield
-    finally:
-        finished.set()
-
-
 def run_dataflow(
     plan_files: Sequence[str],
     stage: Stage,
@@ -139,6 +90,7 @@ def run_dataflow(
     """Process every photo of the plan that isn't staged yet; returns once all rows are staged.
 
     From `stop_at_s` on, by the nodes' own clocks since 1970, no more photos are begun: those that are left have no row.
+    Nor are they after SIGTERM, which raises KeyboardInterrupt once those that were begun are staged.
 
     `answered` are contents that have their answer elsewhere: photos with these bytes wait for it, too. Returns how many
     photos were inferred without looking for their like, as there were more contents than are remembered. `load` makes
@@ -156,23 +108,24 @@ def run_dataflow(
     log.info("%d engine(s) over %d CPUs and %d GPUs", locators, size.cpus, size.gpus)
     # Ray fuses a task into the actor pool behind it when both ask for the same, and decoder and engine would then take
     # turns: an engine never asks for one CPU. Reading the plan is to be fused with reading its photos.
-    source = _BlocksDatasource("Plan", [functools.partial(_plan_blocks, uri) for uri in plan_files])
-    photos = ray.data.read_datasource(source, override_num_blocks=len(plan_files), num_cpus=1, **at_once)
-    batches: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     index: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ContentIndex).remote(
         cluster.known_contents, answered
     )
-    read_rows = functools.partial(_read_rows, settings=reader, index=index, stop_at_s=stop_at_s)
+    source = _BlocksDatasource("Plan", [functools.partial(_plan_blocks, uri, index) for uri in plan_files])
+    photos = ray.data.read_datasource(source, override_num_blocks=len(plan_files), num_cpus=1, **at_once)
+    batches: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+    code = code_version()
+    read_rows = functools.partial(_read_rows, code=code, settings=reader, index=index, stop_at_s=stop_at_s)
     photos = photos.map_batches(read_rows, num_cpus=1, **at_once, **batches)
     photos = photos.map_batches(
         _LocatorActor,
-        fn_constructor_args=(replace(locator, threads=threads), load),
+        fn_constructor_args=(code, replace(locator, threads=threads), load),
         compute=ActorPoolStrategy(size=locators),
         **({"num_gpus": 1} if size.gpus else {"num_cpus": cpus_each}),
         # A GPU takes more at a time than travels together.
         **(batches | {"batch_size": locator.batch_size} if size.gpus else batches),
     )
-    with _progress_log(stage):
+    with _progress_log(stage), _sigterm_drains(index):
         photos.write_datasink(_StageDatasink(stage, cluster.rows_per_part), ray_remote_args={"num_cpus": 0.1})
     overflow: int = ray.get(index.overflow.remote())
     return overflow
@@ -261,6 +214,45 @@ def _progress_log(stage: Stage) -> Iterator[None]:
         watcher.join()
 
 
+@contextlib.contextmanager
+def _sigterm_drains(index: Any) -> Iterator[None]:
+    """Let SIGTERM end the flow in good order: no more photos are begun, those that were are staged.
+
+    KeyboardInterrupt after that; or at once, at a second SIGTERM, or when it takes longer than `_DRAIN_LIMIT_S`.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    asked, finished = threading.Event(), threading.Event()
+
+    def ask(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    def watch() -> None:
+        asked.wait()
+        if finished.is_set():
+            return
+        log.warning("told to stop: what is begun is staged first, in at most %.0f s", _DRAIN_LIMIT_S)
+        index.close.remote()
+        if not finished.wait(_DRAIN_LIMIT_S):
+            log.warning("that takes too long: the rest is left to the next run")
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    watcher = threading.Thread(target=watch, name="stop", daemon=True)
+    watcher.start()
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+        if asked.is_set():
+            raise KeyboardInterrupt
+    finally:
+        finished.set()
+        signal.signal(signal.SIGTERM, before)
+        asked.set()
+
+
 class _BlocksDatasource(Datasource):
     """Tasks that each yield rows in blocks."""
 
@@ -283,7 +275,10 @@ class _BlocksDatasource(Datasource):
         return [ReadTask(read_fn, metadata, per_task_row_limit=per_task_row_limit) for read_fn in self._read_fns]
 
 
-def _plan_blocks(uri: str) -> Iterator[pa.Table]:
+def _plan_blocks(uri: str, index: Any) -> Iterator[pa.Table]:
+    if ray.get(index.is_closed.remote()):
+        yield schema.MANIFEST.empty_table()
+        return
     rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=schema.MANIFEST)
     for start in range(0, rows.num_rows, _ROWS_PER_BLOCK):
         yield rows.slice(start, _ROWS_PER_BLOCK)
@@ -296,9 +291,10 @@ def _process_reader(settings: ReaderSettings) -> IsolatedReader:
     return IsolatedReader(settings)
 
 
-def _read_rows(plan: pa.Table, settings: ReaderSettings, index: Any, stop_at_s: float | None) -> pa.Table:
+def _read_rows(plan: pa.Table, code: str, settings: ReaderSettings, index: Any, stop_at_s: float | None) -> pa.Table:
+    check_code(code)  # on a node that joined after the start, too
     # No generator: Ray would not tell its errors, which are ours, from those that run_dataflow raises for the user.
-    if stop_at_s is not None and time.time() >= stop_at_s:
+    if (stop_at_s is not None and time.time() >= stop_at_s) or ray.get(index.is_closed.remote()):
         return schema.READ.empty_table()
     read = _process_reader(settings)(plan)
     rows_N, contents, photo_ids = claims(read)
@@ -308,7 +304,8 @@ def _read_rows(plan: pa.Table, settings: ReaderSettings, index: Any, stop_at_s: 
 class _LocatorActor:
     """Gives a Locator to Ray: the engine is loaded once in each actor."""
 
-    def __init__(self, settings: LocatorSettings, load: EngineLoader | None) -> None:
+    def __init__(self, code: str, settings: LocatorSettings, load: EngineLoader | None) -> None:
+        check_code(code)
         from pipeline.locator import Locator
 
         self._locator = Locator(settings) if load is None else Locator(settings, load)

@@ -155,6 +155,16 @@ def cut_to_staged(stage: staging.Stage) -> int:
         return planned - kept
 
 
+def local_photos(stage: staging.Stage, most: int) -> list[str]:
+    """Return the URIs of some of the stage's planned photos that are files of a machine, not of an object store."""
+    with connect(stage.folder) as connection:
+        plan = connection.read_parquet(stage.plan_files(), hive_partitioning=False)  # noqa: F841 - the query names it
+        found = connection.execute(
+            f"SELECT uri FROM plan WHERE starts_with(uri, '/') OR starts_with(uri, 'file://') LIMIT {most}"
+        ).fetchall()
+    return [uri for (uri,) in found]
+
+
 def rows_per_task(photos: int) -> int:
     """Return how many photos each file of a plan for so many holds, but the last."""
     return min(max(-(-photos // _TASKS), _ROWS_PER_TASK[0]), _ROWS_PER_TASK[1])

@@ -27,6 +27,7 @@ from pipeline.lease import RUNS_FOLDER
 from pipeline.plan import connect
 from pipeline.precision import wkb_points
 from pipeline.publish import PHOTOS_FOLDER, fingerprint
+from pipeline.retention import removed_files
 
 _CHUNK_BYTES = 16 * 2**20
 _ROWS_PER_BATCH = 65_536
@@ -96,7 +97,7 @@ def verify_output(output: str) -> list[Problem]:
     if not records and not problems and not listing.published:
         raise ValueError(f"nothing is published at {output}: run jobs.geotag_archive with --output {output} first")
 
-    named: set[str] = set()
+    named = removed_files(output)
     for where, record in records.items():
         named |= {file["path"] for file in record["files"]}
         problems += _Run(output, where, record).problems()

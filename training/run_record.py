@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pipeline import storage
+from pipeline.code_version import code_version
 from training.journal import read_journal
 from training.loop import Task
 from training.snapshot import Snapshots
@@ -54,6 +55,7 @@ class RunRecord:
                 "from_step": max(Snapshots(self._output).steps(), default=0),
                 "host": platform.node(),
                 "versions": {name: version(name) for name in ("graticule", "torch", "ray", "numpy")},
+                "code": code_version(),
             }
         )
         self._write()

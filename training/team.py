@@ -6,6 +6,10 @@ A process that belongs to no group is a team of one, so that there is one code p
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
+import socket
+import struct
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -17,6 +21,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 Sharding = Literal["ddp", "fsdp"]
+_SIOCGIFADDR = 0x8915
+"""Linux's question for an interface's address, netdevice(7)."""
 
 
 class Team:
@@ -57,6 +63,19 @@ class Team:
             fully_shard(block, mesh=mesh)
         fully_shard(module, mesh=mesh)
         return module
+
+
+def use_interface_of(address: str) -> None:
+    """Let Gloo meet other machines on the network interface with this IPv4 address, unless GLOO_SOCKET_IFNAME is set.
+
+    By itself it takes what the host's own name resolves to: on many machines that is the loopback address.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # one without an address
+                answer = fcntl.ioctl(asking, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 @contextlib.contextmanager

@@ -15,22 +15,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
+import ray.util
 import torch
 from numpy.typing import NDArray
 from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch.config import _TorchBackend
 from torch import Tensor
 
 from model.geodecoder import GeoDecoder, GeoDecoderConfig
 from pipeline import schema
+from pipeline.code_version import check_code, code_version
 from pipeline.decode import DecodeTarget
 from pipeline.reader import IsolatedReader, ReaderSettings
 from training.dataset import Pixels, stack_batch
 from training.loop import Progress, Task, TrainingLoop, Upkeep
-from training.team import Sharding, Team
+from training.team import Sharding, Team, use_interface_of
 
 log = logging.getLogger(__name__)
 
@@ -115,13 +119,14 @@ def fit(network: Network, task: Task, photos: Photos, upkeep: Upkeep, workers: W
         use_gpu=gpus > 0,
         resources_per_worker={"CPU": workers.cpus_each, **({"GPU": 1} if gpus else {})},
     )
-    work: Any = functools.partial(_work, network, task, photos, upkeep, workers)
+    work: Any = functools.partial(_work, code_version(), network, task, photos, upkeep, workers)
     with tempfile.TemporaryDirectory(prefix="graticule-train-") as folder:
         # Ray keeps nothing of ours: snapshots go where the output is, through our own storage.
         kept: dict[str, Any] = {"storage_path": folder, "logging_config": LoggingConfig(log_level="WARNING")}
         run_config = RunConfig(failure_config=FailureConfig(max_failures=workers.failures), **kept)
         trainer = TorchTrainer(
             work,
+            torch_config=_TorchBetweenNodes(),
             scaling_config=scaling,
             run_config=run_config,
         )
@@ -133,8 +138,9 @@ def fit(network: Network, task: Task, photos: Photos, upkeep: Upkeep, workers: W
     return answer
 
 
-def _work(network: Network, task: Task, photos: Photos, upkeep: Upkeep, workers: Workers) -> Progress | str:
+def _work(code: str, network: Network, task: Task, photos: Photos, upkeep: Upkeep, workers: Workers) -> Progress | str:
     """Be one worker. What is the user's to mend is returned as text: Ray would try an exception again and again."""
+    check_code(code)  # on a node that joined after the start, too
     torch.set_num_threads(workers.threads_each)
     try:
         loop = TrainingLoop(network.build(), task, Team(get_device()), upkeep, workers.sharding)
@@ -145,6 +151,24 @@ def _work(network: Network, task: Task, photos: Photos, upkeep: Upkeep, workers:
         return loop.run(*sources)
     except ValueError as error:
         return str(error)
+
+
+class _TorchBetweenNodes(TorchConfig):
+    """Ray's way to make the workers one process group, on the network that Ray itself uses."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _MeetingOnRaysNetwork
+
+
+class _MeetingOnRaysNetwork(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(_use_nodes_interface)
+        super().on_start(worker_group, backend_config)
+
+
+def _use_nodes_interface() -> None:
+    use_interface_of(ray.util.get_node_ip_address())
 
 
 class StreamedPhotos:

@@ -14,7 +14,7 @@ import pytest
 from tests.chaos import processes_with
 from tests.conftest import REPOSITORY, ray_environment
 
-_START = "import logging; from pipeline import dataflow; dataflow._START_LIMIT_S = 20.0; dataflow.start_ray()"
+_START = "import logging; from pipeline import cluster; cluster._START_LIMIT_S = 20.0; cluster.start_ray()"
 
 
 @pytest.mark.ray

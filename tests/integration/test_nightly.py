@@ -108,12 +108,13 @@ def test_three_nights(
     put(photos / "a.jpg", china_jpeg() + b"another a")  # changed
     (photos / "b.jpg").unlink()  # removed
     put(photos / "old.jpg", china_jpeg() + b"old", age_days=400)
+    put(photos / "broken too.jpg", china_jpeg()[:40_000], age_days=1)
     jpeg = encode(china_image().resize((2400, 1600)), "jpeg")
     for index in range(300):
         put(photos / f"new {index}.jpg", jpeg + b"%d" % index, age_days=1)
     second = start(
         ray_cluster, *arguments, "--date", "2026-11-02", "--cluster.rows-per-part", 16, "--batch-size", 8,
-        "--max-photos", 302,
+        "--max-photos", 303,
     )  # fmt: skip
     stage = Stage(output, "nightly-2026-11-02")
     try:
@@ -127,16 +128,17 @@ def test_three_nights(
     assert not storage.exists(f"{output}/nights/2026-11-02.json")
 
     put(photos / "e.jpg", china_jpeg() + b"e")
-    code, out, err = nightly(ray_cluster, *arguments, "--date", "2026-11-03", "--max-photos", 303)
+    code, out, err = nightly(ray_cluster, *arguments, "--date", "2026-11-03", "--max-photos", 304)
     assert code == 0, err
     third = record(output, "2026-11-03")
-    # What the killed night had begun and its newest photos, all in one run; of 304 in all the oldest one is left.
+    # What the killed night had begun and its newest photos, all in one run; of 305 in all the oldest one is left.
     assert third["runs"] == ["nightly-2026-11-02"]
-    assert counted(third) == (306, 2, 303, 1, 1, 1)
+    assert counted(third) == (307, 2, 303, 1, 1, 1)
+    assert third["failed_by_code"] == {"truncated": 1}
     assert f"{photos}/old.jpg" not in codes(output)
     code, out, err = nightly(ray_cluster, *arguments, "--date", "2026-11-04")
     assert code == 0, err
-    assert counted(record(output, "2026-11-04")) == (306, 305, 1, 0, 1, 0)
+    assert counted(record(output, "2026-11-04")) == (307, 306, 1, 0, 1, 0)
 
     code, out, err = nightly(
         ray_cluster,
@@ -149,13 +151,14 @@ def test_three_nights(
         "--max-failed-fraction",
         0.5,
     )
-    assert code == 3, err  # the broken photo alone, and it is broken still
+    assert code == 3, err  # the broken photos alone, and they are broken still
     assert "too many failures" in posted.pop()["text"]
     assert "removed_runs" in record(output, "2026-11-05")
     assert record(output, "2026-11-05")["removed_runs"] == []  # each of the older runs has a newest row
 
     expected: dict[str, str | None] = {f"{photos}/{path.name}": None for path in photos.iterdir()}
-    expected |= {f"{photos}/broken.jpg": "truncated", f"{photos}/b.jpg": None}
+    expected |= dict.fromkeys((f"{photos}/broken.jpg", f"{photos}/broken too.jpg"), "truncated")
+    expected |= {f"{photos}/b.jpg": None}  # removed, and it keeps its row
     assert codes(output) == expected
     assert verify_output(output) == []
     assert len(Catalog(output).records) == 4

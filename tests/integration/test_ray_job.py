@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from pipeline import storage
+from pipeline.staging import Stage
 from tests.conftest import REPOSITORY, RayCluster
+from tests.hosts import wait_until
 from tests.integration.test_geotag import codes
-from tests.photo_samples import china_jpeg
+from tests.photo_samples import china_image, china_jpeg, encode
 
 
-def submit(cluster: RayCluster, entrypoint: list[str]) -> subprocess.CompletedProcess[str]:
-    """Submit a job from the repository as a user does, and wait for its end."""
-    command = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", cluster.dashboard_url]
-    command += ["--working-dir", ".", "--", *entrypoint]
+def ray_job(cluster: RayCluster, action: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `ray job ACTION` in the repository as a user does."""
+    command = [str(Path(sys.executable).parent / "ray"), "job", action, "--address", cluster.dashboard_url, *arguments]
     environment = {name: value for name, value in cluster.environment.items() if name != "RAY_ADDRESS"}
     return subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
+
+
+def submit(cluster: RayCluster, entrypoint: list[str], *options: str) -> subprocess.CompletedProcess[str]:
+    """Submit a job and, unless the options say otherwise, wait for its end."""
+    return ray_job(cluster, "submit", "--working-dir", ".", *options, "--", *entrypoint)
 
 
 @pytest.mark.ray
@@ -34,6 +43,40 @@ def test_a_submitted_job(ray_cluster: RayCluster, tiny_checkpoint: Path, tmp_pat
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "2 photos processed" in answer.stdout
     assert codes(str(tmp_path / "out")) == {str(photos / "one.jpg"): None, str(photos / "two.jpg"): None}
+
+
+@pytest.mark.ray
+def test_a_job_that_is_stopped_stages_what_is_done(
+    ray_cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Though no part of the default size is full, by far; and within the 30 s that Ray is told to wait."""
+    photos, output = tmp_path / "photos", str(tmp_path / "out")
+    photos.mkdir()
+    jpeg = encode(china_image().resize((4000, 3000)), "jpeg")
+    for index in range(1000):
+        (photos / f"{index:03}.jpg").write_bytes(jpeg + b"%d" % index)
+    options = ["--photos", str(photos), "--output", output, "--model", str(tiny_checkpoint), "--run-id", "r1"]
+    waiting = ["--no-wait", "--submission-id", "to-be-stopped", "--runtime-env-json"]
+    waiting.append(json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "30"}}))
+    answer = submit(ray_cluster, ["python", "jobs/geotag_archive.py", *options], *waiting)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+    def log() -> str:
+        return ray_job(ray_cluster, "logs", "to-be-stopped").stdout
+
+    wait_until(lambda: "engine(s) over" in log(), "the run did not begin")
+    time.sleep(10)  # some photos are located by now
+    stage = Stage(output, "r1")
+    assert not stage.row_files()
+    start_s = time.monotonic()
+    answer = ray_job(ray_cluster, "stop", "to-be-stopped")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert time.monotonic() - start_s < 30
+    assert "was stopped" in answer.stdout + answer.stderr
+    assert 0 < stage.staged_count() < 1000
+    assert "told to stop: what is begun is staged first" in log()
+    assert "stopped: run the same command again" in log()
+    assert json.loads(storage.read_bytes(f"{output}/lease.json"))["process"] == ""
 
 
 @pytest.mark.ray

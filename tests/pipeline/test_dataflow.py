@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.dataflow import ClusterSettings, ClusterSize, _locator_pool
+from pipeline.cluster import ClusterSize
+from pipeline.dataflow import ClusterSettings, _locator_pool
 
 LAPTOP = ClusterSize(cpus=3, gpus=0, largest_node_cpus=3)
 NODES = ClusterSize(cpus=64, gpus=0, largest_node_cpus=16)

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline import plan as plan_module
 from pipeline import schema
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import Plan, local_photos, make_plan
 from pipeline.schema import ErrorCode
 from pipeline.staging import Stage, parquet_bytes
 from tests.photo_rows import NOON, failed_row, located_row, photos
@@ -431,3 +431,11 @@ def test_a_plan_without_any_row_is_cut_to_nothing(world: World) -> None:
     world.list(("/a", "v1"), ("/b", "v1")).plan()
     assert plan_module.cut_to_staged(world.stage) == 2
     assert world.stage.plan_files() == []
+
+
+def test_local_photos_of_a_plan_are_found(world: World) -> None:
+    world.list(("s3://b/1.jpg", "e"), ("/photos/2.jpg", "e"), ("file:///photos/%FF.jpg", "e")).plan()
+    assert sorted(local_photos(world.stage, 9)) == ["/photos/2.jpg", "file:///photos/%FF.jpg"]
+    assert len(local_photos(world.stage, 1)) == 1
+    world.list(("s3://b/1.jpg", "e"), ("gs://b/2.jpg", "e")).plan()
+    assert local_photos(world.stage, 9) == []

@@ -1,4 +1,4 @@
-"""README is true: its tables, its command lines, its SQL and its links."""
+"""README and the pages it leads to are true: tables, command lines, SQL and links."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ from tests.photo_rows import located_row, photos
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path: path.read_text(encoding="utf-8") for path in sorted([ROOT / "README.md", *ROOT.glob("[a-z]*/README.md")])
+}
 
 
 def blocks(language: str) -> list[str]:
-    """README's fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    """The pages' fenced blocks of one language."""
+    pattern = re.compile(rf"^```{language}\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+    return [block for text in PAGES.values() for block in pattern.findall(text)]
 
 
 def table_rows(heading: str) -> list[list[str]]:
@@ -36,7 +40,7 @@ def table_rows(heading: str) -> list[list[str]]:
 
 
 def commands() -> list[list[str]]:
-    """Every command line in README's bash blocks, its comment removed."""
+    """Every command line in the pages' bash blocks, its comment removed."""
     lines = [line for block in blocks("bash") for line in block.splitlines()]
     return [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
 
@@ -55,7 +59,7 @@ def test_error_table_is_the_closed_set() -> None:
 
 
 def job_arguments() -> list[list[str]]:
-    """Module name and arguments of every job that README starts."""
+    """Module name and arguments of every job that the pages start."""
     found = []
     for words in commands():
         if "-m" in words and words[words.index("-m") + 1].startswith("jobs."):
@@ -76,7 +80,7 @@ def test_command_lines_parse(words: list[str]) -> None:
     tyro.cli(settings_type, args=words[1:])
 
 
-def test_readme_shows_every_job() -> None:
+def test_pages_show_every_job() -> None:
     jobs = {path.stem for path in (ROOT / "jobs").glob("*.py") if "\n    run_command(" in path.read_text()}
     shown = {words[0].removeprefix("jobs.") for words in job_arguments()} | {"demo"}  # the demo runs by make
     assert shown == jobs
@@ -102,8 +106,13 @@ def test_sql_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(duckdb.sql(query).fetchall()) == 1
 
 
-def test_links_lead_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)]+)\)", README)
-    assert targets
-    for target in targets:
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_readme_is_for_users_and_leads_to_the_rest() -> None:
+    assert len(README.splitlines()) <= 300
+    linked = {(ROOT / target).resolve() for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target}
+    assert linked >= PAGES.keys() - {ROOT / "README.md"}

@@ -173,6 +173,7 @@ def _run_held(
     if plan.todo:
         size = cluster.start_ray()
         _check_photos(settings, plan, stage, size.nodes)
+        driver = cluster.Driver.here(uses_local_paths=_is_local(settings, output, model_uri, stage))
         reader = ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing), settings.limits, fetch=settings.fetch)
         locator = LocatorSettings(
             model_uri=model_uri,
@@ -190,7 +191,7 @@ def _run_held(
         flow_start_s = time.monotonic()
         answered = copies.answered_contents(stage, answering, checkpoint.model_id, settings.cluster.known_contents)
         unmatched = dataflow.run_dataflow(
-            plan.files, stage, reader, locator, settings.cluster, size, answered, stop_at_s
+            plan.files, stage, reader, locator, settings.cluster, size, answered, stop_at_s, driver=driver
         )
         flow_s = time.monotonic() - flow_start_s
         copies.settle(stage, answering)
@@ -275,13 +276,25 @@ def _check(settings: GeotagSettings) -> None:
 
 def _check_paths(settings: GeotagSettings, output: str, model_uri: str) -> None:
     """Raise ValueError for a local path that a node of the cluster does not see."""
+    cluster.check_paths(_paths(settings, output, model_uri), settings.shared_filesystem, output)
+
+
+def _paths(settings: GeotagSettings, output: str, model_uri: str) -> list[NamedPath]:
     paths = [NamedPath("--photos", storage.absolute(source)) for source in settings.photos]
     paths.append(NamedPath("--output", output))
     if model_uri != "bundled":
         paths.append(NamedPath("--model", model_uri))
     if settings.engines is not None:
         paths.append(NamedPath("--engines", storage.absolute(settings.engines)))
-    cluster.check_paths(paths, settings.shared_filesystem, output)
+    return paths
+
+
+def _is_local(settings: GeotagSettings, output: str, model_uri: str, stage: staging.Stage) -> bool:
+    """Whether the run needs a path that only this machine has."""
+    if settings.shared_filesystem:
+        return False
+    is_named = any(not storage.is_remote(path.uri) for path in _paths(settings, output, model_uri))
+    return is_named or bool(local_photos(stage, 1))
 
 
 def _check_photos(settings: GeotagSettings, plan: Plan, stage: staging.Stage, nodes: int) -> None:

@@ -25,7 +25,7 @@ from model.checkpoint import Checkpoint
 from model.geodecoder import GeoDecoder, GeoDecoderConfig
 from model.hierarchy import JSON_NAME, PARQUET_NAME, Hierarchy
 from pipeline import storage
-from pipeline.cluster import NamedPath, check_paths, start_ray
+from pipeline.cluster import Driver, NamedPath, check_paths, start_ray
 from pipeline.decode import DecodeTarget
 from pipeline.locator import model_folder, save_model
 from training import evaluation, globe_study, partition
@@ -174,7 +174,11 @@ def _train(settings: Settings, network: Network, task: Task, photos: LabelledPho
     if settings.num_workers:
         workers = dataclasses.replace(settings.workers, count=settings.num_workers)
         size = start_ray(least_cpus=math.ceil(workers.count * workers.cpus_each), dashboard=True)
-        return fit(network, task, Photos(pa.array(uris, pa.large_string()), target, served), upkeep, workers, size.gpus)
+        named = [upkeep.output, *uris, *([str(settings.teacher_onnx)] if settings.teacher_onnx else [])]
+        is_local = not all(storage.is_remote(uri) for uri in named)
+        driver = Driver.here(uses_local_paths=is_local and not settings.shared_filesystem)
+        listed = Photos(pa.array(uris, pa.large_string()), target, served)
+        return fit(network, task, listed, upkeep, workers, size.gpus, driver)
     loop = TrainingLoop(network.build(), task, Team(), upkeep)
     # The loop has its own limit on photos that can't be had, by epoch.
     return loop.run(PhotoStore(uris, target, 1.0), PhotoStore(uris, served, 1.0))

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import ray.util
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import local_files, storage
-from pipeline.code_version import NodeError, code_version, mixed_code
+from pipeline.code_version import NodeError, check_code, code_version, mixed_code
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,31 @@ class ClusterSize:
     gpus: int
     largest_node_cpus: int
     nodes: int = 1
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What each process of a run must have in common with its driver, on nodes that join after the start, too.
+
+    `code` is the driver's `code_version`; `node` is its node, where that alone sees the local paths that the run uses.
+    """
+
+    code: str
+    node: str | None
+
+    @classmethod
+    def here(cls, uses_local_paths: bool) -> Driver:
+        """Return what to have in common with this process, which has joined its cluster."""
+        return cls(code_version(), ray.get_runtime_context().get_node_id() if uses_local_paths else None)
+
+    def check(self) -> None:
+        """Raise NodeError where this process has not."""
+        check_code(self.code)
+        if self.node is not None and ray.get_runtime_context().get_node_id() != self.node:
+            raise NodeError(
+                f"the node {ray.util.get_node_ip_address()} has joined the cluster, and does not see the local paths"
+                " that this run uses: put them on an object store, or add --shared-filesystem if every node sees them"
+            )
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,7 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
 from pipeline import geoparquet, schema, storage
-from pipeline.cluster import ClusterSize, start_ray
-from pipeline.code_version import check_code, code_version
+from pipeline.cluster import ClusterSize, Driver, start_ray
 from pipeline.content_index import ContentIndex, claims, without_copies
 from pipeline.fetch import shares
 from pipeline.isolation import keep_heap
@@ -86,6 +85,7 @@ def run_dataflow(
     answered: Sequence[bytes] = (),
     stop_at_s: float | None = None,
     load: EngineLoader | None = None,
+    driver: Driver | None = None,
 ) -> int:
     """Process every photo of the plan that isn't staged yet; returns once all rows are staged.
 
@@ -95,6 +95,7 @@ def run_dataflow(
     `answered` are contents that have their answer elsewhere: photos with these bytes wait for it, too. Returns how many
     photos were inferred without looking for their like, as there were more contents than are remembered. `load` makes
     the engines, if it is not the settings' one that is wanted. ValueError where the cluster is too small for `cluster`.
+    Every process has `driver` in common with this one; by default, its code.
 
     An exception in a stage that is no photo's expected failure stops the flow and is raised here.
     """
@@ -104,7 +105,9 @@ def run_dataflow(
     reader = replace(reader, concurrent_fetches=fetches_each)
     is_bounded = cluster.readers is not None or reader.fetch.concurrent is not None
     at_once: dict[str, Any] = {"compute": TaskPoolStrategy(size=readers)} if is_bounded else {}
-    threads = locator.threads or (math.ceil(cluster.locator_cpus) if cluster.locator_cpus else max(2, int(cpus_each)))
+    threads = locator.threads or (
+        math.ceil(cluster.locator_cpus) if cluster.locator_cpus else max(2, math.ceil(cpus_each))
+    )
     log.info("%d engine(s) over %d CPUs and %d GPUs", locators, size.cpus, size.gpus)
     # Ray fuses a task into the actor pool behind it when both ask for the same, and decoder and engine would then take
     # turns: an engine never asks for one CPU. Reading the plan is to be fused with reading its photos.
@@ -114,12 +117,12 @@ def run_dataflow(
     source = _BlocksDatasource("Plan", [functools.partial(_plan_blocks, uri, index) for uri in plan_files])
     photos = ray.data.read_datasource(source, override_num_blocks=len(plan_files), num_cpus=1, **at_once)
     batches: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
-    code = code_version()
-    read_rows = functools.partial(_read_rows, code=code, settings=reader, index=index, stop_at_s=stop_at_s)
+    driver = driver or Driver.here(uses_local_paths=False)
+    read_rows = functools.partial(_read_rows, driver=driver, settings=reader, index=index, stop_at_s=stop_at_s)
     photos = photos.map_batches(read_rows, num_cpus=1, **at_once, **batches)
     photos = photos.map_batches(
         _LocatorActor,
-        fn_constructor_args=(code, replace(locator, threads=threads), load),
+        fn_constructor_args=(driver, replace(locator, threads=threads), load),
         compute=ActorPoolStrategy(size=locators),
         **({"num_gpus": 1} if size.gpus else {"num_cpus": cpus_each}),
         # A GPU takes more at a time than travels together.
@@ -177,7 +180,8 @@ def _locator_pool(cluster: ClusterSettings, size: ClusterSize) -> tuple[int, flo
         raise ValueError(f"--cluster.readers {cluster.readers}: the cluster has {size.cpus} CPUs, and each takes one")
     nodes = max(1, size.cpus // size.largest_node_cpus)
     locators = cluster.locators or size.gpus or nodes
-    half = size.largest_node_cpus // 2 if size.largest_node_cpus >= 4 else 0.5
+    # When a node is lost, its engine comes to another one: there, two of them and a reader must fit, or none reads.
+    half = min(size.largest_node_cpus // 2, (size.largest_node_cpus - 1) / 2) if size.largest_node_cpus >= 4 else 0.5
     if size.gpus:
         if locators > size.gpus:
             raise ValueError(f"--cluster.locators {locators}: the cluster has {size.gpus} GPUs, one for each")
@@ -291,8 +295,10 @@ def _process_reader(settings: ReaderSettings) -> IsolatedReader:
     return IsolatedReader(settings)
 
 
-def _read_rows(plan: pa.Table, code: str, settings: ReaderSettings, index: Any, stop_at_s: float | None) -> pa.Table:
-    check_code(code)  # on a node that joined after the start, too
+def _read_rows(
+    plan: pa.Table, driver: Driver, settings: ReaderSettings, index: Any, stop_at_s: float | None
+) -> pa.Table:
+    driver.check()
     # No generator: Ray would not tell its errors, which are ours, from those that run_dataflow raises for the user.
     if (stop_at_s is not None and time.time() >= stop_at_s) or ray.get(index.is_closed.remote()):
         return schema.READ.empty_table()
@@ -304,8 +310,8 @@ def _read_rows(plan: pa.Table, code: str, settings: ReaderSettings, index: Any, 
 class _LocatorActor:
     """Gives a Locator to Ray: the engine is loaded once in each actor."""
 
-    def __init__(self, code: str, settings: LocatorSettings, load: EngineLoader | None) -> None:
-        check_code(code)
+    def __init__(self, driver: Driver, settings: LocatorSettings, load: EngineLoader | None) -> None:
+        driver.check()
         from pipeline.locator import Locator
 
         self._locator = Locator(settings) if load is None else Locator(settings, load)

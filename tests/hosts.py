@@ -147,8 +147,8 @@ def start_head(host: Host) -> str:
 
 
 def start_worker(host: Host, head: str) -> None:
-    """Let a host join the cluster as a node of two processors."""
-    _start_ray(host, [f"--address={head}", "--num-cpus=2"])
+    """Let a host join the cluster as a node of four processors."""
+    _start_ray(host, [f"--address={head}", "--num-cpus=4"])
 
 
 def _start_ray(host: Host, options: list[str]) -> None:

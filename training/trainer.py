@@ -29,7 +29,7 @@ from torch import Tensor
 
 from model.geodecoder import GeoDecoder, GeoDecoderConfig
 from pipeline import schema
-from pipeline.code_version import check_code, code_version
+from pipeline.cluster import Driver
 from pipeline.decode import DecodeTarget
 from pipeline.reader import IsolatedReader, ReaderSettings
 from training.dataset import Pixels, stack_batch
@@ -101,11 +101,20 @@ class Photos:
     validation_target: DecodeTarget
 
 
-def fit(network: Network, task: Task, photos: Photos, upkeep: Upkeep, workers: Workers, gpus: int = 0) -> Progress:
+def fit(
+    network: Network,
+    task: Task,
+    photos: Photos,
+    upkeep: Upkeep,
+    workers: Workers,
+    gpus: int = 0,
+    driver: Driver | None = None,
+) -> Progress:
     """Train on the Ray cluster that was joined, on GPUs where it has any; the result is the last snapshot.
 
     A worker that is lost costs the steps since the last snapshot: all workers start again from there, fewer of them
-    where `least` allows it. When this process dies, so do they, and the same call goes on.
+    where `least` allows it. When this process dies, so do they, and the same call goes on. Each has `driver` in common
+    with this process; by default, its code.
 
     Raises:
         ValueError: as `TrainingLoop.run` does.
@@ -119,7 +128,9 @@ def fit(network: Network, task: Task, photos: Photos, upkeep: Upkeep, workers: W
         use_gpu=gpus > 0,
         resources_per_worker={"CPU": workers.cpus_each, **({"GPU": 1} if gpus else {})},
     )
-    work: Any = functools.partial(_work, code_version(), network, task, photos, upkeep, workers)
+    work: Any = functools.partial(
+        _work, driver or Driver.here(uses_local_paths=False), network, task, photos, upkeep, workers
+    )
     with tempfile.TemporaryDirectory(prefix="graticule-train-") as folder:
         # Ray keeps nothing of ours: snapshots go where the output is, through our own storage.
         kept: dict[str, Any] = {"storage_path": folder, "logging_config": LoggingConfig(log_level="WARNING")}
@@ -138,9 +149,11 @@ def fit(network: Network, task: Task, photos: Photos, upkeep: Upkeep, workers: W
     return answer
 
 
-def _work(code: str, network: Network, task: Task, photos: Photos, upkeep: Upkeep, workers: Workers) -> Progress | str:
+def _work(
+    driver: Driver, network: Network, task: Task, photos: Photos, upkeep: Upkeep, workers: Workers
+) -> Progress | str:
     """Be one worker. What is the user's to mend is returned as text: Ray would try an exception again and again."""
-    check_code(code)  # on a node that joined after the start, too
+    driver.check()
     torch.set_num_threads(workers.threads_each)
     try:
         loop = TrainingLoop(network.build(), task, Team(get_device()), upkeep, workers.sharding)

@@ -33,14 +33,20 @@ STEPS = 12
 SHARED = Path("/mnt")
 """A file system that every host has mounted."""
 ASK = """
-import sys
-from pipeline.cluster import NamedPath, check_paths
+import ray, sys
+from pipeline.cluster import Driver, NamedPath, check_paths
 for output, photos in zip(sys.argv[1::2], sys.argv[2::2]):
     try:
         check_paths([NamedPath("--output", output), NamedPath("--photos", photos)], True, output)
         print(output, photos, "are seen")
     except ValueError as error:
         print(error)
+driver = Driver.here(uses_local_paths=True)
+driver.check()
+try:
+    ray.get(ray.remote(num_cpus=1)(lambda: driver.check()).remote())  # which this node has not
+except RuntimeError as error:
+    print(str(error).splitlines()[-1])
 """
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(400)]
 
@@ -148,6 +154,7 @@ def test_a_path_that_is_said_to_be_shared_is_looked_for_on_every_node(site: Site
     assert re.search(r"^--output /tmp/out: is not shared with the node 10\.\S+\.[34]: ", out, re.M), out
     sees = "the node 10\\.\\S+\\.[34] sees nothing there, and this one a file of 5 bytes"
     assert re.search(f"^--photos /tmp/1.jpg: {sees}: mount the same", out, re.M), out
+    assert re.search(r"the node 10\.\S+\.[34] has joined the cluster, and does not see the local paths", out), out
     assert list((site.folder / "shared" / "out").iterdir()) == []  # the probes are gone
 
 
@@ -193,7 +200,7 @@ def test_a_training_on_two_machines(site: Site, s3_bucket: str) -> None:
     )
     options = f"--manifest {manifest} --output {root}/model --network tiny --preset hundreds --log-steps 1"
     options += " --snapshot-steps 3 --recipe.epochs 3 --recipe.batch-size 48 --recipe.learning-rate 0.003"
-    job = site.submit("jobs/train.py", *options.split(), "--num-workers", "2", "--workers.cpus-each", "2")
+    job = site.submit("jobs/train.py", *options.split(), "--num-workers", "2", "--workers.cpus-each", "3")
     try:
         for host in site.workers:
             wait_until(lambda host=host: host.processes("RayTrainWorker") > 0 or job.poll() is not None, "no worker")

@@ -16,17 +16,23 @@ GPUS = ClusterSize(cpus=64, gpus=8, largest_node_cpus=16)
     ("settings", "size", "pool"),
     [
         (ClusterSettings(), LAPTOP, (1, 0.5)),
-        (ClusterSettings(), NODES, (4, 8)),
-        (ClusterSettings(), GPUS, (8, 8)),
-        (ClusterSettings(locators=2), GPUS, (2, 8)),
-        (ClusterSettings(locators=8), NODES, (8, 4)),
-        (ClusterSettings(locators=5), NODES, (5, 4)),
+        (ClusterSettings(), NODES, (4, 7.5)),
+        (ClusterSettings(), GPUS, (8, 7.5)),
+        (ClusterSettings(locators=2), GPUS, (2, 7.5)),
+        (ClusterSettings(locators=8), NODES, (8, 3.75)),
+        (ClusterSettings(locators=5), NODES, (5, 3.75)),
         (ClusterSettings(locator_cpus=11), NODES, (4, 11)),
         (ClusterSettings(locators=2, locator_cpus=0.5), LAPTOP, (2, 0.5)),
     ],
 )
 def test_engines_and_the_cpus_of_each(settings: ClusterSettings, size: ClusterSize, pool: tuple[int, float]) -> None:
     assert _locator_pool(settings, size) == pool
+
+
+@pytest.mark.parametrize("cpus", [2, 3, 4, 5, 8, 16, 17])
+def test_a_lost_nodes_engine_leaves_a_reader_room_on_another(cpus: int) -> None:
+    locators, cpus_each = _locator_pool(ClusterSettings(), ClusterSize(2 * cpus, 0, cpus))
+    assert (locators, 2 * cpus_each + 1 <= cpus) == (2, True)
 
 
 @pytest.mark.parametrize("settings", [ClusterSettings(locator_cpus=1), ClusterSettings(locators=32)])

@@ -15,7 +15,7 @@ demo: setup
 	$(BIN)/python -m jobs.demo $(if $(PHOTOS),--photos "$(PHOTOS)")
 
 test: setup
-	$(BIN)/python -m pytest --ignore=tests/integration
+	$(BIN)/python -m pytest --ignore=tests/integration --numprocesses 2 --dist loadfile
 
 # Against the S3 server that AWS_ENDPOINT_URL names, else against moto's; on a Ray cluster of several processes.
 integration: setup

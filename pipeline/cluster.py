@@ -60,7 +60,7 @@ class Driver:
         check_code(self.code)
         if self.node is not None and ray.get_runtime_context().get_node_id() != self.node:
             raise NodeError(
-                f"the node {ray.util.get_node_ip_address()} has joined the cluster, and does not see the local paths"
+                f"the node {_this_node()} has joined the cluster, and does not see the local paths"
                 " that this run uses: put them on an object store, or add --shared-filesystem if every node sees them"
             )
 
@@ -195,6 +195,10 @@ def _on_each_node(function: Any, *arguments: Any) -> Sequence[tuple[str, Any]]:
             reason = str(error).strip().rsplit("\n", 1)[-1] or type(error).__name__
             raise NodeError(f"the node {address} can't run Graticule's code: {reason}") from error
     return answers
+
+
+def _this_node() -> str:
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def _nodes() -> list[dict[str, Any]]:

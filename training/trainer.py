@@ -181,7 +181,7 @@ class _MeetingOnRaysNetwork(_TorchBackend):
 
 
 def _use_nodes_interface() -> None:
-    use_interface_of(ray.util.get_node_ip_address())
+    use_interface_of(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 class StreamedPhotos:

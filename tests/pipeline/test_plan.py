@@ -125,7 +125,11 @@ RULES: list[tuple[str, str | None, Row, set[str] | None]] = [
 ]
 
 
-@pytest.mark.parametrize("flags", [set(), {"retag"}, {"retry_failed"}, {"retag", "retry_failed"}], ids=str)
+@pytest.mark.parametrize(
+    "flags",
+    [set(), {"retag"}, {"retry_failed"}, {"retag", "retry_failed"}],
+    ids=lambda flags: " ".join(sorted(flags)) or "none",
+)
 def test_what_counts_as_done(world: World, flags: set[str]) -> None:
     world.list(*((f"/{name}", etag) for name, etag, _, _ in RULES), ("/new", "v1"), ("/new, no version", None))
     gone = located_row("/gone from the listing", 1, 1)

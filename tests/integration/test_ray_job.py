@@ -65,7 +65,7 @@ def test_a_job_that_is_stopped_stages_what_is_done(
         return ray_job(ray_cluster, "logs", "to-be-stopped").stdout
 
     wait_until(lambda: "engine(s) over" in log(), "the run did not begin")
-    time.sleep(10)  # some photos are located by now
+    time.sleep(5)  # photos are on their way by now
     stage = Stage(output, "r1")
     assert not stage.row_files()
     start_s = time.monotonic()

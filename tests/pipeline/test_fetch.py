@@ -8,6 +8,7 @@ import errno
 import http.server
 import ipaddress
 import os
+import re
 import socket
 import ssl
 import tarfile
@@ -30,7 +31,7 @@ from pipeline.schema import PhotoError
 from tests.conftest import forget_s3_clients
 from tests.faulty_store import Fault, FaultyStore
 
-HASTY = FetchSettings(budget_s=1.5, attempt_timeout_s=0.3)
+HASTY = FetchSettings(budget_s=3, attempt_timeout_s=0.5)
 PHOTO = os.urandom(300_000)
 
 
@@ -106,10 +107,10 @@ def test_a_budget_that_is_spent_says_on_what(s3_bucket: str, archive: list[stora
         # A last attempt may begin just before the deadline.
         timed_out = fault is Fault.STALL or "still coming at the deadline" in message
         assert code == ("fetch_timeout" if timed_out else "fetch_failed"), message
-        assert " attempts in " in message
-        assert "503" in message or fault is not Fault.BUSY
+        assert re.search(r"\d attempts? in ", message)
+        assert "503" in message or timed_out or fault is not Fault.BUSY
         attempts += int(message.split()[0])
-    assert attempts == proxy.tally["photo requests"] > 8  # the clients' own retries don't multiply ours
+    assert attempts == proxy.tally["photo requests"] > 4  # the clients' own retries don't multiply ours
 
 
 @pytest.mark.s3

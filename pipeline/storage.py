@@ -47,7 +47,7 @@ _REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 class Entry:
     """One stored object as its listing shows it; `etag` names its version (S3's ETag, a local file's time and size).
 
-    `modified_us` is when it was last written, in microseconds since 1970.
+    `modified_us` is when it was last written, in microseconds since 1970; of an object store, to the whole second.
     """
 
     uri: str
@@ -303,7 +303,8 @@ def _s3_page(client: Any, bucket: str, prefix: str, token: str | None, after: st
 
 
 def _entry(uri: str, size_bytes: int, etag: str | None, modified_at: dt.datetime) -> Entry:
-    return Entry(uri, size_bytes, _clean_etag(etag), int(modified_at.timestamp() * 1e6))
+    # Some stores' listings tell milliseconds, but HTTP's Last-Modified, where one object is asked for, whole seconds.
+    return Entry(uri, size_bytes, _clean_etag(etag), int(modified_at.timestamp()) * 1_000_000)
 
 
 def check_writable(uri: str) -> None:

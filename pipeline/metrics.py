@@ -21,7 +21,7 @@ from pipeline.tally import Outcomes, Progress
 
 _REFRESH_S = 4.0
 """Ray's agents forget a gauge that has not been set for some 20 s."""
-_RUN, _STATUS, _CODE, _STAGE = "run_id", "status", "error_code", "stage"
+_RUN, _STATUS, _CODE, _STAGE = schema.RUN_ID, schema.STATUS, schema.ERROR_CODE, "stage"
 _BOUNDARIES_S = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 """Of a fetch from a local disk to one that was tried again until its budget was spent."""
 

@@ -179,10 +179,14 @@ def ask(prometheus: str, query: str) -> list[dict[str, Any]]:
 
 
 def workers(cluster: RayCluster) -> list[int]:
-    """Every process of the cluster that works on photos."""
+    """Every process of the cluster that works on photos; a node whose agents are gone ends itself."""
     mark = f"RAY_AUTH_TOKEN_PATH={cluster.environment['RAY_AUTH_TOKEN_PATH']}"
     titles = processes_with(mark).items()
-    return [pid for pid, title in titles if title.startswith("ray::") or "pipeline.isolation" in title]
+    return [
+        pid
+        for pid, title in titles
+        if (title.startswith("ray::") and "Agent" not in title) or "pipeline.isolation" in title
+    ]
 
 
 @pytest.mark.ray

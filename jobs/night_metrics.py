@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+from prometheus_client import write_to_textfile
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
-from pipeline.schema import Status
+from pipeline import schema
 
 LAST_SUCCESS = "graticule_night_last_success_timestamp_seconds"
 METRICS: Mapping[str, str] = {
@@ -38,10 +40,10 @@ def write(path: str, exit_code: int, started_at: dt.datetime, night: Mapping[str
 
     What an earlier file says of the last success stays where this night is none.
     """
-    registry = CollectorRegistry()
+    gauges: list[GaugeMetricFamily] = []
 
     def say(name: str, value: float) -> None:
-        Gauge(name, METRICS[name], registry=registry).set(value)
+        gauges.append(GaugeMetricFamily(name, METRICS[name], value))
 
     finished_at = dt.datetime.now(dt.UTC)
     if night is not None:
@@ -55,13 +57,22 @@ def write(path: str, exit_code: int, started_at: dt.datetime, night: Mapping[str
         say(LAST_SUCCESS, last_success)
     if night is not None:
         name = "graticule_night_photos"
-        photos = Gauge(name, METRICS[name], ("status", "error_code"), registry=registry)
-        photos.labels(str(Status.LOCATED), "").set(night["located"])
+        photos = GaugeMetricFamily(name, METRICS[name], labels=(schema.STATUS, schema.ERROR_CODE))
+        photos.add_metric((str(schema.Status.LOCATED), ""), night["located"])
         for code, count in night["failed_by_code"].items():
-            photos.labels(str(Status.FAILED), code).set(count)
+            photos.add_metric((str(schema.Status.FAILED), code), count)
+        gauges.append(photos)
         say("graticule_night_photos_left", night["left"])
         say("graticule_night_photos_gone", night["gone"])
-    write_to_textfile(path, registry)
+    write_to_textfile(path, _File(gauges))
+
+
+class _File(Collector):
+    def __init__(self, gauges: list[GaugeMetricFamily]) -> None:
+        self._gauges = gauges
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        return self._gauges
 
 
 def _last_success(path: str) -> float | None:

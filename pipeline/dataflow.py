@@ -49,7 +49,7 @@ _FILE_INDEX = "file_index"
 _LOG_INTERVAL_S = 30.0
 _DRAIN_LIMIT_S = 20.0
 """Schedulers kill what has not ended some 30 s after SIGTERM."""
-_TALLY_LIMIT_S = 10.0
+_TALLY_LIMIT_S = 5.0
 _HEARTBEAT_S = 1.0
 
 
@@ -162,7 +162,7 @@ def run_dataflow(
         **(batches | {"batch_size": locator.batch_size} if size.gpus else batches),
     )
     sink = _StageDatasink(stage, cluster.rows_per_part, shared)
-    with _progress_log(stage), _watchdog(index, watch), _sigterm_drains(index):
+    with _progress_log(stage), _watchdog(index, watch, stage), _sigterm_drains(index):
         photos.write_datasink(sink, ray_remote_args={"num_cpus": 0.1})
     overflow: int = ray.get(index.overflow.remote())
     return overflow
@@ -253,7 +253,7 @@ def _progress_log(stage: Stage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watchdog(index: Any, watch: Watch | None) -> Iterator[None]:
+def _watchdog(index: Any, watch: Watch | None, stage: Stage) -> Iterator[None]:
     """Where somebody looks on, keep metrics up to date, and end the flow when nothing moves."""
     if watch is None:
         yield
@@ -274,19 +274,22 @@ def _watchdog(index: Any, watch: Watch | None) -> Iterator[None]:
     report(0.0)
     watch.metrics.set("graticule_silence_limit_seconds", watch.max_silence_s)
     try:
-        with Watchdog(watch.max_silence_s, look, functools.partial(_what_is_seen, watch.metrics), report):
+        with Watchdog(watch.max_silence_s, look, functools.partial(_what_is_seen, watch.metrics, stage), report):
             yield
+    except KeyboardInterrupt:  # what was staged before the stop counts
+        look()
+        raise
     finally:
         watch.metrics.set("graticule_silent_seconds", None)
         watch.metrics.set("graticule_silence_limit_seconds", None)
     look()
 
 
-def _what_is_seen(metrics: RunMetrics) -> str:
+def _what_is_seen(metrics: RunMetrics, stage: Stage) -> str:
     nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
     has, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
     left = ", ".join(f"{free.get(name, 0):g} of {has[name]:g} {name}s free" for name in ("CPU", "GPU") if name in has)
-    return f"{metrics.staged} of {metrics.planned} photos are staged; {nodes} nodes are alive, {left}"
+    return f"{stage.staged_count()} of {metrics.planned} photos are staged; {nodes} nodes are alive, {left}"
 
 
 @contextlib.contextmanager

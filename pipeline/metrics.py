@@ -133,7 +133,8 @@ class RunMetrics:
     lease_age_s: Callable[[], float]
     _values: dict[tuple[str, str], float] = field(default_factory=dict, init=False)
     _counted: dict[tuple[str, str], int] = field(default_factory=dict, init=False)
-    _last: Progress | None = field(default=None, init=False)
+    _seen: dict[tuple[str, tuple[str, str]], int] = field(default_factory=dict, init=False)
+    _is_settled: bool = field(default=False, init=False)
     _changing: threading.Lock = field(default_factory=threading.Lock, init=False)
     _finished: threading.Event = field(default_factory=threading.Event, init=False)
 
@@ -141,11 +142,13 @@ class RunMetrics:
         self.set("graticule_photos_planned", self.planned)
         self._say_staged()
         self._refresh()
-        threading.Thread(target=self._keep, name="gauges", daemon=True).start()
+        self._keeper = threading.Thread(target=self._keep, name="gauges", daemon=True)
+        self._keeper.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._finished.set()
+        self._keeper.join()
 
     @property
     def staged(self) -> int:
@@ -162,12 +165,14 @@ class RunMetrics:
                 _gauge(name).set(value, self._labels(stage))
 
     def take(self, progress: Progress) -> None:
-        """Count what was done since the last time."""
+        """Count what was done since the last time; what comes late, after newer news, counts nothing twice."""
         with self._changing:
-            before = self._last.outcomes if self._last and self._last.counted_by == progress.counted_by else {}
-            self._last = progress
+            if self._is_settled:
+                return
             for outcome, photos in progress.outcomes.items():
-                self._count_photos(outcome, photos - before.get(outcome, 0))
+                key = (progress.counted_by, outcome)
+                self._count_photos(outcome, photos - self._seen.get(key, 0))
+                self._seen[key] = max(photos, self._seen.get(key, 0))
         let_pass = progress.staged + progress.waiting
         self.set("graticule_photos_waiting", max(0, progress.read - progress.located), "engine")
         self.set("graticule_photos_waiting", max(0, progress.located - let_pass), "staging")
@@ -176,6 +181,7 @@ class RunMetrics:
     def settle(self, outcomes: Outcomes) -> None:
         """Count what is missing of the run's photos: copies' answers, and what a lost worker could not tell."""
         with self._changing:
+            self._is_settled = True
             for outcome, photos in outcomes.items():
                 self._count_photos(outcome, photos - self.staged_before.get(outcome, 0) - self._counted.get(outcome, 0))
         self._say_staged()

@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 _LONGEST_INTERVAL_S = 4.0
 _DESCRIBE_LIMIT_S = 10.0
 _END_LIMIT_S = 60.0
+_LAST_LOOK_LIMIT_S = 6.0
+"""A look that is under way is waited for: Ray ends the process, with 1, where it is asked after it was shut down."""
 _SIGNAL = signal.SIGUSR1
 """Not SIGINT, which a command started with `&` ignores, nor SIGTERM, at which a run first stages what is begun."""
 
@@ -55,7 +57,8 @@ class Watchdog:
         self._is_main = threading.current_thread() is threading.main_thread()  # which alone gets signals
         if self._is_main:
             self._before = signal.signal(_SIGNAL, signal.default_int_handler)
-        threading.Thread(target=self._watch, name="progress", daemon=True).start()
+        self._looker = threading.Thread(target=self._watch, name="progress", daemon=True)
+        self._looker.start()
         threading.Thread(target=self._time, name="watchdog", daemon=True).start()
         return self
 
@@ -70,6 +73,7 @@ class Watchdog:
         except KeyboardInterrupt:  # it had decided just before the body's end
             self._finished.set()
             kind = KeyboardInterrupt
+        self._looker.join(_LAST_LOOK_LIMIT_S)
         if self._reason and kind is not None and issubclass(kind, KeyboardInterrupt):
             raise NoProgressError(self._reason) from None
 
@@ -108,7 +112,7 @@ class Watchdog:
                 return False
             self._reason = (
                 f"no photo was read, located or staged for {self._limit_s / 60:g} minutes (--max-silence-minutes):"
-                f" {seen[0] if seen else 'the cluster does not answer'}. What was staged stays:"
+                f" {seen[0] if seen else 'neither cluster nor store answers'}. What was staged stays:"
                 " run the same command again"
             )
             log.critical("%s", self._reason)

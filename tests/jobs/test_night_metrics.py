@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from jobs import night_metrics
 from jobs.geotag_archive import GeotagSettings
 from jobs.nightly import NightlySettings, run
+from tests.conftest import published_output
 
 Values = dict[tuple[str, ...], float]
 STARTED = dt.datetime(2026, 11, 2, 1, 30, tzinfo=dt.UTC)
@@ -64,6 +66,20 @@ def test_a_night_that_is_done_and_one_that_is_not(tmp_path: Path) -> None:
 def test_a_first_night_that_fails_knows_no_success(tmp_path: Path) -> None:
     night_metrics.write(str(tmp_path / "a.prom"), 1, STARTED, None)
     assert ("graticule_night_last_success_timestamp_seconds",) not in values(tmp_path / "a.prom")
+
+
+def test_a_night_with_nothing_to_do_is_a_success(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    published_output(tmp_path / "out", tiny_checkpoint)
+    archive = GeotagSettings((str(tmp_path / "out-photos"),), output=f"{tmp_path}/out", model=str(tiny_checkpoint))
+    path = tmp_path / "a.prom"
+    before_s = time.time()
+    for _ in range(2):  # the second one finds the date done
+        assert run(NightlySettings(archive, date="2026-11-01", metrics_file=str(path))) == 0
+        found = values(path)
+        assert found[("graticule_night_photos", "located", "")] == 0
+        finished_s = found[("graticule_night_finish_timestamp_seconds",)]
+        assert found[("graticule_night_last_success_timestamp_seconds",)] == finished_s >= before_s
+        path.unlink()
 
 
 def test_mistakes_are_told_before_the_night_and_counted_after(tmp_path: Path) -> None:

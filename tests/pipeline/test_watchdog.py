@@ -44,14 +44,15 @@ def test_who_can_not_tell_makes_no_progress() -> None:
 
 
 def test_nobody_who_looks_or_describes_can_hold_it_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.watchdog._DESCRIBE_LIMIT_S", 0.1)
+    for limit in ("_DESCRIBE_LIMIT_S", "_LAST_LOOK_LIMIT_S"):
+        monkeypatch.setattr(f"pipeline.watchdog.{limit}", 0.1)
     never = threading.Event()
 
     def hang() -> str:
         never.wait()
         return ""
 
-    with pytest.raises(NoProgressError, match="the cluster does not answer"), Watchdog(0.3, hang, hang):
+    with pytest.raises(NoProgressError, match="neither cluster nor store answers"), Watchdog(0.3, hang, hang):
         threading.Event().wait()
     never.set()
 

@@ -12,18 +12,14 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
+from pipeline import logs
 from pipeline.code_version import NodeError
 from pipeline.schema import printable
 
 Settings = TypeVar("Settings")
 
 
-class _PrintableLines(logging.Formatter):
-    """One line a message, whatever name of a file is in it: no faked lines, no escape sequences for the terminal."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = printable(record.message)
-        return super().formatMessage(record)
+log = logging.getLogger(__name__)
 
 
 def run_command(settings_type: type[Settings], run: Callable[[Settings], int]) -> NoReturn:
@@ -31,25 +27,22 @@ def run_command(settings_type: type[Settings], run: Callable[[Settings], int]) -
 
     SIGTERM, which schedulers and `ray job stop` send, stops as Ctrl-C does: the lease is given back, exit 1.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_PrintableLines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells where it found credentials, again and again
+    logs.configure()
     settings = tyro.cli(settings_type)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = run(settings)
     except ValueError as error:
-        print("error: " + "\n".join(printable(line) for line in str(error).split("\n")), file=sys.stderr)
+        _tell("error: " + "\n".join(printable(line) for line in str(error).split("\n")))
         code = 2
     except NodeError as error:
-        print("error: " + printable(str(error)), file=sys.stderr)
+        _tell("error: " + printable(str(error)))
         code = 1
     except (KeyboardInterrupt, SystemExit) as stop:
         is_terminated = isinstance(stop, SystemExit) and stop.code == signal.SIGTERM  # what Ray's handler exits with
         if isinstance(stop, SystemExit) and not is_terminated:
             raise
-        print("stopped: run the same command again to go on where it stopped", file=sys.stderr)
+        _tell("stopped: run the same command again to go on where it stopped")
         if is_terminated:
             # Ray's library, interrupted in its own code, would abort the process on its way out.
             logging.shutdown()
@@ -58,3 +51,11 @@ def run_command(settings_type: type[Settings], run: Callable[[Settings], int]) -
             os._exit(1)
         code = 1
     sys.exit(code)
+
+
+def _tell(text: str) -> None:
+    """Say a last word to the user; where the log is for machines, as one of its lines."""
+    if logs.is_json():
+        log.error("%s", text)
+    else:
+        print(text, file=sys.stderr)

@@ -316,7 +316,7 @@ class _MeteredReader(IsolatedReader):
         self.handling_ms: list[float] = []
         self.size_bytes: list[int | None] = []
 
-    def __call__(self, plan: pa.Table) -> pa.Table:
+    def __call__(self, plan: pa.Table, note_read: Callable[[int], None] = lambda _: None) -> pa.Table:
         start_s = time.process_time()
         listed = plan.to_pylist()
         ids = [row[schema.PHOTO_ID] for row in listed]

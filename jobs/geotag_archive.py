@@ -7,6 +7,7 @@ Run the same command again to go on after an interruption, or to take on what is
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import logging
 import platform
@@ -24,17 +25,21 @@ from model.checkpoint import Checkpoint
 from model.engines import EngineName, Precision
 from model.engines.tensorrt_engine import TensorRtSettings
 from model.readout import BEST_CELL, PointRule
-from pipeline import albums, catalog, cluster, copies, dataflow, lease, publish, staging, storage
+from pipeline import albums, catalog, cluster, copies, dataflow, lease, logs, publish, staging, storage, tally
 from pipeline.cluster import NamedPath
 from pipeline.code_version import code_version
 from pipeline.context import ContextSettings
 from pipeline.decode import DecodeLimits, DecodeTarget
 from pipeline.fetch import FetchSettings
 from pipeline.locator import LocatorSettings, model_folder
+from pipeline.logs import LogFormat
+from pipeline.metrics import RunMetrics
 from pipeline.plan import Order, Plan, cut_to_staged, local_photos, make_plan
 from pipeline.precision import PrecisionName, cell_count
 from pipeline.reader import ReaderSettings
+from pipeline.schema import Status
 from pipeline.verify import verify_output
+from pipeline.watchdog import NoProgressError
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +95,11 @@ class GeotagSettings:
     """Photos in one call of the engine; 32 on CPUs and 512 on GPUs if not given."""
     shared_filesystem: bool = False
     """Local paths are mounted on every node of the cluster; without this, several nodes take none."""
+    max_silence_minutes: float = 30.0
+    """End, with exit code 1, a run that reads, locates and stages no photo for so long; give more than one photo may
+    take, or the compilation of an engine."""
+    log_format: LogFormat = "text"
+    """How log lines are written: text, or one JSON object a line."""
     album: ContextSettings = field(default_factory=ContextSettings)
     tensorrt: TensorRtSettings = field(default_factory=TensorRtSettings)
     lease: lease.LeaseSettings = field(default_factory=lease.LeaseSettings)
@@ -109,6 +119,7 @@ class Outcome:
 
 def run(settings: GeotagSettings) -> int:
     """Plan, process and publish, or verify; return the exit code."""
+    logs.use_format(settings.log_format)
     if settings.verify is not None:
         return _verify(storage.absolute(settings.verify))
     return geotag(settings).exit_code
@@ -123,8 +134,10 @@ def geotag(settings: GeotagSettings, count_gone: bool = False) -> Outcome:
     checkpoint = Checkpoint.load(model_folder(model_uri)).pointing(settings.point)
     storage.check_writable(output)
     try:
-        with lease.held(output, settings.run_id or "(new)", settings.lease) as held:
-            return _run_held(settings, output, model_uri, checkpoint, held, count_gone)
+        with lease.held(output, settings.run_id or "(new)", settings.lease) as held, contextlib.ExitStack() as watching:
+            return _run_held(settings, output, model_uri, checkpoint, held, count_gone, watching)
+    except NoProgressError:  # it has said so
+        return Outcome(1)
     except lease.LeaseLostError as error:
         log.error("%s", error)
         return Outcome(1)
@@ -137,6 +150,7 @@ def _run_held(
     checkpoint: Checkpoint,
     held: lease.Lease,
     count_gone: bool,
+    watching: contextlib.ExitStack,
 ) -> Outcome:
     started_at, start_s = dt.datetime.now(dt.UTC), time.monotonic()
     stop_at_s = None if settings.max_hours is None else time.time() + 3600 * settings.max_hours
@@ -145,6 +159,8 @@ def _run_held(
     finished_runs = {str(record["run_id"]) for record in records}
     stage = _stage(settings, output, checkpoint.model_id, finished_runs, held.attempt)
     held.name_run(stage.run_id)
+    logs.name_run(stage.run_id)
+    staged_before = tally.staged_outcomes(stage)
 
     answering = catalog.published_files(output, [r for r in records if _precision(r) == settings.precision])
     copies.settle(stage, answering)  # of an earlier start: what is settled need not be planned
@@ -170,8 +186,17 @@ def _run_held(
         return Outcome(0, plan)
 
     flow_s, unmatched, left = 0.0, 0, 0
+    metrics: RunMetrics | None = None
     if plan.todo:
         size = cluster.start_ray()
+        logs.use_format(settings.log_format)  # Ray's own lines, too
+        metrics = watching.enter_context(
+            RunMetrics(stage.run_id, plan.todo + plan.staged, staged_before, lambda: held.age_s)
+        )
+        metrics.set("graticule_run_start_timestamp_seconds", started_at.timestamp())
+        if records:
+            last = max(dt.datetime.fromisoformat(record["finished_at"]) for record in records)
+            metrics.set("graticule_last_success_timestamp_seconds", last.timestamp())
         _check_photos(settings, plan, stage, size.nodes)
         driver = cluster.Driver.here(uses_local_paths=_is_local(settings, output, model_uri, stage))
         reader = ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing), settings.limits, fetch=settings.fetch)
@@ -190,8 +215,9 @@ def _run_held(
         )
         flow_start_s = time.monotonic()
         answered = copies.answered_contents(stage, answering, checkpoint.model_id, settings.cluster.known_contents)
+        watch = dataflow.Watch(metrics, 60 * settings.max_silence_minutes)
         unmatched = dataflow.run_dataflow(
-            plan.files, stage, reader, locator, settings.cluster, size, answered, stop_at_s, driver=driver
+            plan.files, stage, reader, locator, settings.cluster, size, answered, stop_at_s, driver=driver, watch=watch
         )
         flow_s = time.monotonic() - flow_start_s
         copies.settle(stage, answering)
@@ -208,6 +234,9 @@ def _run_held(
         log.info("albums: %s", explained)
     log.info("publishing")
     published = dataflow.publish_on_ray(stage)
+    if metrics is not None:
+        failed = {(str(Status.FAILED), code): count for code, count in published.failed_by_code.items()}
+        metrics.settle({(str(Status.LOCATED), ""): published.located} | failed)
     wall_s = time.monotonic() - start_s
     record = {
         "run_id": stage.run_id,
@@ -238,6 +267,8 @@ def _run_held(
     except lease.LeaseLostError:
         publish.discard(stage)
         raise
+    if metrics is not None:
+        metrics.set("graticule_last_success_timestamp_seconds", time.time())
     stage.delete()
     _print_summary(output, plan, published, checkpoint.model_id, wall_s, left)
     photos = published.located + published.failed
@@ -270,6 +301,8 @@ def _check(settings: GeotagSettings) -> None:
             raise ValueError(f"{name} {value}: give at least 1")
     if settings.max_hours is not None and not settings.max_hours > 0:
         raise ValueError(f"--max-hours {settings.max_hours:g}: give more than 0")
+    if not settings.max_silence_minutes > 0:
+        raise ValueError(f"--max-silence-minutes {settings.max_silence_minutes:g}: give more than 0")
     if settings.run_id is not None and not settings.run_id.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"--run-id {settings.run_id!r}: use letters, digits, - and _ only")
 

@@ -19,9 +19,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from jobs import geotag_archive, run_command
+from jobs import geotag_archive, night_metrics, run_command
 from jobs.geotag_archive import GeotagSettings, Outcome
-from pipeline import catalog, retention, schema, staging, storage
+from pipeline import catalog, logs, retention, schema, staging, storage
 from pipeline.plan import Order
 
 log = logging.getLogger(__name__)
@@ -49,16 +49,36 @@ class NightlySettings:
     webhook: str = ""
     """POST the night's record as JSON to this address, or to the environment's GRATICULE_WEBHOOK, which no process
     list shows; where that fails, the night is done all the same."""
+    metrics_file: str = ""
+    """A local file, NAME.prom, that says how the night went to node_exporter's textfile collector, whatever its end."""
 
 
 def run(settings: NightlySettings) -> int:
     """Do the night's work unless it is done; return the exit code of `jobs.geotag_archive`."""
+    logs.use_format(settings.archive.log_format)
+    if not settings.metrics_file:
+        return _run(settings)[0]
+    night_metrics.check(settings.metrics_file)
+    started_at = dt.datetime.now(dt.UTC)
+    code, night = 1, None
+    try:
+        code, night = _run(settings)
+    except ValueError:
+        code = 2
+        raise
+    finally:
+        night_metrics.write(settings.metrics_file, code, started_at, night)
+    return code
+
+
+def _run(settings: NightlySettings) -> tuple[int, dict[str, Any] | None]:
+    """Return the night's exit code and, if it is done, its record."""
     archive = _checked(settings)
     output = storage.absolute(archive.output)
     found = _night(output, settings.date)
     if found is not None:
         print(f"The night of {settings.date} is done already:\n{summary_text(found)}", end="")
-        return int(found["exit_code"])
+        return int(found["exit_code"]), found
     started_s, started_at = time.monotonic(), dt.datetime.now(dt.UTC)
     outcomes: list[tuple[str, Outcome]] = []
     for run_id in _runs_to_do(output, settings.date):
@@ -70,7 +90,7 @@ def run(settings: NightlySettings) -> int:
             outcome = geotag_archive.geotag(replace(budget, run_id=run_id), count_gone=True)
         outcomes.append((run_id, outcome))
         if outcome.exit_code == 1:  # nothing is published: tonight's date is not done, the next start goes on
-            return 1
+            return 1, None
     night = _described(settings.date, started_at, outcomes)
     if settings.keep_days is not None:
         older_than = dt.timedelta(days=settings.keep_days)
@@ -82,7 +102,7 @@ def run(settings: NightlySettings) -> int:
         storage.write_bytes(storage.absolute(settings.summary), text.encode())
     if webhook := _webhook(settings):
         _post(webhook, night)
-    return int(night["exit_code"])
+    return int(night["exit_code"]), night
 
 
 def summary_text(night: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ import ray
 import ray.util
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline import local_files, storage
+from pipeline import local_files, logs, storage
 from pipeline.code_version import NodeError, check_code, code_version, mixed_code
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,13 @@ def start_ray(least_cpus: int = 0, dashboard: bool = False) -> ClusterSize:
         # With one CPU to spare for the engine's process: on two cores a reading task could else wait for it forever.
         cpus = None if is_joined else max((os.cpu_count() or 1) + 1, least_cpus)
         with _process_ends_after(_START_LIMIT_S, "Ray did not start"):
-            ray.init(num_cpus=cpus, include_dashboard=dashboard if cpus else None, logging_level=logging.WARNING)
+            ray.init(
+                num_cpus=cpus,
+                include_dashboard=dashboard if cpus else None,
+                logging_level=logging.WARNING,
+                # Ray puts words before and behind workers' lines: what is to be JSON stays in the nodes' files.
+                log_to_driver=False if logs.is_json() else None,
+            )
         if is_joined:
             ours = code_version()
             for node, theirs in _on_each_node(_code_version):

@@ -24,14 +24,17 @@ from ray.data import ActorPoolStrategy, Datasink, Datasource, TaskPoolStrategy
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
-from pipeline import geoparquet, schema, storage
+from pipeline import geoparquet, logs, schema, storage
 from pipeline.cluster import ClusterSize, Driver, start_ray
 from pipeline.content_index import ContentIndex, claims, without_copies
 from pipeline.fetch import shares
 from pipeline.isolation import keep_heap
+from pipeline.metrics import RunMetrics, WorkerMetrics
 from pipeline.publish import FileRange, Published, PublishedFile, Selection, file_index, publish, put_file, sort_keys
 from pipeline.reader import IsolatedReader, ReaderSettings
 from pipeline.staging import Stage
+from pipeline.tally import Progress, Tally, outcomes
+from pipeline.watchdog import Watchdog
 
 if TYPE_CHECKING:  # imported only where it runs: a process that reads photos is spared four seconds and 200 MB
     from pipeline.locator import EngineLoader, LocatorSettings
@@ -46,6 +49,8 @@ _FILE_INDEX = "file_index"
 _LOG_INTERVAL_S = 30.0
 _DRAIN_LIMIT_S = 20.0
 """Schedulers kill what has not ended some 30 s after SIGTERM."""
+_TALLY_LIMIT_S = 5.0
+_HEARTBEAT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,32 @@ class ClusterSettings:
             raise ValueError(f"--cluster.locator-cpus {self.locator_cpus:g}: give more than 0")
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on while a run goes: metrics, and a watchdog that ends it when nothing moves for `max_silence_s`."""
+
+    metrics: RunMetrics
+    max_silence_s: float
+
+
+class _RunActor(ContentIndex, Tally):
+    """What all processes of a run share: one process more is enough."""
+
+    def __init__(self, capacity: int, known: Sequence[bytes]) -> None:
+        ContentIndex.__init__(self, capacity, known)
+        Tally.__init__(self)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What each worker process of a run is given."""
+
+    driver: Driver
+    index: Any
+    logs: logs.WorkerLogs
+    metrics: WorkerMetrics
+
+
 def run_dataflow(
     plan_files: Sequence[str],
     stage: Stage,
@@ -86,6 +117,7 @@ def run_dataflow(
     stop_at_s: float | None = None,
     load: EngineLoader | None = None,
     driver: Driver | None = None,
+    watch: Watch | None = None,
 ) -> int:
     """Process every photo of the plan that isn't staged yet; returns once all rows are staged.
 
@@ -95,7 +127,7 @@ def run_dataflow(
     `answered` are contents that have their answer elsewhere: photos with these bytes wait for it, too. Returns how many
     photos were inferred without looking for their like, as there were more contents than are remembered. `load` makes
     the engines, if it is not the settings' one that is wanted. ValueError where the cluster is too small for `cluster`.
-    Every process has `driver` in common with this one; by default, its code.
+    Every process has `driver` in common with this one; by default, its code. NoProgressError where `watch` found none.
 
     An exception in a stage that is no photo's expected failure stops the flow and is raised here.
     """
@@ -111,25 +143,27 @@ def run_dataflow(
     log.info("%d engine(s) over %d CPUs and %d GPUs", locators, size.cpus, size.gpus)
     # Ray fuses a task into the actor pool behind it when both ask for the same, and decoder and engine would then take
     # turns: an engine never asks for one CPU. Reading the plan is to be fused with reading its photos.
-    index: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ContentIndex).remote(
+    index: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_RunActor).remote(
         cluster.known_contents, answered
     )
-    source = _BlocksDatasource("Plan", [functools.partial(_plan_blocks, uri, index) for uri in plan_files])
+    driver = driver or Driver.here(uses_local_paths=False)
+    shared = _Shared(driver, index, logs.for_workers(), WorkerMetrics(stage.run_id))
+    source = _BlocksDatasource("Plan", [functools.partial(_plan_blocks, uri, shared) for uri in plan_files])
     photos = ray.data.read_datasource(source, override_num_blocks=len(plan_files), num_cpus=1, **at_once)
     batches: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
-    driver = driver or Driver.here(uses_local_paths=False)
-    read_rows = functools.partial(_read_rows, driver=driver, settings=reader, index=index, stop_at_s=stop_at_s)
+    read_rows = functools.partial(_read_rows, shared=shared, settings=reader, stop_at_s=stop_at_s)
     photos = photos.map_batches(read_rows, num_cpus=1, **at_once, **batches)
     photos = photos.map_batches(
         _LocatorActor,
-        fn_constructor_args=(driver, replace(locator, threads=threads), load),
+        fn_constructor_args=(shared, replace(locator, threads=threads), load),
         compute=ActorPoolStrategy(size=locators),
         **({"num_gpus": 1} if size.gpus else {"num_cpus": cpus_each}),
         # A GPU takes more at a time than travels together.
         **(batches | {"batch_size": locator.batch_size} if size.gpus else batches),
     )
-    with _progress_log(stage), _sigterm_drains(index):
-        photos.write_datasink(_StageDatasink(stage, cluster.rows_per_part), ray_remote_args={"num_cpus": 0.1})
+    sink = _StageDatasink(stage, cluster.rows_per_part, shared)
+    with _progress_log(stage), _watchdog(index, watch, stage), _sigterm_drains(index):
+        photos.write_datasink(sink, ray_remote_args={"num_cpus": 0.1})
     overflow: int = ray.get(index.overflow.remote())
     return overflow
 
@@ -219,6 +253,46 @@ def _progress_log(stage: Stage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _watchdog(index: Any, watch: Watch | None, stage: Stage) -> Iterator[None]:
+    """Where somebody looks on, keep metrics up to date, and end the flow when nothing moves."""
+    if watch is None:
+        yield
+        return
+
+    def look() -> Progress | None:
+        try:
+            progress: Progress = ray.get(index.progress.remote(), timeout=_TALLY_LIMIT_S)
+        except ray.exceptions.RayError as error:  # in time it is there again, or there is no progress
+            log.warning("how far the run has come can't be told now: %s", type(error).__name__)
+            return None
+        watch.metrics.take(progress)
+        return progress
+
+    def report(silent_s: float) -> None:
+        watch.metrics.set("graticule_silent_seconds", silent_s)
+
+    report(0.0)
+    watch.metrics.set("graticule_silence_limit_seconds", watch.max_silence_s)
+    try:
+        with Watchdog(watch.max_silence_s, look, functools.partial(_what_is_seen, watch.metrics, stage), report):
+            yield
+    except KeyboardInterrupt:  # what was staged before the stop counts
+        look()
+        raise
+    finally:
+        watch.metrics.set("graticule_silent_seconds", None)
+        watch.metrics.set("graticule_silence_limit_seconds", None)
+    look()
+
+
+def _what_is_seen(metrics: RunMetrics, stage: Stage) -> str:
+    nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+    has, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+    left = ", ".join(f"{free.get(name, 0):g} of {has[name]:g} {name}s free" for name in ("CPU", "GPU") if name in has)
+    return f"{stage.staged_count()} of {metrics.planned} photos are staged; {nodes} nodes are alive, {left}"
+
+
+@contextlib.contextmanager
 def _sigterm_drains(index: Any) -> Iterator[None]:
     """Let SIGTERM end the flow in good order: no more photos are begun, those that were are staged.
 
@@ -279,8 +353,9 @@ class _BlocksDatasource(Datasource):
         return [ReadTask(read_fn, metadata, per_task_row_limit=per_task_row_limit) for read_fn in self._read_fns]
 
 
-def _plan_blocks(uri: str, index: Any) -> Iterator[pa.Table]:
-    if ray.get(index.is_closed.remote()):
+def _plan_blocks(uri: str, shared: _Shared) -> Iterator[pa.Table]:
+    shared.logs.enter("plan")
+    if ray.get(shared.index.is_closed.remote()):
         yield schema.MANIFEST.empty_table()
         return
     rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=schema.MANIFEST)
@@ -295,14 +370,33 @@ def _process_reader(settings: ReaderSettings) -> IsolatedReader:
     return IsolatedReader(settings)
 
 
-def _read_rows(
-    plan: pa.Table, driver: Driver, settings: ReaderSettings, index: Any, stop_at_s: float | None
-) -> pa.Table:
-    driver.check()
+class _Heartbeat:
+    """Tells the run's tally of photos that were read, every second at most."""
+
+    def __init__(self, index: Any) -> None:
+        self._index, self._untold, self._told_s = index, 0, time.monotonic()
+
+    def __call__(self, photos: int) -> None:
+        self._untold += photos
+        if time.monotonic() - self._told_s >= _HEARTBEAT_S:
+            self.tell()
+
+    def tell(self) -> None:
+        self._index.note_read.remote(self._untold)
+        self._untold, self._told_s = 0, time.monotonic()
+
+
+def _read_rows(plan: pa.Table, shared: _Shared, settings: ReaderSettings, stop_at_s: float | None) -> pa.Table:
+    shared.logs.enter("read")
+    shared.driver.check()
+    index = shared.index
     # No generator: Ray would not tell its errors, which are ours, from those that run_dataflow raises for the user.
     if (stop_at_s is not None and time.time() >= stop_at_s) or ray.get(index.is_closed.remote()):
         return schema.READ.empty_table()
-    read = _process_reader(settings)(plan)
+    heartbeat = _Heartbeat(index)
+    read = _process_reader(settings)(plan, heartbeat)
+    heartbeat.tell()
+    shared.metrics.count_read(read)
     rows_N, contents, photo_ids = claims(read)
     return without_copies(read, rows_N, ray.get(index.claim.remote(contents, photo_ids)))
 
@@ -310,22 +404,34 @@ def _read_rows(
 class _LocatorActor:
     """Gives a Locator to Ray: the engine is loaded once in each actor."""
 
-    def __init__(self, driver: Driver, settings: LocatorSettings, load: EngineLoader | None) -> None:
-        driver.check()
+    def __init__(self, shared: _Shared, settings: LocatorSettings, load: EngineLoader | None) -> None:
+        shared.logs.enter("locate")
+        shared.driver.check()
         from pipeline.locator import Locator
 
+        start_s = time.monotonic()
         self._locator = Locator(settings) if load is None else Locator(settings, load)
+        log.info("the engine %s was ready after %.1f s", settings.engine, time.monotonic() - start_s)
+        self._shared = shared
+        shared.index.note_engine.remote()
 
     def __call__(self, read: pa.Table) -> pa.Table:
-        return self._locator(read) if read.num_rows else schema.PHOTOS.empty_table()
+        if not read.num_rows:
+            return schema.PHOTOS.empty_table()
+        rows = self._locator(read)
+        use = self._locator.take_use()
+        self._shared.metrics.count_engine(use.photos, use.slots, use.call_seconds)
+        self._shared.index.note_located.remote(rows.num_rows)
+        return rows
 
 
 class _StageDatasink(Datasink[None]):
     """Stages what arrives, a part for each write task."""
 
-    def __init__(self, stage: Stage, rows_per_part: int) -> None:
+    def __init__(self, stage: Stage, rows_per_part: int, shared: _Shared) -> None:
         self._stage = stage
         self._rows_per_part = rows_per_part
+        self._shared = shared
 
     def get_name(self) -> str:
         return "Stage"
@@ -335,18 +441,21 @@ class _StageDatasink(Datasink[None]):
         return self._rows_per_part
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
+        self._shared.logs.enter("stage")
         tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
         tables = [table for table in tables if table.num_rows]  # Ray makes blocks without columns of nothing
         if not tables:
             return
         rows = pa.concat_tables(tables).cast(schema.PHOTOS)
         is_copy = pc.equal(rows.column(schema.STATUS), schema.COPIED)
-        for put, part in (
-            (self._stage.put_copies, rows.filter(is_copy)),
-            (self._stage.put_rows, rows.filter(pc.invert(is_copy))),
-        ):
-            if part.num_rows:
-                put(part)
+        index = self._shared.index
+        copies, others = rows.filter(is_copy), rows.filter(pc.invert(is_copy))
+        start_s = time.perf_counter()
+        if copies.num_rows:
+            index.note_waiting.remote(self._stage.put_copies(copies), copies.num_rows)
+        if others.num_rows:
+            index.note_staged.remote(self._stage.put_rows(others), outcomes(others))
+        self._shared.metrics.observe_staging(time.perf_counter() - start_s)
 
 
 def _staged_blocks(files: dict[str, list[int] | None], ranges: Sequence[FileRange]) -> Iterator[pa.Table]:

@@ -98,6 +98,11 @@ class Lease:
         """Names this holder among all that the output has had, fit for a file's name."""
         return f"e{self._state.epoch}"
 
+    @property
+    def age_s(self) -> float:
+        """How long ago the lease was last renewed."""
+        return time.monotonic() - self._renewed_s
+
     def check(self) -> None:
         """Raise LeaseLostError if another run has the output by now, as far as is known."""
         if self._lost:

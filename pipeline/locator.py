@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,15 @@ EngineLoader = Callable[..., Engine]
 """`load_engine` or alike; a module's function, since it travels to the process that runs the engine."""
 
 
+@dataclass
+class EngineUse:
+    """Calls of an engine that had photos: how many these were, how many would have had room, how long each took."""
+
+    photos: int = 0
+    slots: int = 0
+    call_seconds: list[float] = field(default_factory=list)
+
+
 class Locator:
     """Predicts places: a table of `schema.READ` in, one of `schema.PHOTOS` out, row for row."""
 
@@ -82,6 +92,7 @@ class Locator:
                 f"{settings.model_uri} holds {checkpoint.model_id} now, not {settings.model_id}: start again"
             )
         self._settings = settings
+        self._use = EngineUse()
         self._scene_names = pa.array(checkpoint.config.scenes, pa.string())
         self._levels = [_Cells(level) for level in checkpoint.hierarchy.levels]
         self._gazetteer = Gazetteer()
@@ -141,12 +152,23 @@ class Locator:
         )
         return coarsen(rows, self._settings.precision, self._gazetteer)
 
+    def take_use(self) -> EngineUse:
+        """Return how the engine was used since this was last asked."""
+        use, self._use = self._use, EngineUse()
+        return use
+
     def _answer(self, pixels: pa.BinaryArray, rows_N: np.ndarray) -> NumpyAnswers:
         size_px, batch_size = self.engine.image_size_px, self._settings.batch_size
         parts = []
         for start in range(0, max(len(rows_N), 1), batch_size):
-            flat = _bytes_of(pixels, rows_N[start : start + batch_size], 3 * size_px**2)
+            taken_B = rows_N[start : start + batch_size]
+            flat = _bytes_of(pixels, taken_B, 3 * size_px**2)
+            start_s = time.perf_counter()
             parts.append(self.engine(flat.reshape(-1, size_px, size_px, 3)))
+            if len(taken_B):  # of none, only the answer's shape is asked for
+                self._use.photos += len(taken_B)
+                self._use.slots += batch_size
+                self._use.call_seconds.append(time.perf_counter() - start_s)
         return NumpyAnswers(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def _answer_columns(self, answers: NumpyAnswers) -> dict[str, pa.Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,9 +70,15 @@ class Reader:
         self._fetcher = Fetcher(settings.fetch, settings.limits.max_bytes)
         self._fetchers = ThreadPoolExecutor(settings.concurrent_fetches, thread_name_prefix="fetch")
 
-    def __call__(self, plan: pa.Table) -> pa.Table:
-        """Read every photo of `plan`; a photo that can't be had is a row with an error code, anything else raises."""
-        rows = [row for batch in self._batches(plan.to_pylist()) for row in self._read(batch)]
+    def __call__(self, plan: pa.Table, note_read: Callable[[int], None] = lambda _: None) -> pa.Table:
+        """Read every photo of `plan`; a photo that can't be had is a row with an error code, anything else raises.
+
+        `note_read` is told of a few photos at a time, as they are done: a slow store is not one that hangs.
+        """
+        rows = []
+        for batch in self._batches(plan.to_pylist()):
+            rows += self._read(batch)
+            note_read(len(batch))
         return pa.Table.from_pylist(rows, schema=schema.READ)
 
     def _batches(self, listed: list[dict[str, Any]]) -> Iterator[list[tuple[dict[str, Any], _Outcome, float]]]:

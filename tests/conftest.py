@@ -129,6 +129,8 @@ class RayCluster:
     address: str
     dashboard_url: str
     environment: dict[str, str]
+    folder: Path = Path("/nowhere")
+    """Where Ray keeps its logs, and names its agents to Prometheus."""
 
 
 @pytest.fixture(scope="session")
@@ -142,7 +144,7 @@ def ray_cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     # As in an activated environment: the `python` of a submitted job is the one that the cluster's shell would find.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment.pop("RAY_ADDRESS", None)
-    port, dashboard_port, client_port, agent_port = _free_ports(4)
+    port, dashboard_port, client_port, agent_port = free_ports(4)
     options = {
         "port": port,
         "dashboard-port": dashboard_port,
@@ -165,7 +167,7 @@ def ray_cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     try:
         _wait_for_port(dashboard_port, head, folder / "start.log")
         address = f"127.0.0.1:{port}"
-        yield RayCluster(address, f"http://127.0.0.1:{dashboard_port}", environment | {"RAY_ADDRESS": address})
+        yield RayCluster(address, f"http://127.0.0.1:{dashboard_port}", environment | {"RAY_ADDRESS": address}, folder)
     finally:
         head.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -184,7 +186,8 @@ def ray_environment(token_path: Path) -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody uses at this moment."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [opened.getsockname()[1] for opened in sockets]
     for opened in sockets:

@@ -211,6 +211,16 @@ def test_the_batch_size_does_not_change_the_answers(checkpoint: Checkpoint, loca
             assert one[schema.CONFIDENCE] == pytest.approx(all_at_once[schema.CONFIDENCE], rel=1e-4)
 
 
+def test_how_the_engine_was_used(checkpoint: Checkpoint) -> None:
+    locator = Locator(settings(checkpoint, batch_size=3))
+    locator(read_table([*random_pixels(4), None]))
+    locator(read_table([None]))
+    use = locator.take_use()
+    assert (use.photos, use.slots, len(use.call_seconds)) == (4, 6, 2)
+    assert min(use.call_seconds) > 0
+    assert locator.take_use().slots == 0
+
+
 class _SometimesNaN:
     """An engine whose network overflows on pictures that are all black."""
 

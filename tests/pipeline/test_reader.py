@@ -181,6 +181,14 @@ def test_pixels_are_what_the_engine_takes(tmp_path: Path, reader: Reader) -> Non
     assert pixels_HWC.std() > 10
 
 
+def test_photos_are_told_of_while_others_are_still_to_come(tmp_path: Path, reader: Reader) -> None:
+    """Else a block on a slow store would look like one that hangs."""
+    uris = [put(tmp_path, f"{index}.jpg", china_jpeg()) for index in range(20)] + [str(tmp_path / "missing")]
+    told: list[int] = []
+    assert reader(plan_of(*uris), told.append).num_rows == sum(told) == 21
+    assert max(told) <= reader_module._BATCH_PHOTOS
+
+
 @pytest.mark.s3
 def test_photos_on_s3_with_every_code_that_a_store_can_give(
     s3_bucket: str, reader: Reader, monkeypatch: pytest.MonkeyPatch

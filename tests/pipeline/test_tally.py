@@ -1,0 +1,60 @@
+"""Photos are counted once, whoever stages them again, and after a restart too."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+from pipeline import schema
+from pipeline.schema import ErrorCode
+from pipeline.staging import Stage
+from pipeline.tally import Tally, outcomes, staged_outcomes
+from tests.photo_rows import NOON, failed_row, located_row, photos
+
+ROWS = [
+    located_row("a.jpg", 50.0, 10.0),
+    located_row("b.jpg", 50.0, 10.0),
+    failed_row("c.jpg", ErrorCode.TRUNCATED),
+]
+
+
+def test_a_part_that_is_staged_again_counts_once() -> None:
+    tally = Tally()
+    counted = outcomes(photos(ROWS))
+    assert counted == {("located", ""): 2, ("failed", "truncated"): 1}
+    for _ in range(2):
+        tally.note_staged("rows/one", counted)
+        tally.note_waiting("copies/one", 4)
+    tally.note_staged("rows/two", {("located", ""): 5})
+    tally.note_read(64)
+    tally.note_located(32)
+    progress = tally.progress()
+    assert progress.outcomes == {("located", ""): 7, ("failed", "truncated"): 1}
+    assert (progress.staged, progress.waiting, progress.read, progress.located) == (8, 4, 64, 32)
+
+
+def test_everything_that_is_done_is_progress() -> None:
+    tally = Tally()
+    seen = [tally.progress()]
+    for step in (
+        lambda: tally.note_read(1),
+        tally.note_engine,
+        lambda: tally.note_located(1),
+        lambda: tally.note_staged("one", {("located", ""): 1}),
+        lambda: tally.note_waiting("two", 1),
+    ):
+        assert tally.progress() == seen[-1]
+        step()
+        assert tally.progress() not in seen
+        seen.append(tally.progress())
+    assert Tally().progress() != Tally().progress(), "one that replaces a lost one must be told from it"
+
+
+def test_what_earlier_starts_staged(tmp_path: Path) -> None:
+    stage = Stage(str(tmp_path), "r1")
+    assert staged_outcomes(stage) == {}
+    stage.put_rows(photos(ROWS))
+    stage.put_rows(photos([failed_row("d.jpg", ErrorCode.EMPTY)]))
+    later = {schema.PROCESSED_AT: NOON + dt.timedelta(hours=1)}
+    stage.put_rows(photos([located_row("c.jpg", 50.0, 10.0, **later)]))  # changed, and read again
+    assert staged_outcomes(stage) == {("located", ""): 3, ("failed", "empty"): 1}

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import NoReturn, TypeVar
 
 import tyro
@@ -17,7 +18,7 @@ from pipeline.code_version import NodeError
 from pipeline.schema import printable
 
 Settings = TypeVar("Settings")
-
+_STOPPED = "stopped: run the same command again to go on where it stopped"
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,16 @@ def run_command(settings_type: type[Settings], run: Callable[[Settings], int]) -
     """
     logs.configure()
     settings = tyro.cli(settings_type)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    asked = False
+
+    def stop_now(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGTERM, stop_now)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in a shell's background it is ignored
+        signal.signal(signal.SIGINT, stop_now)
     try:
         code = run(settings)
     except ValueError as error:
@@ -39,16 +49,21 @@ def run_command(settings_type: type[Settings], run: Callable[[Settings], int]) -
         _tell("error: " + printable(str(error)))
         code = 1
     except (KeyboardInterrupt, SystemExit) as stop:
-        is_terminated = isinstance(stop, SystemExit) and stop.code == signal.SIGTERM  # what Ray's handler exits with
+        is_terminated = isinstance(stop, SystemExit) and stop.code == signal.SIGTERM  # by Ray, as it starts
         if isinstance(stop, SystemExit) and not is_terminated:
             raise
-        _tell("stopped: run the same command again to go on where it stopped")
+        _tell(_STOPPED)
         if is_terminated:
             # Ray's library, interrupted in its own code, would abort the process on its way out.
             logging.shutdown()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(1)
+        code = 1
+    except Exception:
+        if not asked:
+            raise
+        _tell(_STOPPED)  # DuckDB makes an error of its own of what interrupts its reading of a file
         code = 1
     sys.exit(code)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -85,7 +86,8 @@ def start_ray(least_cpus: int = 0, dashboard: bool = False) -> ClusterSize:
         is_joined = bool(os.environ.get("RAY_ADDRESS"))
         # With one CPU to spare for the engine's process: on two cores a reading task could else wait for it forever.
         cpus = None if is_joined else max((os.cpu_count() or 1) + 1, least_cpus)
-        with _process_ends_after(_START_LIMIT_S, "Ray did not start"):
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to Ray's makers unless the user says so
+        with _process_ends_after(_START_LIMIT_S, "Ray did not start"), _sigterm_kept():
             ray.init(
                 num_cpus=cpus,
                 include_dashboard=dashboard if cpus else None,
@@ -210,6 +212,15 @@ def _this_node() -> str:
 def _nodes() -> list[dict[str, Any]]:
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [node for node in nodes if node["Alive"]]
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Put the process's own handler of SIGTERM, where it has one, back in the place of the one that Ray sets."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():  # which alone may
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -259,12 +259,17 @@ def _watchdog(index: Any, watch: Watch | None, stage: Stage) -> Iterator[None]:
         yield
         return
 
+    has_answered = False
+
     def look() -> Progress | None:
+        nonlocal has_answered
         try:
             progress: Progress = ray.get(index.progress.remote(), timeout=_TALLY_LIMIT_S)
         except ray.exceptions.RayError as error:  # in time it is there again, or there is no progress
-            log.warning("how far the run has come can't be told now: %s", type(error).__name__)
+            if has_answered:  # before, it is being started
+                log.warning("how far the run has come can't be told now: %s", type(error).__name__)
             return None
+        has_answered = True
         watch.metrics.take(progress)
         return progress
 

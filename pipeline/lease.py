@@ -178,8 +178,8 @@ def held(output: str, run_id: str, settings: LeaseSettings) -> Iterator[Lease]:
     try:
         lease.check_store()
         yield lease
-    except KeyboardInterrupt:
-        lease.check()  # its loss is why
+    except (KeyboardInterrupt, Exception):
+        lease.check()  # its loss may be why: it interrupts, and what DuckDB makes of that is an error of its own
         raise
     finally:
         lease.release()

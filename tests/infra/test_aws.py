@@ -60,7 +60,7 @@ def test_head_stays_and_workers_are_spot() -> None:
 def test_ray_starts_with_its_token_and_a_private_dashboard() -> None:
     starts = [c for kind in ("head", "worker") for c in cluster()[f"{kind}_start_ray_commands"] if "ray start" in c]
     assert len(starts) == 2
-    assert all("RAY_AUTH_MODE=token" in command for command in starts)
+    assert all("RAY_AUTH_MODE=token" in command and "--disable-usage-stats" in command for command in starts)
     assert re.findall(r"--dashboard-host=(\S+)", starts[0]) == ["127.0.0.1"]
     assert "0.0.0.0" not in (FOLDER / "cluster.yaml").read_text()
     assert "~/.ray/auth_token" in cluster()["file_mounts"]

@@ -7,9 +7,11 @@ user says so; then each is asked.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import os
 import signal
+import sys
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _START_LIMIT_S = 180.0
 """A start of Ray takes some ten seconds; a busy machine may need several times that."""
+_LOCKED_LIMIT_S = 10.0
+"""After which a process that hangs and lets no thread end it is ended all the same."""
 _ANSWER_LIMIT_S = 180.0
 """In which a node must have started a process and, where the job was submitted, fetched its working directory."""
 
@@ -227,10 +231,12 @@ def _sigterm_kept() -> Iterator[None]:
 def _process_ends_after(limit_s: float, what: str) -> Iterator[None]:
     """End this process with exit code 1 where the body takes longer.
 
-    When a raylet dies as it is starting, `ray.init` waits for it in native code for good, where neither an exception
-    nor a signal's handler gets through; and meanwhile the run would keep its lease.
+    When a process of the node dies as it is starting, `ray.init` waits in native code for good, where neither an
+    exception nor a signal's handler gets through; and meanwhile the run would keep its lease. It may hold Python's
+    lock, too, without which no thread of Python runs: then Python's own watchdog, which needs none, ends it.
     """
     finished = threading.Event()
+    faulthandler.dump_traceback_later(limit_s + _LOCKED_LIMIT_S, exit=True, file=sys.__stderr__ or sys.stderr)
 
     def watch() -> None:
         if not finished.wait(limit_s):
@@ -243,3 +249,4 @@ def _process_ends_after(limit_s: float, what: str) -> Iterator[None]:
         yield
     finally:
         finished.set()
+        faulthandler.cancel_dump_traceback_later()

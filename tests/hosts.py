@@ -78,11 +78,14 @@ class Host:
         (folder / "tmp").mkdir(parents=True)
         # What the tests run may itself lie below /tmp, which is to be another folder here.
         kept = [path for path in (REPOSITORY, Path(sys.prefix).resolve()) if path.is_relative_to("/tmp")]
-        binds = {path: folder / "tmp" / path.relative_to("/tmp") for path in kept} | {
-            replacement: path for path, replacement in instead.items()
-        }
+
+        def inside(path: Path) -> Path:
+            return folder / "tmp" / path.relative_to("/tmp") if path.is_relative_to("/tmp") else path
+
+        binds = {path: inside(path) for path in kept}
         for path in kept:
             binds[path].mkdir(parents=True, exist_ok=True)
+        binds |= {replacement: inside(path) for path, replacement in instead.items()}
         script = ["set -e", f"hostname {self.name}"]
         script += [f"mount --bind '{path}' '{place}'" for path, place in binds.items()]
         script += [f"mount --rbind '{folder}/tmp' /tmp", "mount -t tmpfs tmpfs /dev/shm"]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from jobs.benchmark_engine import Agreement, EngineBenchmark, all_answers
+from jobs.benchmark_engine import Agreement, EngineBenchmark, all_answers, flop_a_photo
 from model.checkpoint import Checkpoint
 from model.engines import load_engine
 from model.geodesy import haversine_km
@@ -51,6 +52,25 @@ def test_agreement_is_measured(tiny_checkpoint: Path) -> None:
     ]
     assert found.moved_max_km == max(km)
     assert found.same_cell == np.mean([a == b for a, b in zip(*points, strict=True)])
+
+
+def test_a_photo_costs_what_its_layers_cost(tiny_checkpoint: Path) -> None:
+    """Their sizes are multiplied here; products in attention come on top. Building the network does not count."""
+    checkpoint = Checkpoint.load(tiny_checkpoint)
+    model = checkpoint.build_model().eval()
+    flop = 0
+
+    def add(layer: torch.nn.Module, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
+        nonlocal flop
+        assert isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+        flop += 2 * made.numel() * layer.weight[0].numel()
+
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+            layer.register_forward_hook(add)
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 32, 32))
+    assert flop < flop_a_photo(checkpoint) < 1.6 * flop
 
 
 def test_refuses_what_is_no_engine() -> None:

@@ -247,7 +247,7 @@ def flop_a_photo(checkpoint: Checkpoint) -> int:
         graph = ServingGraph(checkpoint)  # transformers runs a backbone when it is built: that does not count
         with FlopCounterMode(display=False) as counter:
             graph(torch.zeros(1, size_px, size_px, 3, dtype=torch.uint8))
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def all_answers(engine: Engine, pixels_NHWC: NDArray[np.uint8]) -> NumpyAnswers:

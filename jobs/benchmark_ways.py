@@ -5,7 +5,8 @@
 How each is measured, all alike, so that no start-up counts for or against anybody and a busy machine tells no lies:
 
 - A way is a command in processes of its own, run over a few photos and over about three times as many. What counts is
-  the difference: imports, Ray's start, loading and compiling the model happen once in both.
+  the difference: imports, Ray's start and loading the model happen once in both. What is compiled once in a machine's
+  life is compiled before, by a run that does not count.
 - Core time is what counts, not the clock: the processor time of all of the way's processes (Ray's own too, sampled from
   /proc, where its environment marks each) and the time that the cores stood idle meanwhile. What other people's
   processes took is left out and printed. Photos/s are those of all cores at that price: on a quiet machine the clock
@@ -72,8 +73,9 @@ _REPEATS = 3
 _SAMPLE_EVERY_S = 0.2
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _MARK = "GRATICULE_BENCHMARK_RUN"
-_SAME_CELLS = 0.8
-"""Share of photos for which another way must find our finest cell: resampling differs, so not all."""
+_SAME_CELLS = 0.6
+"""Share of photos for which another way must find our finest cell. Resampling and precision differ, and a model as weak
+as the bundled one changes its mind for 20 % of photos when the crop moves by one pixel."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ class _Comparison:
             decode_ms + engine_ms
         )
         counts = _counts(photos)
+        self._graticule(_BATCH // 2)  # the engine is compiled once in a machine's life: not in the shorter run alone
         less, more = (self._graticule(count) for count in counts)
         ours = more.taken - less.taken
         parts.append(self._parts())

@@ -50,6 +50,8 @@ _LOG_INTERVAL_S = 30.0
 _DRAIN_LIMIT_S = 20.0
 """Schedulers kill what has not ended some 30 s after SIGTERM."""
 _TALLY_LIMIT_S = 5.0
+_CPUS_A_WRITER = 8
+"""Without a bound, Ray sets a third of the cluster's processors aside for writers, and readers do without them."""
 _HEARTBEAT_S = 1.0
 
 
@@ -163,7 +165,7 @@ def run_dataflow(
     )
     sink = _StageDatasink(stage, cluster.rows_per_part, shared)
     with _progress_log(stage), _watchdog(index, watch, stage), _sigterm_drains(index):
-        photos.write_datasink(sink, ray_remote_args={"num_cpus": 0.1})
+        photos.write_datasink(sink, ray_remote_args={"num_cpus": 0.1}, concurrency=max(2, size.cpus // _CPUS_A_WRITER))
     overflow: int = ray.get(index.overflow.remote())
     return overflow
 

@@ -84,7 +84,8 @@ def test_cut_jpeg_is_truncated_wherever_it_is_cut(data: st.DataObject) -> None:
     jpeg = encode(china_image(), "jpeg", progressive=progressive)
     cut = jpeg[: data.draw(st.integers(3, len(jpeg) - 8))]
     assert refusal(cut).code == ErrorCode.TRUNCATED
-    assert refusal(cut + b"\xff\xd9").code in (ErrorCode.TRUNCATED, ErrorCode.CORRUPT) or progressive
+    if not progressive:  # which may be whole with fewer scans
+        assert refusal(cut + b"\xff\xd9").code in (ErrorCode.TRUNCATED, ErrorCode.CORRUPT)
 
 
 @pytest.mark.parametrize("scale", [1, 2, 5, 9])

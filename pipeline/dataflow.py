@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -200,7 +201,9 @@ def _configure_ray_data() -> None:
     context.max_errored_blocks = 0
     context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would write a dozen lines every ten seconds
-    context.issue_detectors_config.detectors = []  # advice for whoever tunes Ray, in the middle of the user's log
+    # Advice for whoever tunes Ray, in the middle of the user's log.
+    context.issue_detectors_config.detectors = []
+    warnings.filterwarnings("ignore", message="The m(in|ax)imum number of concurrent (actors|tasks)")
 
 
 def _locator_pool(cluster: ClusterSettings, size: ClusterSize) -> tuple[int, float]:

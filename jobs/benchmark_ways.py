@@ -10,7 +10,8 @@ How each is measured, all alike, so that no start-up counts for or against anybo
 - Core time is what counts, not the clock: the processor time of all of the way's processes (Ray's own too, sampled from
   /proc, where its environment marks each) and the time that the cores stood idle meanwhile. What other people's
   processes took is left out and printed. Photos/s are those of all cores at that price: on a quiet machine the clock
-  shows the same. On a busy one others fill a way's idle gaps, which flatters whoever has them.
+  shows the same. On a busy one others fill a way's idle gaps, which flatters whoever has them. Ours is printed by what
+  the processes do, beside what decoding and engine alone take: the rest is the price of the pipeline.
 - The ceilings are the parts in memory and nothing else: `decode_photo` on bytes, in a process a core, all at once; the
   engine on pixels, with all cores; their core times together are what a photo must cost. Medians, before and after us.
 - The other ways' answers are compared with ours: a way that finds other cells does other work.
@@ -28,7 +29,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -73,6 +74,19 @@ _REPEATS = 3
 _SAMPLE_EVERY_S = 0.2
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _MARK = "GRATICULE_BENCHMARK_RUN"
+_DOING = {
+    "jobs.geotag_archive": "driver",
+    "pipeline.isolation": "decoder processes",
+    "_LocatorActor": "engine's process",
+    "_RunActor": "the run's tally",
+    "_read_rows": "readers: fetch, hash, hand over",
+    "ray::Write": "staging",
+    "ray::IDLE": "Ray's workers between tasks",
+    "raylet/raylet": "raylet",
+    "ray::": "Ray's other services",
+    "ray/": "Ray's other services",
+}
+"""What is in the command line of each kind of process, the first that fits."""
 _SAME_CELLS = 0.6
 """Share of photos for which another way must find our finest cell. Resampling and precision differ, and a model as weak
 as the bundled one changes its mind for 20 % of photos when the crop moves by one pixel."""
@@ -134,16 +148,28 @@ class WaysBenchmark:
 
 @dataclass(frozen=True)
 class Taken:
-    """What some photos took: the clock, a way's own core time, the time cores stood idle, and others' core time."""
+    """What some photos took: the clock, a way's own core time, the time cores stood idle, and others' core time.
+
+    `own_s_of` is the own core time by what the processes did.
+    """
 
     photos: int
     wall_s: float
     own_s: float
     idle_s: float
     other_s: float
+    own_s_of: Mapping[str, float] = field(default_factory=dict)
 
     def __sub__(self, fewer: Taken) -> Taken:
-        return Taken(*(more - less for more, less in zip(_fields(self), _fields(fewer), strict=True)))  # type: ignore[arg-type]
+        own_s_of = {name: own_s - fewer.own_s_of.get(name, 0.0) for name, own_s in self.own_s_of.items()}
+        return Taken(
+            self.photos - fewer.photos,
+            self.wall_s - fewer.wall_s,
+            self.own_s - fewer.own_s,
+            self.idle_s - fewer.idle_s,
+            self.other_s - fewer.other_s,
+            own_s_of,
+        )
 
     @property
     def per_s(self) -> float:
@@ -159,10 +185,6 @@ class Taken:
     def others_share(self) -> float:
         """Share of the cores' time that other people's processes took."""
         return self.other_s / (self.own_s + self.idle_s + self.other_s)
-
-
-def _fields(taken: Taken) -> tuple[float, ...]:
-    return taken.photos, taken.wall_s, taken.own_s, taken.idle_s, taken.other_s
 
 
 class _Comparison:
@@ -196,6 +218,8 @@ class _Comparison:
         for name, core_ms in (("decode only", decode_ms), ("engine only", engine_ms), ("ceiling of both", needed_ms)):
             print(f"{name:<34}{1000 * (os.cpu_count() or 1) / core_ms:>9.1f}{core_ms:>17.2f}")
         _print_way("Graticule", counts, ours)
+        for name, own_s in sorted(ours.own_s_of.items(), key=lambda item: -item[1]):
+            print(f"  {name:<32}{'':>9}{1000 * own_s / ours.photos:>17.2f}")
         figures = [
             self._figure("Graticule ÷ ceiling", ours.per_s, ceiling_per_s, "ceiling"),
             Figure(self._subject, "core ms beside decode and engine", ours.own_ms, needed_ms,
@@ -373,6 +397,7 @@ class _ProcessTimes:
     def __init__(self, mark: str) -> None:
         self._mark = f"{_MARK}={mark}".encode()
         self._own_s: dict[tuple[str, str], float] = {}
+        self._own_s_of: dict[str, float] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.taken = Taken(0, 0.0, 0.0, 0.0, 0.0)
@@ -387,7 +412,8 @@ class _ProcessTimes:
         self._thread.join()
         busy_s, idle_s = (now - then for now, then in zip(_machine_s(), self._machine_s, strict=True))
         own_s = sum(self._own_s.values())
-        self.taken = Taken(0, time.perf_counter() - self._start_s, own_s, idle_s, max(0.0, busy_s - own_s))
+        wall_s = time.perf_counter() - self._start_s
+        self.taken = Taken(0, wall_s, own_s, idle_s, max(0.0, busy_s - own_s), self._own_s_of)
 
     def _watch(self) -> None:
         while not self._ended.wait(_SAMPLE_EVERY_S):
@@ -399,12 +425,21 @@ class _ProcessTimes:
         try:
             fields = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
             key = (process, fields[19])  # with its start: numbers come back
+            command = Path(f"/proc/{process}/cmdline").read_bytes()
             # Asked again while it is not: a process shows its parent's environment until it becomes what it is to be.
             if key not in self._own_s and self._mark not in Path(f"/proc/{process}/environ").read_bytes().split(b"\0"):
                 return
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             return
-        self._own_s[key] = (int(fields[11]) + int(fields[12])) * _TICK_S
+        own_s = (int(fields[11]) + int(fields[12])) * _TICK_S
+        doing = _doing(command.replace(b"\0", b" ").decode(errors="replace"))
+        self._own_s_of[doing] = self._own_s_of.get(doing, 0.0) + own_s - self._own_s.get(key, 0.0)
+        self._own_s[key] = own_s
+
+
+def _doing(command: str) -> str:
+    """Return what a process of a run does, by its command line, which Ray's workers change from task to task."""
+    return next((name for word, name in _DOING.items() if word in command), "other processes of the way")
 
 
 def _machine_s() -> tuple[float, float]:

@@ -15,22 +15,24 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
 REPOSITORY = Path(__file__).parent.parent
-NETWORK = "10.213.77"
 _NAMESPACES = ["unshare", "--net", "--mount", "--uts", "--pid", "--ipc", "--fork", "--kill-child", "--mount-proc"]
 _BIN = Path(sys.executable).parent
 
 
 class Switch:
-    """The bridge between the hosts; this process is at `NETWORK`.1 as long as the `with` block lasts."""
+    """The bridge between the hosts; this process is at `network`.1 as long as the `with` block lasts."""
 
     def __init__(self) -> None:
         self._bridge = f"gr{uuid.uuid4().hex[:8]}"
+        self.network = ""
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -44,7 +46,10 @@ class Switch:
         except subprocess.CalledProcessError as error:
             raise RuntimeError(f"no namespaces here: {error.stderr.strip()}") from error
         self._cleanup.callback(_run, ["ip", "link", "delete", self._bridge])
-        _run(["ip", "address", "add", f"{NETWORK}.1/24", "dev", self._bridge])
+        # Two bridges with the same network, one of them another run's: its hosts would be looked for on the wrong one.
+        taken = _run(["ip", "-4", "route"]) + _run(["ip", "-4", "address"])
+        self.network = next(name for name in (f"10.213.{n}" for n in range(77, 256)) if f"{name}." not in taken)
+        _run(["ip", "address", "add", f"{self.network}.1/24", "dev", self._bridge])
         _run(["ip", "link", "set", self._bridge, "up"])
         return self
 
@@ -55,13 +60,16 @@ class Switch:
         self, number: int, folder: Path, environment: Mapping[str, str], instead: Mapping[Path, Path] | None = None
     ) -> Host:
         """Switch a host on; it keeps its /tmp below `folder`, and sees `instead`'s folders in place of its keys."""
-        host = Host(number, self._bridge, folder / f"host{number}", environment, instead or {})
+        place = folder / f"host{number}"
+        host = Host(
+            f"{self.network}.{number}", f"{self._bridge}h{number}", self._bridge, place, environment, instead or {}
+        )
         self._cleanup.callback(host.cut_off)
         return host
 
     def forward(self, port: int, target: tuple[str, int]) -> None:
-        """Let the hosts reach a server of this machine's loopback at the same `port` of `NETWORK`.1."""
-        server = _Forwarder((f"{NETWORK}.1", port), target)
+        """Let the hosts reach a server of this machine's loopback at the same `port` of `network`.1."""
+        server = _Forwarder((f"{self.network}.1", port), target)
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         self._cleanup.callback(server.server_close)
         self._cleanup.callback(server.shutdown)
@@ -71,10 +79,15 @@ class Host:
     """A machine that is on until it is cut off."""
 
     def __init__(
-        self, number: int, bridge: str, folder: Path, environment: Mapping[str, str], instead: Mapping[Path, Path]
+        self,
+        address: str,
+        link: str,
+        bridge: str,
+        folder: Path,
+        environment: Mapping[str, str],
+        instead: Mapping[Path, Path],
     ) -> None:
-        self.name, self.address = f"host{number}", f"{NETWORK}.{number}"
-        self._link = f"{bridge}h{number}"
+        self.name, self.address, self._link = folder.name, address, link
         (folder / "tmp").mkdir(parents=True)
         # What the tests run may itself lie below /tmp, which is to be another folder here.
         kept = [path for path in (REPOSITORY, Path(sys.prefix).resolve()) if path.is_relative_to("/tmp")]
@@ -143,10 +156,28 @@ class Host:
 
 
 def start_head(host: Host) -> str:
-    """Start a Ray head without work on a host; return its address."""
+    """Start a Ray head without work on a host; return its address as soon as its dashboard answers, also from here."""
     options = f"--head --num-cpus=0 --dashboard-host={host.address} --include-dashboard=true"
     _start_ray(host, options.split())
+    assert_dashboard(host)
     return f"{host.address}:6379"
+
+
+def assert_dashboard(head: Host) -> None:
+    """Wait until a head's dashboard answers; AssertionError with what its log, its ports and the routes say if not."""
+    deadline_s = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(f"http://{head.address}:8265/api/healthz", timeout=10).close()
+            return
+        except urllib.error.HTTPError:
+            return  # an answer, too
+        except OSError as error:
+            if time.monotonic() > deadline_s:
+                told = f"{head.address}:8265 does not answer: {error}\n"
+                look = "ss -ltnp; ps -eo args | grep -i dashboard; tail -n 60 /tmp/ray/session_latest/logs/dashboard.*"
+                raise AssertionError(told + head.run(["sh", "-c", look])[1] + _run(["ip", "route"])) from error
+        time.sleep(0.2)
 
 
 def start_worker(host: Host, head: str) -> None:
@@ -197,5 +228,5 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
         target.shutdown(socket.SHUT_WR)
 
 
-def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

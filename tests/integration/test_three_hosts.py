@@ -23,7 +23,7 @@ from pipeline import storage
 from pipeline.catalog import Catalog
 from pipeline.staging import Stage
 from pipeline.verify import verify_output
-from tests.hosts import NETWORK, REPOSITORY, Host, Switch, start_head, start_worker, wait_until
+from tests.hosts import REPOSITORY, Host, Switch, assert_dashboard, start_head, start_worker, wait_until
 from tests.photo_samples import china_image, encode
 from training.journal import read_journal
 from training.synthetic_globe import Globe, GlobeConfig, write_archive
@@ -72,6 +72,7 @@ class Site:
 
     def submit(self, *entrypoint: str) -> subprocess.Popen[str]:
         """Submit a job from outside, as README says."""
+        assert_dashboard(self.head)
         command = [str(Path(sys.executable).parent / "ray"), "job", "submit"]
         command += ["--address", f"http://{self.head.address}:8265", "--working-dir", ".", "--", "python", *entrypoint]
         return subprocess.Popen(
@@ -102,7 +103,6 @@ def site(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     environment |= {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HOME": str(folder),
-        "AWS_ENDPOINT_URL": f"http://{NETWORK}.1:{store.port}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": uuid.uuid4().hex,
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -121,6 +121,7 @@ def site(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     except RuntimeError as error:
         pytest.skip(str(error))
     try:
+        environment["AWS_ENDPOINT_URL"] = f"http://{switch.network}.1:{store.port}"
         switch.forward(store.port or 80, (store.hostname or "", store.port or 80))
         (folder / "shared").mkdir()
         head = switch.host(2, folder, environment, {SHARED: folder / "shared"})

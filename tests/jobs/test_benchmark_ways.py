@@ -91,9 +91,10 @@ def test_names_what_is_left_out_and_what_is_missing(
 
 def test_a_difference_of_two_runs_leaves_the_start_out() -> None:
     start, each = np.array([0, 20, 8, 4, 3]), np.array([1, 0.2, 0.1, 0.05, 0.02])
-    few, many = (Taken(*(start + n * each)) for n in (10, 30))
+    few, many = (Taken(*(start + n * each), {"readers": n * 0.1, "driver": 4.0}) for n in (10, 30))
     assert (many - few).per_s == pytest.approx((os.cpu_count() or 1) / 0.15)
     assert (many - few).own_ms == pytest.approx(100)
+    assert (many - few).own_s_of == {"readers": pytest.approx(2), "driver": 0}
     assert (many - few).others_share == pytest.approx(0.02 / 0.17)
 
 
@@ -104,5 +105,6 @@ def test_counts_the_core_time_of_children_too_and_of_nobody_else() -> None:
         subprocess.run([sys.executable, "-c", BURN, BURN], env=mine, check=True)
         other.wait()
     assert 1.9 < times.taken.own_s < 2.8  # each of the two burns one second, then waits to be seen
+    assert times.taken.own_s_of == {"other processes of the way": pytest.approx(times.taken.own_s)}
     assert times.taken.other_s > 0.9
     assert times.taken.wall_s > 0

@@ -32,8 +32,8 @@ from model.engines import NumpyAnswers
 from model.readout import TOP_CELLS
 from pipeline import schema
 from pipeline.catalog import Catalog
-from pipeline.cluster import start_ray
-from pipeline.dataflow import ClusterSettings, publish_on_ray, run_dataflow
+from pipeline.cluster import ClusterSettings, start_ray
+from pipeline.dataflow import publish_on_ray, run_dataflow
 from pipeline.decode import DecodeTarget
 from pipeline.locator import LocatorSettings, model_folder
 from pipeline.plan import make_plan

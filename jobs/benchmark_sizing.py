@@ -119,7 +119,8 @@ class SizeClusterBenchmark:
             print(f"{'nodes':>6}{'photos/s':>11}{'hours':>12}  [95 %, by the sample]")
             for count in self.nodes:
                 print(archive.hours(count, node, costs, self.reached, self.control_core_ms))
-            print(f"for {self.nodes[-1]} nodes: {node.flags(self.nodes[-1])}")
+            if flags := node.flags(self.nodes[-1]):
+                print(f"for {self.nodes[-1]} nodes: {flags}")
         if rate is None:
             print("\nGPU nodes: unknown, as there is no GPU here: give --gpu-photos-per-s what one locates")
         return []

@@ -14,12 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import publish
-from pipeline.dataflow import ClusterSettings
+from pipeline.cluster import ClusterSettings
 from pipeline.plan import rows_per_task
 
 _RESAMPLES = 1000
-_SPLIT_FROM_CORES = 4
-"""The pipeline gives reading and engine cores of their own on nodes with so many; on smaller ones they share all."""
 _CONTENT_BYTES = 200
 _KEYS_PER_LISTING = 1000
 
@@ -128,7 +126,6 @@ class Node:
     cores: int
     readers: int
     engines: int
-    engine_cpus: float | None
     gpus: int
     photos_per_s: float
     readers_a_gpu: float = 0.0
@@ -141,27 +138,19 @@ class Node:
                 f"a GPU actor is kept busy by {self.readers_a_gpu:.1f} reading processes; with {self.readers} for"
                 f" {self.engines} the GPUs are busy {self.gpu_busy:.0%} of the time"
             )
-        if self.engine_cpus is None:
-            return "readers and engine share the cores"
-        return f"{self.readers} reading processes beside one engine of {self.engine_cpus:g} cores"
+        return "readers and engine share the cores"
 
     def flags(self, nodes: int) -> str:
-        """Return what to type for so many nodes."""
-        given = f"--cluster.readers {nodes * self.readers} --cluster.locators {nodes * self.engines}"
-        return given if self.engine_cpus is None else f"{given} --cluster.locator-cpus {self.engine_cpus:g}"
+        """Return what to type for so many nodes; nothing where the defaults do."""
+        return (
+            f"--cluster.readers {nodes * self.readers} --cluster.locators {nodes * self.engines}" if self.gpus else ""
+        )
 
 
 def cpu_node(cores: int, costs: Costs) -> Node:
-    """Divide a node's cores between reading and the engine so that neither waits long for the other."""
-    if cores < _SPLIT_FROM_CORES:
-        return Node(cores, cores, 1, None, 0, 1e3 * cores / costs.total_ms)
-
-    def per_s(engine_cores: int) -> float:
-        read_per_s = (cores - engine_cores) / (costs.read_ms + costs.staging_ms)
-        return 1e3 * min(read_per_s, 1 / (costs.engine_ms / engine_cores + costs.assembly_ms))
-
-    best = max(range(1, cores), key=per_s)
-    return Node(cores, cores - best, 1, best, 0, per_s(best))
+    """A node whose readers and engine share its cores; while the engine's one thread makes rows, the engine waits."""
+    engine_per_s = 1 / (costs.engine_ms / cores + costs.assembly_ms)
+    return Node(cores, cores, 1, 0, 1e3 * min(cores / costs.total_ms, engine_per_s))
 
 
 def gpu_node(cores: int, gpus: int, gpu_photos_per_s: float, costs: Costs) -> Node:
@@ -175,7 +164,7 @@ def gpu_node(cores: int, gpus: int, gpu_photos_per_s: float, costs: Costs) -> No
     cpu_ms = costs.read_ms + costs.staging_ms
     readers = min(math.ceil(gpus * each_per_s * cpu_ms / 1e3), cores - gpus)
     per_s = min(gpus * each_per_s, 1e3 * readers / cpu_ms)
-    return Node(cores, readers, gpus, None, gpus, per_s, each_per_s * cpu_ms / 1e3, per_s / gpus / gpu_photos_per_s)
+    return Node(cores, readers, gpus, gpus, per_s, each_per_s * cpu_ms / 1e3, per_s / gpus / gpu_photos_per_s)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from model.engines import EngineName, Precision
 from model.engines.tensorrt_engine import TensorRtSettings
 from model.readout import BEST_CELL, PointRule
 from pipeline import albums, catalog, cluster, copies, dataflow, lease, logs, publish, staging, storage, tally
-from pipeline.cluster import NamedPath
+from pipeline.cluster import ClusterSettings, NamedPath
 from pipeline.code_version import code_version
 from pipeline.context import ContextSettings
 from pipeline.decode import DecodeLimits, DecodeTarget
@@ -103,7 +103,7 @@ class GeotagSettings:
     album: ContextSettings = field(default_factory=ContextSettings)
     tensorrt: TensorRtSettings = field(default_factory=TensorRtSettings)
     lease: lease.LeaseSettings = field(default_factory=lease.LeaseSettings)
-    cluster: dataflow.ClusterSettings = field(default_factory=dataflow.ClusterSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
     fetch: FetchSettings = field(default_factory=FetchSettings)
     limits: DecodeLimits = field(default_factory=DecodeLimits)
 

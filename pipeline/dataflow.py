@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
+import os
 import signal
 import sys
 import threading
@@ -26,7 +26,7 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
 from pipeline import geoparquet, logs, schema, storage
-from pipeline.cluster import ClusterSize, Driver, start_ray
+from pipeline.cluster import ClusterSettings, ClusterSize, Driver, locator_pool, start_ray
 from pipeline.content_index import ContentIndex, claims, without_copies
 from pipeline.fetch import shares
 from pipeline.isolation import keep_heap
@@ -54,33 +54,6 @@ _TALLY_LIMIT_S = 5.0
 _CPUS_A_WRITER = 8
 """Without a bound, Ray sets a third of the cluster's processors aside for writers, and readers do without them."""
 _HEARTBEAT_S = 1.0
-
-
-@dataclass(frozen=True)
-class ClusterSettings:
-    """How the work is spread.
-
-    Attributes:
-        locators: engine processes, all there from the start; None for one a GPU, or one a node where there is no GPU.
-        locator_cpus: CPUs and threads of each, where there is no GPU; None for half of a node's for all of
-            the node's engines.
-        readers: reading processes at once; None for as many as there are CPUs for.
-        rows_per_part: rows that are staged together; at most so many a writer are lost when a machine dies.
-        known_contents: photos' contents that are remembered, some 200 bytes each, to infer identical bytes once.
-    """
-
-    locators: int | None = None
-    locator_cpus: float | None = None
-    readers: int | None = None
-    rows_per_part: int = 2000
-    known_contents: int = 5_000_000
-
-    def __post_init__(self) -> None:
-        for name, value in (("locators", self.locators), ("readers", self.readers)):
-            if value is not None and value < 1:
-                raise ValueError(f"--cluster.{name} {value}: give at least 1")
-        if self.locator_cpus is not None and not self.locator_cpus > 0:
-            raise ValueError(f"--cluster.locator-cpus {self.locator_cpus:g}: give more than 0")
 
 
 @dataclass(frozen=True)
@@ -135,17 +108,14 @@ def run_dataflow(
     An exception in a stage that is no photo's expected failure stops the flow and is raised here.
     """
     _configure_ray_data()
-    locators, cpus_each = _locator_pool(cluster, size)
+    locators, cpus_each, threads = locator_pool(cluster, size)
     readers, fetches_each = shares(reader.fetch.concurrent, cluster.readers or size.cpus)
     reader = replace(reader, concurrent_fetches=fetches_each)
     is_bounded = cluster.readers is not None or reader.fetch.concurrent is not None
     at_once: dict[str, Any] = {"compute": TaskPoolStrategy(size=readers)} if is_bounded else {}
-    threads = locator.threads or (
-        math.ceil(cluster.locator_cpus) if cluster.locator_cpus else max(2, math.ceil(cpus_each))
-    )
     log.info("%d engine(s) over %d CPUs and %d GPUs", locators, size.cpus, size.gpus)
-    # Ray fuses a task into the actor pool behind it when both ask for the same, and decoder and engine would then take
-    # turns: an engine never asks for one CPU. Reading the plan is to be fused with reading its photos.
+    # Ray fuses a task into the actor pool behind it when both ask for the same, and they would take turns: an engine
+    # never asks for one CPU. Reading the plan is to be fused with reading its photos.
     index: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_RunActor).remote(
         cluster.known_contents, answered
     )
@@ -158,7 +128,7 @@ def run_dataflow(
     photos = photos.map_batches(read_rows, num_cpus=1, **at_once, **batches)
     photos = photos.map_batches(
         _LocatorActor,
-        fn_constructor_args=(shared, replace(locator, threads=threads), load),
+        fn_constructor_args=(shared, replace(locator, threads=locator.threads or threads), load),
         compute=ActorPoolStrategy(size=locators),
         **({"num_gpus": 1} if size.gpus else {"num_cpus": cpus_each}),
         # A GPU takes more at a time than travels together.
@@ -204,36 +174,6 @@ def _configure_ray_data() -> None:
     # Advice for whoever tunes Ray, in the middle of the user's log.
     context.issue_detectors_config.detectors = []
     warnings.filterwarnings("ignore", message="The m(in|ax)imum number of concurrent (actors|tasks)")
-
-
-def _locator_pool(cluster: ClusterSettings, size: ClusterSize) -> tuple[int, float]:
-    """Return how many locators there are and the CPUs each takes: one a GPU, else one a node with half of its CPUs.
-
-    Never exactly the one CPU that a reading task asks for.
-
-    ValueError for what the cluster doesn't have: Ray would wait for it for ever.
-    """
-    if size.cpus == 0:  # a head without work, and its workers are not there yet
-        raise ValueError("the cluster has no CPUs to read photos with: start workers, or wait until they have joined")
-    if cluster.readers is not None and cluster.readers > size.cpus:
-        raise ValueError(f"--cluster.readers {cluster.readers}: the cluster has {size.cpus} CPUs, and each takes one")
-    nodes = max(1, size.cpus // size.largest_node_cpus)
-    locators = cluster.locators or size.gpus or nodes
-    # When a node is lost, its engine comes to another one: there, two of them and a reader must fit, or none reads.
-    half = min(size.largest_node_cpus // 2, (size.largest_node_cpus - 1) / 2) if size.largest_node_cpus >= 4 else 0.5
-    if size.gpus:
-        if locators > size.gpus:
-            raise ValueError(f"--cluster.locators {locators}: the cluster has {size.gpus} GPUs, one for each")
-        if cluster.locator_cpus is not None:
-            raise ValueError(f"--cluster.locator-cpus is for clusters without GPUs, and this one has {size.gpus}")
-        return locators, half
-    cpus_each = cluster.locator_cpus or half / -(-locators // nodes)
-    if locators * cpus_each + 1 > size.cpus:
-        raise ValueError(
-            f"{locators} engines of {cpus_each:g} CPUs leave none of the cluster's {size.cpus} to read photos with:"
-            " give a smaller --cluster.locators or --cluster.locator-cpus"
-        )
-    return locators, 0.9999 if cpus_each == 1 else cpus_each
 
 
 @contextlib.contextmanager
@@ -419,7 +359,8 @@ class _LocatorActor:
         shared.driver.check()
         from pipeline.locator import Locator
 
-        start_s = time.monotonic()
+        cores, start_s = os.cpu_count() or 1, time.monotonic()
+        settings = replace(settings, threads=min(settings.threads or cores, cores))  # Ray may have been told of more
         self._locator = Locator(settings) if load is None else Locator(settings, load)
         log.info("the engine %s was ready after %.1f s", settings.engine, time.monotonic() - start_s)
         self._shared = shared

@@ -133,7 +133,8 @@ def test_a_command_prints_costs_clusters_and_what_is_not_known(
     assert "3 photos read, drawn at random; 0 of them failed" in text
     assert "    png                              1" in text
     assert "    jpeg                             2" in text
-    assert "for 4 nodes: --cluster.readers " in text
+    assert "16 cores: readers and engine share the cores" in text
+    assert "--cluster" not in text
     assert "GPU nodes: unknown" in text
     assert "GPU-hours" not in text
 
@@ -146,6 +147,7 @@ def test_a_billion_photos_are_reckoned_from_a_few(archive: Path, capsys: pytest.
     text = capsys.readouterr().out
     assert "For 1,000,000,000 photos like these, by extrapolation:" in text
     assert "2 GPUs, each 2,000.0 photos/s (given)" in text
+    assert "for 1 nodes: --cluster.readers " in text
     assert "GPU-hours" in text
     assert "unknown" not in text
 

@@ -28,7 +28,8 @@ from pipeline import schema, storage
 log = logging.getLogger(__name__)
 
 FILE = "lease.json"
-RUNS_FOLDER = "runs"
+RUNS_FOLDER, REMOVED_FOLDER = "runs", "removed"
+"""Where the holder alone puts anything."""
 _RENEWALS = 3
 """Renewals in the time after which a silent holder is taken for dead."""
 
@@ -177,6 +178,8 @@ def held(output: str, run_id: str, settings: LeaseSettings) -> Iterator[Lease]:
     lease = _acquire(output, run_id, settings)
     try:
         lease.check_store()
+        storage.remove_temporaries(storage.join(output, RUNS_FOLDER))
+        storage.remove_temporaries(storage.join(output, REMOVED_FOLDER))
         yield lease
     except (KeyboardInterrupt, Exception):
         lease.check()  # its loss may be why: it interrupts, and what DuckDB makes of that is an error of its own

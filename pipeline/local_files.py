@@ -10,6 +10,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from typing import BinaryIO
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 log = logging.getLogger(__name__)
+
+_TEMPORARY = re.compile(r"/\.[0-9a-f]{32}\.tmp$")
 
 
 def path_of(uri: str) -> bytes | str:
@@ -54,12 +57,16 @@ def open_file(uri: str) -> BinaryIO:
         raise FileNotFoundError(f"no file can have this name: {uri}") from error
 
 
-def put(uri: str, data: bytes) -> None:
-    """Put `data` at `uri` atomically, over whatever is there, and make the folders on the way."""
+def put(uri: str, data: bytes, is_locked: bool = False) -> None:
+    """Put `data` at `uri` atomically, over whatever is there, and make the folders on the way.
+
+    A process killed meanwhile leaves its temporary file behind: the next put of who has the file `locked` writes over
+    it, `remove_temporaries` removes the others.
+    """
     path = _made_folder(uri)
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+    temporary = path.parent / f".{path.name if is_locked else uuid.uuid4().hex}.tmp"
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "wb" if is_locked else "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -68,6 +75,14 @@ def put(uri: str, data: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def remove_temporaries(folder_uri: str) -> None:
+    """Remove what killed processes' puts left below a folder: for whoever alone puts anything there."""
+    for uri, _, _, _ in walk(os.fsencode(path_of(folder_uri))):
+        if _TEMPORARY.search(uri):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path_of(uri))
 
 
 @contextlib.contextmanager

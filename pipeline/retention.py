@@ -15,7 +15,6 @@ from pipeline import catalog, lease, storage
 
 log = logging.getLogger(__name__)
 
-REMOVED_FOLDER = "removed"
 GRACE = dt.timedelta(days=1)
 _REMOVED_AT = "removed_at"
 
@@ -54,7 +53,7 @@ def _let_go(output: str, older_than: dt.timedelta) -> list[str]:
     for record in gone:
         # Its files are known in one place at least, whatever interrupts this.
         noted = record | {_REMOVED_AT: dt.datetime.now(dt.UTC).isoformat()}
-        storage.write_bytes(_uri(output, REMOVED_FOLDER, record), json.dumps(noted, indent=2).encode())
+        storage.write_bytes(_uri(output, lease.REMOVED_FOLDER, record), json.dumps(noted, indent=2).encode())
         storage.delete(_uri(output, lease.RUNS_FOLDER, record))
     return [str(record["run_id"]) for record in gone]
 
@@ -66,12 +65,12 @@ def _delete_files(output: str, grace: dt.timedelta) -> None:
             continue
         for uri in set(catalog.published_files(output, [record])) - counting:
             storage.delete(uri)
-        storage.delete(_uri(output, REMOVED_FOLDER, record))
+        storage.delete(_uri(output, lease.REMOVED_FOLDER, record))
         log.info("the files of run %s, which newer runs have replaced, are removed", record["run_id"])
 
 
 def _removed(output: str) -> list[dict[str, Any]]:
-    entries = storage.list_files(storage.join(output, REMOVED_FOLDER))
+    entries = storage.list_files(storage.join(output, lease.REMOVED_FOLDER))
     return [json.loads(storage.read_bytes(entry.uri)) for entry in entries if entry.uri.endswith(".json")]
 
 

@@ -212,7 +212,7 @@ def create_bytes(uri: str, data: bytes) -> str:
     with local_files.locked(uri):
         if exists(uri):
             raise FileExistsError(f"already there: {uri}")
-        write_bytes(uri, data)
+        local_files.put(uri, data, is_locked=True)
     return _digest(data)
 
 
@@ -235,7 +235,7 @@ def replace_bytes(uri: str, data: bytes, version: str) -> str:
         if not exists(uri):
             raise ChangedError(f"removed meanwhile: {uri}")
         _check_version(uri, read_version(uri).etag, version)
-        write_bytes(uri, data)
+        local_files.put(uri, data, is_locked=True)
     return _digest(data)
 
 
@@ -246,6 +246,12 @@ def delete(uri: str) -> None:
         return
     with contextlib.suppress(FileNotFoundError):
         os.unlink(local_files.path_of(uri))
+
+
+def remove_temporaries(folder_uri: str) -> None:
+    """Remove what puts of killed processes left below a folder, for whoever alone writes there; stores keep nothing."""
+    if not is_remote(folder_uri):
+        local_files.remove_temporaries(folder_uri)
 
 
 def delete_folder(uri: str) -> None:

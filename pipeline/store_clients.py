@@ -120,7 +120,8 @@ def s3_client(silence_s: float | None = None) -> Any:
     config = BotoConfig(
         connect_timeout=5,
         read_timeout=silence_s or FETCH_TIMEOUT.total_seconds(),
-        retries={"mode": "standard", "max_attempts": 0 if silence_s else _MAX_RETRIES // 2},
+        # With botocore's waits, of up to 20 s, fewer make up the same time.
+        retries={"mode": "standard", "max_attempts": 0 if silence_s else 3 * _MAX_RETRIES // 4},
         max_pool_connections=64,
     )
     return session.client("s3", region_name=region, config=config)

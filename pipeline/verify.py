@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from pipeline import geoparquet, local_files, schema, storage
 from pipeline.geoparquet import Bbox
-from pipeline.lease import RUNS_FOLDER
+from pipeline.lease import FILE, REMOVED_FOLDER, RUNS_FOLDER
 from pipeline.plan import connect
 from pipeline.precision import wkb_points
 from pipeline.publish import PHOTOS_FOLDER, fingerprint
@@ -33,6 +33,8 @@ _CHUNK_BYTES = 16 * 2**20
 _ROWS_PER_BATCH = 65_536
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, MemoryError)
 """What reading a damaged Parquet file raises."""
+_SWEPT = (f".{FILE}.tmp", RUNS_FOLDER, REMOVED_FOLDER)
+"""Where the lease's next holder removes what was left."""
 _CODES = ", ".join(f"'{code}'" for code in schema.ErrorCode)
 _IS_PROBABILITY = "BETWEEN 0 AND 1.000001"  # a sum of 32-bit numbers
 _ROW_RULES = {
@@ -133,7 +135,9 @@ class _Listing:
                 yield Problem(path, what)
         for path in self._others:
             name = path.rsplit("/", 1)[-1]
-            if name.endswith(".tmp") or name.startswith(".graticule-probe-") or path.startswith(f"{PHOTOS_FOLDER}/"):
+            if name.endswith(".tmp") and path.partition("/")[0] in _SWEPT:
+                yield Problem(path, "left over from a process that was killed: the next run removes it")
+            elif name.endswith(".tmp") or name.startswith(".graticule-probe-") or path.startswith(f"{PHOTOS_FOLDER}/"):
                 yield Problem(path, "left over, and not ours to keep: remove it")
         for run_id in sorted(self._staged_runs & finished_runs):
             yield Problem(f"staging/{run_id}", "left over from a finished run: the next run removes it")

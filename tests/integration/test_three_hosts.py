@@ -172,6 +172,8 @@ def test_an_archive_though_a_machine_loses_its_power(site: Site, s3_bucket: str,
         stage = Stage(f"{root}/out", "r1")
         wait_until(lambda: bool(stage.row_files()) or job.poll() is not None, "no photo was staged")
         assert job.poll() is None, job.communicate()
+        for host in site.workers:  # an engine takes so little of a node that two could lie on one
+            assert host.processes("_LocatorActor") == 1
         lost = site.workers.pop()
         lost.cut_off()
         staged = stage.staged_count()

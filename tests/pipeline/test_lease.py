@@ -109,6 +109,30 @@ def test_a_dead_holder_of_this_machine_is_followed_at_once(output: str) -> None:
         assert mine.attempt == "e2"
 
 
+@pytest.mark.parametrize(
+    "what", ["storage.replace_bytes(uri, b'{}', version)", "lease.put_record(output, {'run_id': 'r'})"]
+)
+def test_what_a_killed_put_left_is_gone_with_the_next_holder(what: str, tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    with lease.held(output, "mine", BRIEF):
+        pass
+    script = f"""
+import os, signal, sys
+from pipeline import lease, storage
+output = sys.argv[1]
+uri = storage.join(output, lease.FILE)
+version = storage.read_version(uri).etag
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+{what}
+"""
+    killed = subprocess.run([sys.executable, "-c", script, output], cwd=REPOSITORY, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(Path(output).rglob("*.tmp"))) == 1
+    with lease.held(output, "mine", BRIEF):
+        pass
+    assert [path.name for path in Path(output).rglob("*") if path.is_file()] == [lease.FILE]
+
+
 def test_a_dead_holder_of_another_machine_is_followed_when_its_time_is_over(
     output: str, other: subprocess.Popen[str], caplog: pytest.LogCaptureFixture
 ) -> None:

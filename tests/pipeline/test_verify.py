@@ -147,7 +147,7 @@ def test_missing_cut_and_stray_files_are_found(output: Path) -> None:
             f"{stray}: {counted}: remove the file",
             f"{unfinished}: {counted}: run the job again, which finishes the run",
             "photos/run=r1/.0123.tmp: left over, and not ours to keep: remove it",
-            "runs/.4567.tmp: left over, and not ours to keep: remove it",
+            "runs/.4567.tmp: left over from a process that was killed: the next run removes it",
             "staging/r1: left over from a finished run: the next run removes it",
         ]
     )

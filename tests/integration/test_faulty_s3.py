@@ -40,9 +40,7 @@ def test_an_archive_behind_a_faulty_store_is_healed_by_the_next_run(
         environment.pop("RAY_ADDRESS", None)
         hasty = ("--fetch.budget-s", 2, "--fetch.attempt-timeout-s", 0.5, "--max-failed-fraction", 1)
         # The proxy's faults depend on names: with a run of the clock's name they would be others each time.
-        first = geotag(
-            environment, *arguments, *hasty, "--run-id", "r1", timeout_s=600
-        )
+        first = geotag(environment, *arguments, *hasty, "--run-id", "r1", timeout_s=600)
         assert first.returncode == 0, first.stderr
         found = codes(f"{root}/out")
         assert sorted(found) == uris

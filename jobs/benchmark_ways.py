@@ -428,10 +428,10 @@ class _ProcessTimes:
         try:
             fields = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
             key = (process, fields[19])  # with its start: numbers come back
-            command = Path(f"/proc/{process}/cmdline").read_bytes()
             # Asked again while it is not: a process shows its parent's environment until it becomes what it is to be.
             if key not in self._own_s and self._mark not in Path(f"/proc/{process}/environ").read_bytes().split(b"\0"):
                 return
+            command = Path(f"/proc/{process}/cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             return
         own_s = (int(fields[11]) + int(fields[12])) * _TICK_S

@@ -116,13 +116,14 @@ class EngineBenchmark:
                     f"{limit / 1e9:>14.0f}{share:>7.2f}{share / first:>9.2f}",
                     flush=True,
                 )
-                name = f"{engine.name} {engine.precision}"
+                exact_limit = engine.precision != "int8"
+                name = f"{engine.name} {engine.precision} ÷ {'' if exact_limit else 'fp32 '}matrix limit"
                 if name not in best or share > best[name].ratio:
                     best[name] = Figure(
-                        f"engine, {self.network}", f"{name} ÷ matrix limit", per_s * flop / 1e9, limit / 1e9, share,
-                        "GFLOP/s", least=_SHARE_AIM,
+                        f"engine, {self.network}", name, per_s * flop / 1e9, limit / 1e9, share,
+                        "GFLOP/s", least=_SHARE_AIM if exact_limit else None,
                     )  # fmt: skip
-        print("share: of that precision's matrix products, in the same minute; ÷ first: of such shares")
+        print("share: of that precision's matrix products (int8: fp32's), in the same minute; ÷ first: of such shares")
         return list(best.values())
 
     def _beside_the_limit(
@@ -150,14 +151,14 @@ class EngineBenchmark:
             answers = all_answers(engine, pixels_NHWC)
             exact = exact or answers
             found = Agreement.of(answers, exact, checkpoint.hierarchy)
-            verdict = "pass" if found.same_cell >= _SAME_CELL_AIM else "short"
-            print(f"{engine.name + ' ' + engine.precision:<20}{found}  {verdict}", flush=True)
+            # int8 is asked for by name, with its cost printed: it has none to keep to.
+            aim = None if engine.precision == "int8" else _SAME_CELL_AIM
+            verdict = "" if aim is None else f"  {'pass' if found.same_cell >= aim else 'short'}"
+            print(f"{engine.name + ' ' + engine.precision:<20}{found}{verdict}", flush=True)
             name = f"{engine.name} {engine.precision}, same finest cell"
             subject = f"engine, {len(pixels_NHWC)} photos"
             if answers is not exact:
-                figures.append(
-                    Figure(subject, name, found.same_cell, 1.0, found.same_cell, "share", least=_SAME_CELL_AIM)
-                )
+                figures.append(Figure(subject, name, found.same_cell, 1.0, found.same_cell, "share", least=aim))
         return figures
 
 

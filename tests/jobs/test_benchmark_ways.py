@@ -98,6 +98,12 @@ def test_a_difference_of_two_runs_leaves_the_start_out() -> None:
     assert (many - few).others_share == pytest.approx(0.02 / 0.17)
 
 
+def test_runs_differ_by_enough_photos_to_say_something() -> None:
+    assert benchmark_ways._counts(10, 5) == (32, 160)
+    assert benchmark_ways._counts(10, 3) == (32, 96)
+    assert benchmark_ways._counts(1000, 5) == (96, 992)
+
+
 def test_counts_the_core_time_of_children_too_and_of_nobody_else() -> None:
     with benchmark_ways._ProcessTimes("mine") as times:
         other = subprocess.Popen([sys.executable, "-c", BURN])

@@ -71,7 +71,7 @@ class AllBenchmark:
 
     def _commands(self) -> dict[Name, list[str]]:
         photos = [] if self.photos is None else ["--photos", self.photos]
-        ways, longer = (["ways", "--seconds-each", f"{x * self.seconds_each:g}"] for x in (1, _SWIN_B_LONGER))
+        swin_b_seconds_each = _SWIN_B_LONGER * self.seconds_each
         commands: dict[Name, list[str]] = {
             "s2": ["s2"],
             "partition": ["partition"],
@@ -82,8 +82,8 @@ class AllBenchmark:
             "isolation": ["isolation"],
             "engine": ["engine"],
             "scale": ["scale"],
-            "ways": ways,
-            "ways-swin-b": [*longer, "--network", "paper_swin_b"],
+            "ways": ["ways", "--seconds-each", f"{self.seconds_each:g}"],
+            "ways-swin-b": ["ways", "--seconds-each", f"{swin_b_seconds_each:g}", "--network", "paper_swin_b"],
             "train": ["train"],
         }
         for name in _WITH_PHOTOS & commands.keys():

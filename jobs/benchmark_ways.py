@@ -70,7 +70,7 @@ _MOST_OVERHEAD_MS = 1.0
 _SENSOR_NOISE = 6.0
 """Grey levels that bring enlarged photos to a camera's 3 to 5 MB at 12 megapixels."""
 _BATCH = 32
-_LEAST_BATCHES, _LEAST_BATCHES_ASKED = 5, 3
+_LEAST_BATCHES = 5
 _REPEATS = 3
 _SAMPLE_EVERY_S = 0.2
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -110,7 +110,7 @@ class WaysBenchmark:
     seconds_each: float = 30.0
     """How long the longer run of each way should take on a quiet machine, if it just reached its aim."""
     photos_each: int | None = None
-    """Photos of our longer run, in whole batches of 32, three at least, instead of what --seconds-each makes of it;
+    """Photos of our longer run, in whole batches of 32, five at least, instead of what --seconds-each makes of it;
     others get fewer, by their aims."""
     without: tuple[Way, ...] = ()
     """Leave out these other ways."""
@@ -208,8 +208,7 @@ class _Comparison:
         photos = self._benchmark.photos_each or self._benchmark.seconds_each * 1000 * (os.cpu_count() or 1) / (
             decode_ms + engine_ms
         )
-        least = _LEAST_BATCHES if self._benchmark.photos_each is None else _LEAST_BATCHES_ASKED
-        counts = _counts(photos, least)
+        counts = _counts(photos)
         self._graticule(_BATCH // 2)  # the engine is compiled once in a machine's life: not in the shorter run alone
         less, more = (self._graticule(count) for count in counts)
         ours = more.taken - less.taken
@@ -231,7 +230,7 @@ class _Comparison:
                    more.taken.per_s / ceiling_per_s),
         ]  # fmt: skip
         for way in ways:
-            counts = _counts(photos / _AIMS[way].get(self._size, 2.0), least)
+            counts = _counts(photos / _AIMS[way].get(self._size, 2.0))
             runs = [self._other(way, count) for count in counts]
             theirs = runs[1].taken - runs[0].taken
             same = np.mean([cell == more.cells[_target(path)] for path, cell in runs[1].cells.items()])
@@ -306,14 +305,13 @@ class _Run:
     cells: dict[str, int] = field(default_factory=dict)
 
 
-def _counts(photos: float, least_batches: int) -> tuple[int, int]:
+def _counts(photos: float) -> tuple[int, int]:
     """Return the photos of the shorter and of the longer run, in whole batches.
 
     A start takes some core seconds more or less: the difference should hold as many photos as it can. Of two batches
-    alone it says nothing: a network that takes 0.4 core seconds a photo gets four between its two runs, unless
-    --photos-each asks for fewer.
+    alone it says nothing: a network that takes 0.4 core seconds a photo gets four between its two runs.
     """
-    batches = max(least_batches, round(photos / _BATCH))
+    batches = max(_LEAST_BATCHES, round(photos / _BATCH))
     return _BATCH * max(1, batches // 8), _BATCH * batches
 
 

@@ -29,4 +29,4 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
-	$(BIN)/python -m jobs.benchmark all $(if $(PHOTOS),--photos "$(PHOTOS)") $(if $(RUNS),--runs $(RUNS)) $(if $(SAVE),--save "$(SAVE)")
+	$(BIN)/python -m jobs.benchmark all $(if $(PHOTOS),--photos "$(PHOTOS)") $(if $(RUNS),--runs $(RUNS)) $(if $(SAVE),--save "$(SAVE)") $(if $(S3),--s3 "$(S3)") $(if $(WITHOUT),--without $(WITHOUT))

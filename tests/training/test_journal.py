@@ -1,3 +1,4 @@
+import gc
 import json
 import struct
 from pathlib import Path
@@ -50,6 +51,21 @@ def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
     for name in (b"epoch/loss/levels", b"epoch/failed"):
         assert name in names
     assert struct.pack("<f", 2.5) in names
+
+
+def test_nothing_stays_in_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    closed = Journal(str(tmp_path / "closed"), 0, quiet=True)
+    assert list(temporary.iterdir())
+    closed.close()
+    assert not list(temporary.iterdir())
+    failed = Journal(str(tmp_path / "failed"), 0, quiet=True)
+    assert list(temporary.iterdir())
+    del failed  # as when a training raises
+    gc.collect()
+    assert not list(temporary.iterdir())
 
 
 def test_without_an_output_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,7 @@ class AllBenchmark:
     towns: Path | None = None
     """Natural Earth's populated places as GeoJSON for `places`; left out if not given."""
     runs: int = 1
-    """Everything is run so often, and medians count."""
+    """Everything that takes chances is run so often, and medians count; what only compares answers is run once."""
     seconds_each: float = 20.0
     """See `ways`; `ways-swin-b` gets three times as many."""
     only: tuple[Name, ...] = ()

@@ -53,6 +53,9 @@ _STEADY = (0.25, 0.95)
 _PARTS = ("driver", "workers", "decoders", "engines", "Ray")
 """Workers read and stage; Ray is its own processes: raylet, control store and what watches them."""
 
+_IN_FLOW = "driver in the flow"
+"""Its peak while photos are processed: planning and publishing take memory by the machine's, this by the photo."""
+
 
 @dataclass(frozen=True)
 class ScaleBenchmark:
@@ -74,7 +77,7 @@ class ScaleBenchmark:
             raise ValueError("give --workers and --photos-counts of 1 or more")
         print(f"{os.cpu_count()} cores; core-ms a photo are of the steady middle of a run, all processes")
         print(f"{'photos':>9}{'workers':>8}{'rows/s':>8}{'core-ms':>8}" + "".join(f"{x:>9}" for x in _PARTS), end="")
-        print(f"{'plan s':>8}{'flow s':>8}{'publish s':>10}  peak GB: all, driver, Ray, shared")
+        print(f"{'plan s':>8}{'flow s':>8}{'publish s':>10}  peak GB: all, driver, {_IN_FLOW}, Ray, shared")
         first, *more = sorted(self.photos_counts)
         runs = [(workers, first) for workers in self.workers]
         runs += [(2, count) for count in (first, *more) if (2, count) not in runs]
@@ -157,7 +160,7 @@ class _Run:
 
     def line(self) -> str:
         parts = "".join(f"{self.core_ms[part]:>9.2f}" for part in _PARTS)
-        peaks = ", ".join(f"{self.peak_gb[name]:.2f}" for name in ("all", "driver", "Ray", "shared"))
+        peaks = ", ".join(f"{self.peak_gb[name]:.2f}" for name in ("all", "driver", _IN_FLOW, "Ray", "shared"))
         return (
             f"{self.photos:>9,}{self.workers:>8}{self.rows_per_s:>8.0f}{sum(self.core_ms.values()):>8.2f}{parts}"
             f"{self.plan_s:>8.1f}{self.flow_s:>8.1f}{self.publish_s:>10.1f}  {peaks}"
@@ -184,13 +187,15 @@ def _measure(folder: Path, workers: int, photos: int) -> _Run:
     if rows != photos:
         raise ValueError(f"{rows} of {photos} photos are located: the run's speed would mean nothing")
     share = _STEADY[1] - _STEADY[0]
+    phases = json.loads(answer.splitlines()[-1])
+    peak_bytes = watch.peak_bytes() | {_IN_FLOW: watch.peak_bytes(*phases.pop("flow_at_s"))["driver"]}
     return _Run(
         workers=workers,
         photos=photos,
-        **json.loads(answer.splitlines()[-1]),
+        **phases,
         rows_per_s=share * photos / (steady_s[1] - steady_s[0]),
         core_ms={part: 1e3 * watch.cpu_s(part, steady_s[0], steady_s[1]) / (share * photos) for part in _PARTS},
-        peak_gb={name: value / 1e9 for name, value in watch.peak_bytes.items()},
+        peak_gb={name: value / 1e9 for name, value in peak_bytes.items()},
     )
 
 
@@ -212,11 +217,11 @@ def _process(folder: Path, workers: int) -> None:
     """Plan, process and publish the manifest in `folder` as the job does, and print the seconds of each phase."""
     checkpoint = Checkpoint.load(model_folder("bundled"))
     stage = Stage(str(folder / _OUTPUT), "r1")
-    at_s = [time.perf_counter()]
+    at_s = [time.time()]
     plan = make_plan([str(folder / _MANIFEST)], stage, [], checkpoint.model_id, retry_failed=False, limit=None)
-    at_s.append(time.perf_counter())
+    at_s.append(time.time())
     size = start_ray(least_cpus=2 * workers + 1)
-    at_s.append(time.perf_counter())
+    at_s.append(time.time())
     run_dataflow(
         plan.files,
         stage,
@@ -227,9 +232,9 @@ def _process(folder: Path, workers: int) -> None:
         size,
         load=load_null_engine,
     )
-    at_s.append(time.perf_counter())
+    at_s.append(time.time())
     published = publish_on_ray(stage)
-    at_s.append(time.perf_counter())
+    at_s.append(time.time())
     put_record(
         stage,
         {
@@ -241,16 +246,15 @@ def _process(folder: Path, workers: int) -> None:
         },
     )
     plan_s, _, flow_s, publish_s = np.diff(at_s)
-    print(json.dumps({"plan_s": plan_s, "flow_s": flow_s, "publish_s": publish_s}))
+    print(json.dumps({"plan_s": plan_s, "flow_s": flow_s, "publish_s": publish_s, "flow_at_s": at_s[2:4]}))
 
 
 class _Watch:
     """Memory and processor time of a run's processes, by part, as they were seen; peaks are of moments."""
 
     def __init__(self) -> None:
-        self.peak_bytes: dict[str, int] = {}
         self._used_s: dict[int, tuple[str, float]] = {}
-        self._at: list[tuple[float, dict[str, float]]] = []
+        self._at: list[tuple[float, dict[str, float], dict[str, int]]] = []
 
     def look(self, variable: str, driver: int) -> None:
         """Take down every process that has NAME=VALUE in its environment."""
@@ -268,16 +272,19 @@ class _Watch:
                 bytes_of["all"] += memory["Pss:"]
                 bytes_of["shared"] += memory["Pss_Shmem:"]
                 bytes_of[part] += memory["Pss:"] - memory["Pss_Shmem:"]
-        for name, value in bytes_of.items():
-            self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), value)
         used_s = dict.fromkeys(_PARTS, 0.0)
         for part, each_s in self._used_s.values():
             used_s[part] += each_s
-        self._at.append((time.time(), used_s))
+        self._at.append((time.time(), used_s, bytes_of))
+
+    def peak_bytes(self, start_s: float = 0.0, end_s: float = float("inf")) -> dict[str, int]:
+        """Return the most memory that each part, all, and what they share took between two times of the clock."""
+        seen = [bytes_of for at_s, _, bytes_of in self._at if start_s <= at_s <= end_s]
+        return {name: max(bytes_of[name] for bytes_of in seen) for name in seen[0]}
 
     def cpu_s(self, part: str, start_s: float, end_s: float) -> float:
         """Return the processor time of a part between two times of the clock."""
-        at_s, used_s = [at for at, _ in self._at], [used[part] for _, used in self._at]
+        at_s, used_s = [at for at, _, _ in self._at], [used[part] for _, used, _ in self._at]
         return float(np.interp(end_s, at_s, used_s) - np.interp(start_s, at_s, used_s))
 
 

@@ -23,8 +23,8 @@ def test_prints_a_line_for_each_run_and_the_growth(capsys: pytest.CaptureFixture
     workers_ms, engines_ms = parts_ms[names.index("workers")], parts_ms[names.index("engines")]
     assert workers_ms > 0
     assert engines_ms > 0
-    all_gb, driver_gb, ray_gb, _ = (float(word.strip(",")) for word in more.split()[-4:])
-    assert 0.1 < driver_gb < all_gb
+    all_gb, driver_gb, in_flow_gb, ray_gb, _ = (float(word.strip(",")) for word in more.split()[-5:])
+    assert 0.1 < in_flow_gb <= driver_gb < all_gb
     assert 0.05 < ray_gb < all_gb
 
 

@@ -54,7 +54,7 @@ _PARTS = ("driver", "workers", "decoders", "engines", "Ray")
 """Workers read and stage; Ray is its own processes: raylet, control store and what watches them."""
 
 _IN_FLOW = "driver in the flow"
-"""Its peak while photos are processed: planning and publishing take memory by the machine's, this by the photo."""
+"""Its peak while photos are processed, without planning's and publishing's: this must not grow with their number."""
 
 
 @dataclass(frozen=True)
@@ -187,12 +187,14 @@ def _measure(folder: Path, workers: int, photos: int) -> _Run:
     if rows != photos:
         raise ValueError(f"{rows} of {photos} photos are located: the run's speed would mean nothing")
     share = _STEADY[1] - _STEADY[0]
-    phases = json.loads(answer.splitlines()[-1])
-    peak_bytes = watch.peak_bytes() | {_IN_FLOW: watch.peak_bytes(*phases.pop("flow_at_s"))["driver"]}
+    begun_s, planned_s, started_s, staged_s, published_s = json.loads(answer.splitlines()[-1])
+    peak_bytes = watch.peak_bytes() | {_IN_FLOW: watch.peak_bytes(started_s, staged_s)["driver"]}
     return _Run(
         workers=workers,
         photos=photos,
-        **phases,
+        plan_s=planned_s - begun_s,
+        flow_s=staged_s - started_s,
+        publish_s=published_s - staged_s,
         rows_per_s=share * photos / (steady_s[1] - steady_s[0]),
         core_ms={part: 1e3 * watch.cpu_s(part, steady_s[0], steady_s[1]) / (share * photos) for part in _PARTS},
         peak_gb={name: value / 1e9 for name, value in peak_bytes.items()},
@@ -214,7 +216,7 @@ def _make_archive(folder: Path, photos: int) -> None:
 
 
 def _process(folder: Path, workers: int) -> None:
-    """Plan, process and publish the manifest in `folder` as the job does, and print the seconds of each phase."""
+    """Plan, process and publish the manifest in `folder` as the job does, and print the times between its phases."""
     checkpoint = Checkpoint.load(model_folder("bundled"))
     stage = Stage(str(folder / _OUTPUT), "r1")
     at_s = [time.time()]
@@ -245,8 +247,7 @@ def _process(folder: Path, workers: int) -> None:
             "files": [asdict(file) for file in published.files],
         },
     )
-    plan_s, _, flow_s, publish_s = np.diff(at_s)
-    print(json.dumps({"plan_s": plan_s, "flow_s": flow_s, "publish_s": publish_s, "flow_at_s": at_s[2:4]}))
+    print(json.dumps(at_s))
 
 
 class _Watch:

@@ -25,7 +25,7 @@ from model.checkpoint import Checkpoint
 from model.engines import EngineName, Precision
 from model.engines.tensorrt_engine import TensorRtSettings
 from model.readout import BEST_CELL, PointRule
-from pipeline import albums, catalog, cluster, copies, dataflow, lease, logs, publish, staging, storage, tally
+from pipeline import albums, catalog, cluster, copies, dataflow, lease, logs, publish, staging, storage, sweep, tally
 from pipeline.cluster import ClusterSettings, NamedPath
 from pipeline.code_version import code_version
 from pipeline.context import ContextSettings
@@ -66,7 +66,7 @@ class GeotagSettings:
     """Folder or object prefix where machines keep compiled engines in common (onnxruntime and tensorrt), each compiled
     by one of them, or by jobs.compile_engine before. Name one that only people write to whom you trust."""
     run_id: str | None = None
-    """Name of this run; the time if not given."""
+    """Name of this run; its number and the time if not given."""
     precision: PrecisionName = "street"
     """Store nothing finer than this, in any column."""
     context: bool = False
@@ -138,7 +138,7 @@ def geotag(settings: GeotagSettings, count_gone: bool = False) -> Outcome:
             return _run_held(settings, output, model_uri, checkpoint, held, count_gone, watching)
     except NoProgressError:  # it has said so
         return Outcome(1)
-    except lease.LeaseLostError as error:
+    except (lease.LeaseLostError, lease.CommitUnknownError, publish.UnaccountedError) as error:
         log.error("%s", error)
         return Outcome(1)
 
@@ -155,9 +155,10 @@ def _run_held(
     started_at, start_s = dt.datetime.now(dt.UTC), time.monotonic()
     stop_at_s = None if settings.max_hours is None else time.time() + 3600 * settings.max_hours
     sources = [storage.absolute(source) for source in settings.photos]
+    sweep.at_start(held, output)
     records = catalog.run_records(output)
-    finished_runs = {str(record["run_id"]) for record in records}
-    stage = _stage(settings, output, checkpoint.model_id, finished_runs, held.attempt)
+    finished_runs = {str(record["run_id"]) for record in [*records, *catalog.removed_records(output)]}
+    stage = _stage(settings, output, checkpoint.model_id, finished_runs, held.epoch)
     held.name_run(stage.run_id)
     logs.name_run(stage.run_id)
     staged_before = tally.staged_outcomes(stage)
@@ -180,12 +181,13 @@ def _run_held(
         count_gone=count_gone,
     )
     log.info("%d photos listed, %d done before, %d to do", plan.listed - plan.duplicates, plan.already_done, plan.todo)
+    held.prove()  # listing and planning may have taken hours, and another run may go by this one's silence
     if plan.todo == 0 and plan.staged == 0:
-        stage.delete()
+        sweep.unneeded_run(held, stage)
         print(f"Nothing to do: all {plan.already_done} photos have their row at {output}{_whose(plan, checkpoint)}.")
         return Outcome(0, plan)
 
-    flow_s, unmatched, left = 0.0, 0, 0
+    flow_s, unmatched, left, photos = 0.0, 0, 0, plan.photos
     metrics: RunMetrics | None = None
     if plan.todo:
         size = cluster.start_ray()
@@ -197,7 +199,7 @@ def _run_held(
         if records:
             last = max(dt.datetime.fromisoformat(record["finished_at"]) for record in records)
             metrics.set("graticule_last_success_timestamp_seconds", last.timestamp())
-        _check_photos(settings, plan, stage, size.nodes)
+        _check_photos(settings, plan, stage, held, size.nodes)
         driver = cluster.Driver.here(uses_local_paths=_is_local(settings, output, model_uri, stage))
         reader = ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing), settings.limits, fetch=settings.fetch)
         locator = LocatorSettings(
@@ -217,12 +219,23 @@ def _run_held(
         answered = copies.answered_contents(stage, answering, checkpoint.model_id, settings.cluster.known_contents)
         watch = dataflow.Watch(metrics, 60 * settings.max_silence_minutes)
         unmatched = dataflow.run_dataflow(
-            plan.files, stage, reader, locator, settings.cluster, size, answered, stop_at_s, driver=driver, watch=watch
+            plan.files,
+            stage,
+            reader,
+            locator,
+            settings.cluster,
+            size,
+            answered,
+            stop_at_s,
+            driver=driver,
+            watch=watch,
+            lost=held.lost,
         )
         flow_s = time.monotonic() - flow_start_s
+        held.prove()
         copies.settle(stage, answering)
         if stop_at_s is not None and time.time() >= stop_at_s:
-            left = cut_to_staged(stage)
+            left, photos = cut_to_staged(stage, photos)
             if left == plan.todo and not plan.staged:
                 log.error("--max-hours %g: that was over before the first photo was done", settings.max_hours)
                 return Outcome(1, plan)
@@ -233,13 +246,16 @@ def _run_held(
         explained = albums.add_context(stage, answering, cells, settings.precision, settings.album)
         log.info("albums: %s", explained)
     log.info("publishing")
+    held.prove()
     published = dataflow.publish_on_ray(stage)
+    publish.check_all_published(published, photos, stage)
     if metrics is not None:
         failed = {(str(Status.FAILED), code): count for code, count in published.failed_by_code.items()}
         metrics.settle({(str(Status.LOCATED), ""): published.located} | failed)
     wall_s = time.monotonic() - start_s
     record = {
         "run_id": stage.run_id,
+        "sequence": held.epoch,
         "started_at": started_at.isoformat(),
         "finished_at": dt.datetime.now(dt.UTC).isoformat(),
         "wall_s": round(wall_s, 3),
@@ -250,7 +266,8 @@ def _run_held(
         "hierarchy_sha256": checkpoint.hierarchy.content_hash,
         "settings": asdict(settings),
         "versions": {"python": platform.python_version(), "ray": ray.__version__, "code": code_version()},
-        "plan": {name: value for name, value in asdict(plan).items() if name != "files"} | {"left": left},
+        "plan": {name: value for name, value in asdict(plan).items() if name not in ("files", "photos")}
+        | {"left": left},
         "photos": {
             "located": published.located,
             "failed": published.failed,
@@ -269,11 +286,10 @@ def _run_held(
         raise
     if metrics is not None:
         metrics.set("graticule_last_success_timestamp_seconds", time.time())
-    stage.delete()
+    sweep.finished_run(stage)
     _print_summary(output, plan, published, checkpoint.model_id, wall_s, left)
-    photos = published.located + published.failed
-    if published.failed > settings.max_failed_fraction * photos:
-        log.error("%d of %d photos failed, more than --max-failed-fraction allows", published.failed, photos)
+    if published.failed > settings.max_failed_fraction * photos.count:
+        log.error("%d of %d photos failed, more than --max-failed-fraction allows", published.failed, photos.count)
         return Outcome(3, plan, record)
     return Outcome(0, plan, record)
 
@@ -330,7 +346,7 @@ def _is_local(settings: GeotagSettings, output: str, model_uri: str, stage: stag
     return is_named or bool(local_photos(stage, 1))
 
 
-def _check_photos(settings: GeotagSettings, plan: Plan, stage: staging.Stage, nodes: int) -> None:
+def _check_photos(settings: GeotagSettings, plan: Plan, stage: staging.Stage, held: lease.Lease, nodes: int) -> None:
     """Raise ValueError where a manifest, itself on an object store, names photos that a node does not see."""
     if nodes > 1:
         try:
@@ -338,23 +354,18 @@ def _check_photos(settings: GeotagSettings, plan: Plan, stage: staging.Stage, no
             cluster.check_paths(photos, settings.shared_filesystem)
         except ValueError:
             if not plan.staged:  # nothing was begun
-                stage.delete()
+                sweep.unneeded_run(held, stage)
             raise
 
 
-def _stage(
-    settings: GeotagSettings, output: str, model_id: str, finished_runs: set[str], attempt: str
-) -> staging.Stage:
+def _stage(settings: GeotagSettings, output: str, model_id: str, finished_runs: set[str], epoch: int) -> staging.Stage:
     """Return the stage of the run to take up again, or of a new one; ValueError where two runs would mix."""
     unfinished = staging.unfinished_runs(output)
-    leftovers = [run_id for run_id in unfinished if run_id in finished_runs]
-    for run_id in leftovers:  # published, but interrupted before its staging was removed
-        staging.Stage(output, run_id).delete()
-    unfinished = [run_id for run_id in unfinished if run_id not in finished_runs]
     if settings.run_id in finished_runs:
         raise ValueError(f"run {settings.run_id} is finished: give another --run-id, or none")
-    new = settings.run_id or dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
-    stage = staging.Stage(output, settings.run_id or (unfinished[-1] if unfinished else new), attempt)
+    # The number alone tells it from all other runs, however clocks go; the time is for people.
+    new = f"{epoch:08d}-{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}"
+    stage = staging.Stage(output, settings.run_id or (unfinished[-1] if unfinished else new), epoch)
     wanted: dict[str, object] = {"model_id": model_id, "precision": settings.precision}
     if settings.context:
         wanted["context"] = asdict(settings.album)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,11 +189,34 @@ def _literal(text: str) -> str:
 
 
 def run_records(output: str) -> list[dict[str, Any]]:
-    """Return the records of the runs that count, oldest first."""
+    """Return the records of the runs that count, oldest first: in the order of the lease's sequence.
+
+    Runs of older versions have no number, and ended before all that have one. A run that was removed does not count,
+    though one that slept may have put its record again.
+    """
+    removed = {entry.uri.rsplit("/", 1)[1] for entry in storage.list_files(storage.join(output, lease.REMOVED_FOLDER))}
     entries = storage.list_files(storage.join(output, lease.RUNS_FOLDER))
-    records = [json.loads(storage.read_bytes(entry.uri)) for entry in entries if entry.uri.endswith(".json")]
-    finished = [record for record in records if "finished_at" in record]
-    return sorted(finished, key=lambda record: str(record["finished_at"]))
+    uris = [entry.uri for entry in entries if entry.uri.rsplit("/", 1)[1] not in removed]
+    finished = [record for record in _records(uris) if "finished_at" in record]
+    return sorted(finished, key=_run_order)
+
+
+def removed_records(output: str) -> list[dict[str, Any]]:
+    """Return the notes of the runs that were removed; those whose files are gone name none."""
+    return _records(entry.uri for entry in storage.list_files(storage.join(output, lease.REMOVED_FOLDER)))
+
+
+def _records(uris: Iterable[str]) -> list[dict[str, Any]]:
+    found = []
+    for uri in uris:
+        if uri.endswith(".json"):
+            with contextlib.suppress(FileNotFoundError):  # removed since the folder was listed
+                found.append(json.loads(storage.read_bytes(uri)))
+    return found
+
+
+def _run_order(record: dict[str, Any]) -> tuple[int, str, str]:
+    return (record.get("sequence", -1), str(record["finished_at"]), str(record["run_id"]))
 
 
 def published_files(output: str, records: list[dict[str, Any]]) -> list[str]:

@@ -54,6 +54,7 @@ _TALLY_LIMIT_S = 5.0
 _CPUS_A_WRITER = 8
 """Without a bound, Ray sets a third of the cluster's processors aside for writers, and readers do without them."""
 _HEARTBEAT_S = 1.0
+_LOSS_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def run_dataflow(
     load: EngineLoader | None = None,
     driver: Driver | None = None,
     watch: Watch | None = None,
+    lost: threading.Event | None = None,
 ) -> int:
     """Process every photo of the plan that isn't staged yet; returns once all rows are staged.
 
@@ -104,6 +106,7 @@ def run_dataflow(
     photos were inferred without looking for their like, as there were more contents than are remembered. `load` makes
     the engines, if it is not the settings' one that is wanted. ValueError where the cluster is too small for `cluster`.
     Every process has `driver` in common with this one; by default, its code. NoProgressError where `watch` found none.
+    Once `lost` is set, as the run has lost its lease, no more photos are begun.
 
     An exception in a stage that is no photo's expected failure stops the flow and is raised here.
     """
@@ -135,7 +138,7 @@ def run_dataflow(
         **(batches | {"batch_size": locator.batch_size} if size.gpus else batches),
     )
     sink = _StageDatasink(stage, cluster.rows_per_part, shared)
-    with _progress_log(stage), _watchdog(index, watch, stage), _sigterm_drains(index):
+    with _progress_log(stage), _watchdog(index, watch, stage), _sigterm_drains(index), _loss_closes(index, lost):
         photos.write_datasink(sink, ray_remote_args={"num_cpus": 0.1}, concurrency=max(2, size.cpus // _CPUS_A_WRITER))
     overflow: int = ray.get(index.overflow.remote())
     return overflow
@@ -279,6 +282,29 @@ def _sigterm_drains(index: Any) -> Iterator[None]:
         finished.set()
         signal.signal(signal.SIGTERM, before)
         asked.set()
+
+
+@contextlib.contextmanager
+def _loss_closes(index: Any, lost: threading.Event | None) -> Iterator[None]:
+    """Let no more photos be begun once the run's lease is lost: the workers' time is then spent in vain."""
+    if lost is None:
+        yield
+        return
+    finished = threading.Event()
+
+    def watch() -> None:
+        while not finished.wait(_LOSS_INTERVAL_S):
+            if lost.is_set():
+                index.close.remote()
+                return
+
+    watcher = threading.Thread(target=watch, name="lease loss", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        watcher.join()
 
 
 class _BlocksDatasource(Datasource):

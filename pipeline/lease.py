@@ -5,6 +5,10 @@ holder renews it; one that has not for `seconds` is taken for dead, judged by wh
 not by the clocks of two machines. A commit is itself such a change of the lease, with the run's record in it, and the
 record's own file is written after it: a holder that slept through its end cannot commit any more, and one that died
 between the two is finished by whoever comes next.
+
+Each holder has a number, its epoch, that is higher than that of every holder before it. It stands in the name of every
+object that the holder writes, so that nobody overwrites what another wrote, and it is the sequence number of the run
+that the holder commits. `sweep` has the rules of who may remove what.
 """
 
 from __future__ import annotations
@@ -14,12 +18,13 @@ import datetime as dt
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -32,6 +37,9 @@ RUNS_FOLDER, REMOVED_FOLDER = "runs", "removed"
 """Where the holder alone puts anything."""
 _RENEWALS = 3
 """Renewals in the time after which a silent holder is taken for dead."""
+_LOST_SIGNAL = signal.SIGUSR2
+"""Not SIGINT, which a command that was started with `&` ignores, and not SIGUSR1, which is the watchdog's."""
+_EPOCH_IN_NAME = re.compile(r"(?:^|/|-)e(\d+)[-./]")
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,32 @@ class LeaseHeldError(ValueError):
 
 class LeaseLostError(Exception):
     """Another run has taken the output meanwhile: this one must not go on."""
+
+
+class CommitUnknownError(Exception):
+    """The store did not say whether the run was committed: nothing may be removed, and the next start finds out."""
+
+
+def _seconds_since_boot() -> float:
+    """Return a clock that goes on while the machine is suspended, where the system has one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """How a lease tells the time and is kept; a simulation has its own.
+
+    Attributes:
+        now_s: a clock that only goes forward.
+        sleep: waits for so many seconds.
+        keep: begins to renew a lease in the background; returns what ends that.
+        process: names this process among all, as `_this_process` does.
+    """
+
+    now_s: Callable[[], float]
+    sleep: Callable[[float], None]
+    keep: Callable[[Lease], Callable[[], None]]
+    process: Callable[[], str]
 
 
 @dataclass(frozen=True)
@@ -85,31 +119,45 @@ class _State:
 class Lease:
     """A held lease: renewed in the background until it is released."""
 
-    def __init__(self, output: str, state: _State, version: str) -> None:
+    def __init__(self, output: str, state: _State, version: str, surroundings: Surroundings) -> None:
         self._output, self._state, self._version = output, state, version
+        self._surroundings = surroundings
         self._changing = threading.Lock()
-        self._renewed_s = time.monotonic()
-        self._lost = False
-        self._finished = threading.Event()
-        self._keeper = threading.Thread(target=self._keep, name="lease", daemon=True)
-        self._keeper.start()
+        self._renewed_s = surroundings.now_s()
+        self.lost = threading.Event()
+        """Set once it is known that another run has the output."""
+        self._stop_keeping = surroundings.keep(self)
 
     @property
-    def attempt(self) -> str:
-        """Names this holder among all that the output has had, fit for a file's name."""
-        return f"e{self._state.epoch}"
+    def epoch(self) -> int:
+        """Numbers this holder among all that the output has had, and the run that it commits among all runs."""
+        return self._state.epoch
 
     @property
     def age_s(self) -> float:
         """How long ago the lease was last renewed."""
-        return time.monotonic() - self._renewed_s
+        return self._surroundings.now_s() - self._renewed_s
+
+    @property
+    def renewal_interval_s(self) -> float:
+        """How long a holder waits from one renewal to the next."""
+        return self._state.seconds / _RENEWALS
 
     def check(self) -> None:
         """Raise LeaseLostError if another run has the output by now, as far as is known."""
-        if self._lost:
+        if self.lost.is_set():
             raise LeaseLostError(
                 f"another run has taken {self._output}: this one stopped without publishing. Run the same command again"
             )
+
+    def prove(self, within_s: float = 0.0) -> None:
+        """Renew the lease, unless that was done within the last `within_s` seconds.
+
+        Raises LeaseLostError if another run has the output, and OSError where the store does not answer.
+        """
+        self.check()
+        if self.age_s >= within_s:
+            self._change()
 
     def check_store(self) -> None:
         """Raise ValueError where the store puts what it should have refused: nothing would keep two runs apart."""
@@ -121,23 +169,70 @@ class Lease:
         """Say in the lease which run it is for."""
         self._change(run_id=run_id)
 
-    def commit(self, record: dict[str, Any]) -> str:
-        """Put a run's record, which makes the run count, and return its URI.
+    def commit(self, record: dict[str, Any]) -> None:
+        """Let a run count: put its record, in the lease first.
 
-        Raises LeaseLostError, and nothing counts, if another run has the output by now.
+        Raises LeaseLostError if another run has the output and this one does not count, and CommitUnknownError where
+        the store did not say. In all other cases the run counts, whoever has the output by now.
         """
-        self._change(commit=record)
-        uri = put_record(self._output, record)
-        self._change(commit=None)
-        return uri
+        try:
+            self._change(commit=record)
+        except LeaseLostError:
+            # The put may have been done though its answer was lost. Then whoever took the output over from us has put
+            # the record before that, as it had found it in the lease.
+            if not self._is_recorded(record):
+                raise
+            log.warning("another run took %s over during this run's commit, and completed it", self._output)
+            return
+        except OSError as error:
+            raise CommitUnknownError(
+                f"{self._output}: the store did not say whether this run's commit was stored ({error}). Nothing is"
+                " lost: run the same command again, which finds out and goes on from there"
+            ) from error
+        try:
+            put_record(self._output, record)
+        except OSError as error:
+            raise CommitUnknownError(
+                f"{self._output}: this run is committed, but its record could not be written ({error}). Run the same"
+                " command again, which writes it"
+            ) from error
+        with contextlib.suppress(LeaseLostError, OSError):  # the run counts, whatever becomes of the lease
+            self._change(commit=None)
 
     def release(self) -> None:
         """Let the next one in at once."""
-        self._finished.set()
-        self._keeper.join()
-        if not self._lost:
+        self._stop_keeping()
+        if not self.lost.is_set():
             with contextlib.suppress(LeaseLostError, OSError):
                 self._change(host="", process="", run_id="", since="")
+
+    def keep_once(self) -> bool:
+        """Renew the lease once, as its keeper does in the background; return whether it is to go on."""
+        with self._changing:
+            if self.lost.is_set():
+                return False
+            try:
+                self._replace()
+            except LeaseLostError:
+                return False
+            except OSError as error:
+                log.warning("the lease of %s could not be renewed for %.0f s: %s", self._output, self.age_s, error)
+        return True
+
+    def _is_recorded(self, record: dict[str, Any]) -> bool:
+        """Whether the run's own record, or the note that retention let the run go, is in its place."""
+        try:
+            for folder in (RUNS_FOLDER, REMOVED_FOLDER):
+                with contextlib.suppress(FileNotFoundError):
+                    found = json.loads(storage.read_bytes(record_uri(self._output, folder, str(record["run_id"]))))
+                    if found.get("sequence") == self.epoch:
+                        return True
+        except OSError as error:
+            raise CommitUnknownError(
+                f"{self._output}: another run has it, and the store does not say whether this run was committed"
+                f" ({error}). Run the same command again, which finds out"
+            ) from error
+        return False
 
     def _change(self, **changes: Any) -> None:
         with self._changing:
@@ -149,33 +244,48 @@ class Lease:
         try:
             self._version = storage.replace_bytes(_uri(self._output), _encoded(state), self._version)
         except storage.ChangedError:
-            self._lost = True
+            self.lost.set()
             self.check()
-        self._state, self._renewed_s = state, time.monotonic()
+        self._state, self._renewed_s = state, self._surroundings.now_s()
 
-    def _keep(self) -> None:
-        while not self._finished.wait(self._state.seconds / _RENEWALS):
-            with self._changing:
-                if self._lost:  # as the main thread has found out by itself
-                    return
-                try:
-                    self._replace()
-                except LeaseLostError:
-                    # What runs in the main thread, maybe for days, is of no use any more.
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                    return
-                except OSError as error:
-                    silent_s = time.monotonic() - self._renewed_s
-                    log.warning("the lease of %s could not be renewed for %.0f s: %s", self._output, silent_s, error)
+
+def keep_in_thread(lease: Lease) -> Callable[[], None]:
+    """Renew `lease` from a thread of its own until what is returned is called; interrupt the main thread at its loss.
+
+    What runs in the main thread, maybe for days, is of no use any more once the lease is lost.
+    """
+    finished = threading.Event()
+    is_main = threading.current_thread() is threading.main_thread()  # which alone gets signals
+    before = signal.signal(_LOST_SIGNAL, signal.default_int_handler) if is_main else None
+
+    def renew() -> None:
+        while not finished.wait(lease.renewal_interval_s):
+            if not lease.keep_once():
+                if lease.lost.is_set() and is_main and not finished.is_set():
+                    signal.pthread_kill(threading.main_thread().ident or 0, _LOST_SIGNAL)
+                return
+
+    keeper = threading.Thread(target=renew, name="lease", daemon=True)
+    keeper.start()
+
+    def stop() -> None:
+        finished.set()
+        keeper.join()
+        if is_main:
+            signal.signal(_LOST_SIGNAL, before)
+
+    return stop
 
 
 @contextlib.contextmanager
-def held(output: str, run_id: str, settings: LeaseSettings) -> Iterator[Lease]:
+def held(
+    output: str, run_id: str, settings: LeaseSettings, surroundings: Surroundings | None = None
+) -> Iterator[Lease]:
     """Hold the output's lease; LeaseHeldError, naming the holder, where another run has it.
 
     A holder on this machine whose process is gone is followed at once, any other silent one after its time.
     """
-    lease = _acquire(output, run_id, settings)
+    lease = _acquire(output, run_id, settings, surroundings or REAL)
     try:
         lease.check_store()
         storage.remove_temporaries(storage.join(output, RUNS_FOLDER))
@@ -188,13 +298,13 @@ def held(output: str, run_id: str, settings: LeaseSettings) -> Iterator[Lease]:
         lease.release()
 
 
-def _acquire(output: str, run_id: str, settings: LeaseSettings) -> Lease:
+def _acquire(output: str, run_id: str, settings: LeaseSettings, surroundings: Surroundings) -> Lease:
     uri = _uri(output)
     mine = _State(
-        epoch=1,
+        epoch=0,
         nonce=uuid.uuid4().hex,
         host=socket.gethostname(),
-        process=_this_process(),
+        process=surroundings.process(),
         run_id=run_id,
         since=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         seconds=settings.seconds,
@@ -203,29 +313,45 @@ def _acquire(output: str, run_id: str, settings: LeaseSettings) -> Lease:
         try:
             found = storage.read_version(uri)
         except FileNotFoundError:
+            mine = replace(mine, epoch=1 + _highest_epoch(output))
             with contextlib.suppress(FileExistsError):
-                return Lease(output, mine, storage.create_bytes(uri, _encoded(mine)))
+                return Lease(output, mine, storage.create_bytes(uri, _encoded(mine)), surroundings)
             continue
         state = _decoded(uri, found.data)
         if not state.is_free and not _is_dead(state):
-            _wait_for_silence(uri, found.etag, state)
+            _wait_for_silence(uri, found.etag, state, surroundings)
             log.warning("%s has not been heard of for %g s: taking over", state.holder, state.seconds)
         if state.commit is not None:
             log.warning("finishing what run %s was about to commit", schema.printable(str(state.commit["run_id"])))
             put_record(output, state.commit)
         mine = replace(mine, epoch=state.epoch + 1)
         with contextlib.suppress(storage.ChangedError):
-            return Lease(output, mine, storage.replace_bytes(uri, _encoded(mine), found.etag))
+            return Lease(output, mine, storage.replace_bytes(uri, _encoded(mine), found.etag), surroundings)
 
 
-def _wait_for_silence(uri: str, version: str, state: _State) -> None:
+def _highest_epoch(output: str) -> int:
+    """Return the highest epoch that anything at the output names, 0 where nothing does.
+
+    For an output without a lease: a new one, or one whose `lease.json` somebody has removed.
+    """
+    epochs = [0]
+    for entry in storage.list_files(output):
+        path = entry.uri.removeprefix(output + "/")
+        if path.split("/")[0] in (RUNS_FOLDER, REMOVED_FOLDER) and path.endswith(".json"):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                epochs.append(int(json.loads(storage.read_bytes(entry.uri)).get("sequence") or 0))
+        epochs += (int(epoch) for epoch in _EPOCH_IN_NAME.findall(path))
+    return max(epochs)
+
+
+def _wait_for_silence(uri: str, version: str, state: _State, surroundings: Surroundings) -> None:
     """Return once the lease has stayed as it is for its time; LeaseHeldError as soon as its holder shows up."""
     if _is_here(state):  # and not dead
         raise _held_error(uri, state)
     log.info("%s has the output since %s: waiting whether it is alive", state.holder, state.since)
-    deadline_s = time.monotonic() + state.seconds
-    while (left_s := deadline_s - time.monotonic()) > 0:
-        time.sleep(min(left_s, state.seconds / _RENEWALS / 4))
+    deadline_s = surroundings.now_s() + state.seconds
+    while (left_s := deadline_s - surroundings.now_s()) > 0:
+        surroundings.sleep(min(left_s, state.seconds / _RENEWALS / 4))
         try:
             found = storage.read_version(uri)
         except FileNotFoundError:
@@ -279,10 +405,16 @@ def _is_dead(state: _State) -> bool:
 
 
 def put_record(output: str, record: dict[str, Any]) -> str:
-    """Put a run's record, which makes the run count, whoever has the output; return its URI."""
-    uri = storage.join(output, RUNS_FOLDER, f"{record['run_id']}.json")
-    storage.write_bytes(uri, json.dumps(record, indent=2).encode())
+    """Put a run's record, which makes the run count, unless it is there already; return its URI."""
+    uri = record_uri(output, RUNS_FOLDER, str(record["run_id"]))
+    with contextlib.suppress(FileExistsError):  # another has completed the same commit
+        storage.create_bytes(uri, json.dumps(record, indent=2).encode())
     return uri
+
+
+def record_uri(output: str, folder: str, run_id: str) -> str:
+    """Return where a run's record is, or is noted to have been removed."""
+    return storage.join(output, folder, f"{run_id}.json")
 
 
 def _uri(output: str) -> str:
@@ -298,3 +430,7 @@ def _decoded(uri: str, data: bytes) -> _State:
         return _State(**json.loads(data))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{uri} is no lease ({error}): remove it if no run is writing there") from error
+
+
+REAL = Surroundings(_seconds_since_boot, time.sleep, keep_in_thread, _this_process)
+"""This machine's clock and threads."""

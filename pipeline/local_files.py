@@ -21,6 +21,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 log = logging.getLogger(__name__)
 
 _TEMPORARY = re.compile(r"/\.[0-9a-f]{32}\.tmp$")
+_FOLDER_ATTEMPTS = 9
 
 
 def path_of(uri: str) -> bytes | str:
@@ -63,10 +64,10 @@ def put(uri: str, data: bytes, is_locked: bool = False) -> None:
     A process killed meanwhile leaves its temporary file behind: the next put of who has the file `locked` writes over
     it, `remove_temporaries` removes the others.
     """
-    path = _made_folder(uri)
+    path = Path(os.fsdecode(path_of(uri)))
     temporary = path.parent / f".{path.name if is_locked else uuid.uuid4().hex}.tmp"
     try:
-        with open(temporary, "wb" if is_locked else "xb") as file:
+        with _opened_in_made_folder(temporary, "wb" if is_locked else "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -77,6 +78,25 @@ def put(uri: str, data: bytes, is_locked: bool = False) -> None:
         raise
 
 
+def create(uri: str, data: bytes) -> None:
+    """Put `data` at `uri` as `put` does, but only where nothing is there: FileExistsError otherwise."""
+    path = Path(os.fsdecode(path_of(uri)))
+    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+    put(uri_of(os.fsencode(temporary)), data)
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        with locked(uri):  # a file system without hard links
+            if os.path.lexists(path):
+                raise FileExistsError(f"already there: {uri}") from None
+            put(uri, data, is_locked=True)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
 def remove_temporaries(folder_uri: str) -> None:
     """Remove what killed processes' puts left below a folder: for whoever alone puts anything there."""
     for uri, _, _, _ in walk(os.fsencode(path_of(folder_uri))):
@@ -85,13 +105,20 @@ def remove_temporaries(folder_uri: str) -> None:
                 os.unlink(path_of(uri))
 
 
+def remove_empty_folders(folder_uri: str) -> None:
+    """Remove a folder and those below it that are empty; one into which somebody puts a file meanwhile stays."""
+    for folder, _, _ in os.walk(os.fsencode(path_of(folder_uri)), topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+
+
 @contextlib.contextmanager
 def locked(uri: str) -> Iterator[None]:
     """Keep other processes that lock the same file out: a file system has no conditional put. Leaves no file behind."""
-    path = _made_folder(uri)
+    path = Path(os.fsdecode(path_of(uri)))
     lock_path = path.parent / f".{path.name}.lock"
     while True:
-        with open(lock_path, "wb") as lock:
+        with _opened_in_made_folder(lock_path, "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_at(lock, lock_path):  # whoever had it before has removed it: this one keeps nobody out
                 continue
@@ -127,11 +154,18 @@ def walk(folder: bytes) -> Iterator[tuple[str, int, str, int]]:
             try:
                 status = child.stat()
             except OSError:  # a link to nowhere or to itself: listed, so that it gets its row
-                status = child.stat(follow_symlinks=False)
+                try:
+                    status = child.stat(follow_symlinks=False)
+                except FileNotFoundError:  # removed since the folder was read
+                    continue
             yield uri_of(child.path), status.st_size, etag_of(status), status.st_mtime_ns // 1000
 
 
-def _made_folder(uri: str) -> Path:
-    path = Path(os.fsdecode(path_of(uri)))
+def _opened_in_made_folder(path: Path, mode: str) -> BinaryIO:
+    """Open a file to write, and make the folders on the way, again where another process removes an empty one."""
+    for _ in range(_FOLDER_ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return open(path, mode)  # type: ignore[return-value]
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    return open(path, mode)  # type: ignore[return-value]

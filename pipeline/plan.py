@@ -19,6 +19,7 @@ import duckdb
 import pyarrow as pa
 
 from pipeline import manifest, schema, staging, storage
+from pipeline.photo_set import PhotoSet
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,8 @@ class Plan:
     `listed` counts manifest rows, `excluded` those that the sources' patterns left out before, `duplicates` those that
     repeat a photo; `already_done` the photos that have their row from an earlier run, `of_another_model` those of them
     whose row another model made; `gone` the photos that have a row and are listed no more, where that was asked for. Of
-    those this run takes on, `staged` have their row from before it was interrupted,
-    `todo` are to process now, which `files` hold, and `changed` were published in another version.
+    those this run takes on, which are `photos`, `staged` have their row from before it was interrupted, `todo` are to
+    process now, which `files` hold, and `changed` were published in another version.
     """
 
     listed: int
@@ -59,6 +60,7 @@ class Plan:
     todo: int
     changed: int
     files: tuple[str, ...]
+    photos: PhotoSet
     gone: int | None = None
 
 
@@ -124,6 +126,7 @@ def make_plan(
             "SELECT count(*) FILTER (is_staged), count(*) FILTER (NOT is_staged), count(*) FILTER (is_changed)"
             f" FROM {'judged' if limit is None else 'limited'} WHERE NOT is_done",
         )
+        files, photos = _write_plan(connection, stage, taken, todo, order)
         return Plan(
             listed=listed,
             excluded=listing.excluded,
@@ -133,26 +136,35 @@ def make_plan(
             staged=staged,
             todo=todo,
             changed=changed,
-            files=_write_plan(connection, stage, taken, todo, order),
+            files=files,
+            photos=photos,
             gone=_count_gone(connection) if count_gone else None,
         )
 
 
-def cut_to_staged(stage: staging.Stage) -> int:
-    """Take out of the stage's plan the photos that have no row yet, for the next run; return how many.
+def cut_to_staged(stage: staging.Stage, planned: PhotoSet) -> tuple[int, PhotoSet]:
+    """Take out of the stage's plan, which is `planned`, the photos that have no row yet, for the next run.
 
-    For a run that stops before its end and yet publishes what it has.
+    Returns how many they are, and which photos are left. For a run that stops before its end and yet publishes what it
+    has.
     """
     with _database(stage) as connection:
         connection.read_parquet(stage.plan_files(), hive_partitioning=False).create_view("plan_rows")
         _view_rows(connection, "staged", stage.row_files())
         # A copy of what is cut here, as DuckDB reads lazily, and the files that it reads are to go.
         connection.execute("CREATE TABLE kept AS FROM plan_rows SEMI JOIN staged USING (photo_id)")
-        (planned,) = _one_row(connection, "SELECT count(*) FROM plan_rows")
+        found = PhotoSet.of(connection.sql("SELECT photo_id FROM plan_rows").to_arrow_reader(1_000_000))
+        if found != planned:
+            raise ValueError(
+                f"the plan below {stage.folder} does not hold the {planned.count} photos that this run has planned:"
+                " somebody has changed it. Nothing is published; run the same command again"
+            )
         (kept,) = _one_row(connection, "SELECT count(*) FROM kept")
-        if kept < planned:
-            _write_plan(connection, stage, "FROM (SELECT *, true AS is_staged FROM kept) WHERE true", 0, "name")
-        return planned - kept
+        if kept < planned.count:
+            kept_rows = "FROM (SELECT *, true AS is_staged FROM kept) WHERE true"
+            _, photos = _write_plan(connection, stage, kept_rows, 0, "name")
+            return planned.count - kept, photos
+        return 0, planned
 
 
 def local_photos(stage: staging.Stage, most: int) -> list[str]:
@@ -308,10 +320,15 @@ def _view_rows(connection: duckdb.DuckDBPyConnection, name: str, files: Sequence
 
 def _write_plan(
     connection: duckdb.DuckDBPyConnection, stage: staging.Stage, taken: str, todo: int, order: Order
-) -> tuple[str, ...]:
-    """Write what this run takes on, the staged rows too (publishing checks against all), and return the files to do."""
+) -> tuple[tuple[str, ...], PhotoSet]:
+    """Write what this run takes on, the staged rows too (publishing checks against all).
+
+    Returns the files to do, and which photos there are in all: publishing compares with what was planned here, and not
+    with files alone, which could be gone by then.
+    """
     stage.delete_plan()
     files: list[str] = []
+    photos = PhotoSet.of([])
     for name, condition, rows_per_file in (
         ("staged", "is_staged", _ROWS_PER_TASK[1]),
         ("todo", "NOT is_staged", rows_per_task(todo)),
@@ -322,9 +339,10 @@ def _write_plan(
         for index, batch in enumerate(_rebatch(rows.to_arrow_reader(_ROWS_PER_TASK[1]), rows_per_file)):
             uri = stage.plan_uri(name, index)
             storage.write_bytes(uri, staging.parquet_bytes(batch.cast(schema.MANIFEST)))
+            photos |= PhotoSet.of([batch])
             if name == "todo":
                 files.append(uri)
-    return tuple(files)
+    return tuple(files), photos
 
 
 def _rebatch(reader: pa.RecordBatchReader, rows_per_batch: int) -> Iterator[pa.Table]:

@@ -1,8 +1,8 @@
 """A finished run becomes few large GeoParquet files, sorted by cell and checked against its plan; its record is last.
 
-Layout: `photos/run=<run_id>/part-<attempt>-00000.parquet …`, then `runs/<run_id>.json`, which is committed through the
+Layout: `photos/run=<run_id>/part-e<epoch>-00000.parquet …`, then `runs/<run_id>.json`, which is committed through the
 lease. A run counts once its record exists, so whatever interrupts publishing leaves nothing that a reader takes for an
-answer. The attempt is in the names so that a driver that slept through its lease never writes over its successor's.
+answer. The epoch is in the names so that a driver that slept through its lease never writes over its successor's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,14 +20,13 @@ import pyarrow as pa
 
 from pipeline import geoparquet, lease, schema, staging, storage
 from pipeline.geoparquet import Bbox
+from pipeline.photo_set import PhotoSet, id_bytes
 from pipeline.plan import connect
 
 PHOTOS_FOLDER = "photos"
-UNACCOUNTED_FILE = "unaccounted.parquet"
 LEAST_ROWS_PER_FILE = 500_000
 """A file has so many rows to twice as many, if the run has: some 180 to 370 MB, which a writer holds in memory."""
 _NAMED_PHOTOS = 20
-_FILE_NAME = re.compile(r"part-e(\d+)-\d+\.parquet")
 _ORDER = "ORDER BY cell_id NULLS LAST, photo_id"
 _STAGED = schema.PHOTOS.append(pa.field("filename", pa.string())).append(pa.field("file_row_number", pa.int64()))
 
@@ -60,6 +58,11 @@ class Published:
         """Photos without a place."""
         return sum(self.failed_by_code.values())
 
+    @property
+    def photos(self) -> PhotoSet:
+        """Which photos have a row."""
+        return PhotoSet(self.located + self.failed, self.fingerprint)
+
 
 @dataclass(frozen=True)
 class FileRange:
@@ -90,15 +93,14 @@ def publish(
 ) -> Published:
     """Write the stage's rows as the run's published files, sorted by cell, each planned photo exactly once.
 
-    Where a photo was staged twice (a retried task, a photo changed between two starts) the newer row stands. More than
-    `elsewhere_above_rows` rows are sorted and written by `write_elsewhere`, if given, else by DuckDB in this process.
+    Where a photo was staged twice (a retried task, a photo changed between two starts) the row of the highest epoch
+    stands. More than `elsewhere_above_rows` rows are sorted and written by `write_elsewhere`, if given, else by DuckDB
+    in this process.
     Raises UnaccountedError where planned photos and staged or written rows differ. Writes no record.
     """
-    _delete_files(stage, is_own=False)  # what interrupted publishings of this same run left
-    storage.delete(storage.join(stage.folder, UNACCOUNTED_FILE))
     with contextlib.closing(_Accounts(stage)) as accounts:
         accounts.check("staged", "no row")
-        photos = accounts.fingerprint()
+        photos = accounts.planned().fingerprint
         ranges = accounts.ranges()
         if not ranges:
             return Published((), 0, {}, photos)
@@ -110,8 +112,8 @@ def publish(
             accounts.take_written(files)  # what readers will read, not what was to be written
             accounts.check("written", "no row", "several rows", "not planned")
         except BaseException:
-            with contextlib.suppress(OSError):  # where the store is the reason, the next start removes them
-                _delete_files(stage, is_own=True)
+            with contextlib.suppress(OSError):  # where the store is the reason, the next holder removes them
+                discard(stage)
             raise
         outcomes = accounts.outcomes()
     located = outcomes.pop(None, 0)
@@ -130,13 +132,15 @@ def put_file(stage: staging.Stage, index: int, groups: Iterable[pa.Table], bbox:
 
         def counted() -> Iterable[pa.Table]:
             nonlocal row_count
+            column = schema.PHOTOS.get_field_index(schema.RUN_SEQUENCE)
             for group in groups:
                 row_count += group.num_rows
-                yield group
+                sequence = pa.array(np.full(group.num_rows, stage.epoch, np.int64))
+                yield group.set_column(column, schema.PHOTOS.field(column), sequence)
 
         geoparquet.write(path, counted(), bbox)
         data = path.read_bytes()
-    uri = storage.join(_folder(stage), f"part-{stage.attempt}-{index:05d}.parquet")
+    uri = storage.join(_folder(stage), f"part-e{stage.epoch}-{index:05d}.parquet")
     storage.write_bytes(uri, data)
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     return PublishedFile(uri.removeprefix(stage.output + "/"), row_count, len(data), digest)
@@ -152,20 +156,25 @@ def put_record(stage: staging.Stage, record: dict[str, object]) -> str:
     return uri
 
 
-def discard(stage: staging.Stage) -> None:
-    """Remove what this attempt has published, since it is not to count."""
-    _delete_files(stage, is_own=True)
+def check_all_published(published: Published, planned: PhotoSet, stage: staging.Stage) -> None:
+    """Raise UnaccountedError, and remove what was published, where that is not what this process has planned.
 
-
-def fingerprint(batches: Iterable[pa.RecordBatch | pa.Table]) -> str:
-    """Return the hex XOR of the 16-byte photo ids in the batches' first columns, whatever their order.
-
-    The ids are hashes: two sets of distinct ids, equal in number, that have the same one are the same set.
+    `publish` compares with the plan's files, which somebody could have removed since.
     """
-    folded = np.zeros(16, np.uint8)
-    for batch in batches:
-        folded ^= np.bitwise_xor.reduce(_id_bytes(batch.column(0)), axis=0, initial=0)
-    return folded.tobytes().hex()
+    if published.photos != planned:
+        discard(stage)
+        raise UnaccountedError(
+            f"{published.photos.count} photos would be published, and this run has planned {planned.count}, or other"
+            f" ones: the plan below {stage.folder} was changed by somebody else. Nothing is published; run the same"
+            " command again"
+        )
+
+
+def discard(stage: staging.Stage) -> None:
+    """Remove the files that this epoch has written for the run: only where they certainly are not to count."""
+    for entry in storage.list_files(_folder(stage)):
+        if entry.uri.rsplit("/", 1)[1].startswith(f"part-e{stage.epoch}-"):
+            storage.delete(entry.uri)
 
 
 def sort_keys(rows: pa.Table) -> np.ndarray:
@@ -173,7 +182,7 @@ def sort_keys(rows: pa.Table) -> np.ndarray:
     cells = rows.column(schema.CELL_ID).cast(pa.uint64())
     last = pa.scalar(2**64 - 1, pa.uint64())  # which names no cell
     cells_N = np.ascontiguousarray(cells.fill_null(last).to_numpy().astype(">u8"))
-    keys_N24 = np.hstack([cells_N.view(np.uint8).reshape(-1, 8), _id_bytes(rows.column(schema.PHOTO_ID))])
+    keys_N24 = np.hstack([cells_N.view(np.uint8).reshape(-1, 8), id_bytes(rows.column(schema.PHOTO_ID))])
     return np.ascontiguousarray(keys_N24).view("S24").reshape(-1)
 
 
@@ -183,24 +192,8 @@ def file_index(rows: pa.Table, ranges: Sequence[FileRange]) -> np.ndarray:
     return np.searchsorted(starts, sort_keys(rows), side="right") - 1
 
 
-def _id_bytes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    ids = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    ids = pa.concat_arrays([ids.cast(pa.binary(16))])  # a slice's buffer would begin before it
-    return np.frombuffer(ids.buffers()[1] or b"", np.uint8)[ids.offset * 16 :][: len(ids) * 16].reshape(-1, 16)
-
-
 def _folder(stage: staging.Stage) -> str:
     return storage.join(stage.output, PHOTOS_FOLDER, f"run={stage.run_id}")
-
-
-def _delete_files(stage: staging.Stage, is_own: bool) -> None:
-    """Remove the files of this attempt and, unless only its own, of all before it; never a later one's."""
-    attempt = int(stage.attempt.removeprefix("e"))
-    for entry in storage.list_files(_folder(stage)):
-        found = _FILE_NAME.fullmatch(entry.uri.rsplit("/", 1)[1])
-        epoch = int(found[1]) if found else -1  # of an older version, or a put's temporary file
-        if epoch == attempt or (epoch < attempt and not is_own):
-            storage.delete(entry.uri)
 
 
 def _write_here(
@@ -222,14 +215,15 @@ class _Accounts:
         self._view("plan", stage.plan_files(), schema.MANIFEST)
         self._view("staged", self._row_files, _STAGED)
         self._connection.execute(
-            """
+            f"""
             CREATE TABLE planned AS SELECT DISTINCT photo_id FROM plan;
             -- Nearly always few: rows are told by file and number, so that no wide table is grouped.
             CREATE TABLE repeated AS SELECT photo_id FROM staged GROUP BY photo_id HAVING count(*) > 1;
             CREATE TABLE dropped AS
             SELECT filename, file_row_number FROM (
                 SELECT filename, file_row_number, row_number() OVER (
-                    PARTITION BY photo_id ORDER BY processed_at DESC, filename, file_row_number) AS place
+                    PARTITION BY photo_id
+                    ORDER BY {staging.epoch_sql("filename")} DESC, filename, file_row_number) AS place
                 FROM staged SEMI JOIN repeated USING (photo_id)) WHERE place > 1
             UNION
             SELECT filename, file_row_number FROM staged ANTI JOIN planned USING (photo_id);
@@ -255,7 +249,7 @@ class _Accounts:
         found = self._connection.sql(f"{listed} ORDER BY problem, uri").to_arrow_table()
         if not found.num_rows:
             return
-        list_uri = storage.join(self._stage.folder, UNACCOUNTED_FILE)
+        list_uri = storage.join(self._stage.folder, f"unaccounted-e{self._stage.epoch}.parquet")
         storage.write_bytes(list_uri, staging.parquet_bytes(found))
         named = "\n".join(
             f"  {row['problem']}: {schema.printable(row[schema.URI])}"
@@ -266,9 +260,9 @@ class _Accounts:
             f" them, all of which {list_uri} names:\n{named}"
         )
 
-    def fingerprint(self) -> str:
-        """Return the fingerprint of the planned photos."""
-        return fingerprint(self._connection.sql("SELECT photo_id FROM planned").to_arrow_reader(1_000_000))
+    def planned(self) -> PhotoSet:
+        """Return which photos the plan's files hold."""
+        return PhotoSet.of(self._connection.sql("SELECT photo_id FROM planned").to_arrow_reader(1_000_000))
 
     def ranges(self) -> tuple[FileRange, ...]:
         """Return what each file is to hold: told by the rows' order, position and number alone, which are small."""

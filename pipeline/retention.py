@@ -1,17 +1,20 @@
 """Old runs go when newer ones have replaced their every row; no photo loses its newest row, no reader its files.
 
 A run goes in two steps. First its record moves from `runs/` to `removed/`: whoever opens the output from then on knows
-nothing of it. Its files go `GRACE` later, when whoever had opened the output before has finished.
+nothing of it. Its files go `GRACE` later, when whoever had opened the output before has finished. The note in
+`removed/` stays, without the names of files: it says that the run does not count, should anybody who slept put its
+record once more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import logging
 from typing import Any
 
-from pipeline import catalog, lease, storage
+from pipeline import catalog, lease, storage, sweep
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +31,9 @@ def remove_replaced_runs(
     another run has the output. Interrupted anywhere, the next call goes on.
     """
     try:
-        with lease.held(output, "retention", settings):
-            removed = _let_go(output, older_than)
+        with lease.held(output, "retention", settings) as held:
+            sweep.at_start(held, output)
+            removed = _let_go(held, output, older_than)
             _delete_files(output, grace)
             return removed
     except lease.LeaseHeldError as error:
@@ -39,10 +43,10 @@ def remove_replaced_runs(
 
 def removed_files(output: str) -> set[str]:
     """Return the paths below `output` of files that belong to runs that were let go, and that may still be there."""
-    return {file["path"] for record in _removed(output) for file in record["files"]}
+    return {file["path"] for record in catalog.removed_records(output) for file in record["files"]}
 
 
-def _let_go(output: str, older_than: dt.timedelta) -> list[str]:
+def _let_go(held: lease.Lease, output: str, older_than: dt.timedelta) -> list[str]:
     records = catalog.run_records(output)
     before = dt.datetime.now(dt.UTC) - older_than
     old = [record for record in records if dt.datetime.fromisoformat(record["finished_at"]) < before]
@@ -53,26 +57,26 @@ def _let_go(output: str, older_than: dt.timedelta) -> list[str]:
     for record in gone:
         # Its files are known in one place at least, whatever interrupts this.
         noted = record | {_REMOVED_AT: dt.datetime.now(dt.UTC).isoformat()}
-        storage.write_bytes(_uri(output, lease.REMOVED_FOLDER, record), json.dumps(noted, indent=2).encode())
+        held.prove(within_s=held.renewal_interval_s)
+        with contextlib.suppress(FileExistsError):
+            storage.create_bytes(_uri(output, lease.REMOVED_FOLDER, record), json.dumps(noted, indent=2).encode())
         storage.delete(_uri(output, lease.RUNS_FOLDER, record))
     return [str(record["run_id"]) for record in gone]
 
 
 def _delete_files(output: str, grace: dt.timedelta) -> None:
+    """Remove the files of runs that were let go long enough ago: what will never count again needs no proof."""
     counting = set(catalog.published_files(output, catalog.run_records(output)))
-    for record in _removed(output):
-        if dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(record[_REMOVED_AT]) < grace:
+    for record in catalog.removed_records(output):
+        is_recent = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(record[_REMOVED_AT]) < grace
+        if is_recent or not record["files"]:
             continue
         for uri in set(catalog.published_files(output, [record])) - counting:
             storage.delete(uri)
-        storage.delete(_uri(output, lease.REMOVED_FOLDER, record))
+        note = {name: record[name] for name in ("run_id", "sequence", _REMOVED_AT) if name in record} | {"files": []}
+        storage.write_bytes(_uri(output, lease.REMOVED_FOLDER, record), json.dumps(note, indent=2).encode())
         log.info("the files of run %s, which newer runs have replaced, are removed", record["run_id"])
 
 
-def _removed(output: str) -> list[dict[str, Any]]:
-    entries = storage.list_files(storage.join(output, lease.REMOVED_FOLDER))
-    return [json.loads(storage.read_bytes(entry.uri)) for entry in entries if entry.uri.endswith(".json")]
-
-
 def _uri(output: str, folder: str, record: dict[str, Any]) -> str:
-    return storage.join(output, folder, f"{record['run_id']}.json")
+    return lease.record_uri(output, folder, str(record["run_id"]))

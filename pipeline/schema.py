@@ -149,6 +149,7 @@ CONTEXT_CELL_ID = "context_cell_id"
 CONTEXT_PHOTOS = "context_photos"
 MODEL_ID = "model_id"
 RUN_ID = "run_id"
+RUN_SEQUENCE = "run_sequence"
 PROCESSED_AT = "processed_at"
 READ_SECONDS = "read_seconds"
 
@@ -241,6 +242,9 @@ PHOTOS = pa.schema(
             nullable=False,
         ),
         _column(RUN_ID, pa.string(), "the run that wrote the row", nullable=False),
+        _column(
+            RUN_SEQUENCE, pa.int64(), "the run's number in the order of publishing; the newest row has the highest"
+        ),
         _column(PROCESSED_AT, pa.timestamp("us", tz="UTC"), "when the row was made", nullable=False),
         _column(READ_SECONDS, pa.float32(), "how long its fetching and decoding took, waiting for its store included"),
     ]
@@ -258,6 +262,7 @@ ADDED_LATER = frozenset(
         *(EXIF_COUNTRY_CODE, EXIF_COUNTRY, EXIF_REGION, EXIF_PLACE),
         *(COUNTRY_CODE, COUNTRY, REGION, PLACE, COUNTRY_PROBABILITY, COUNTRIES),
         *CONTEXT,
+        RUN_SEQUENCE,
         READ_SECONDS,
     }
 )

@@ -1,9 +1,15 @@
-"""A run while it is unfinished: its plan, and its rows so far in small atomic parts that a restart counts as done."""
+"""A run while it is unfinished: its plan, and its rows so far in small atomic parts that a restart counts as done.
+
+Whoever works on the run has the number of its lease, its epoch, in the name of everything that it puts here: no two
+write the same object. Each has a plan of its own. Rows are shared, and of a photo that several staged, the row of the
+highest epoch stands.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -11,17 +17,29 @@ import pyarrow.parquet as pq
 
 from pipeline import schema, storage
 
+_EPOCH = r"/(?:run-)?e(\d+)[-./][^/]*(?:$|/[^/]*$)"
+"""An object's epoch in its name: `rows/e7-…`, `plan/e7/…`, `run-e7.json`."""
+_SETTINGS = re.compile(r"run(-e\d+)?\.json")
+
+
+def epoch_of(uri: str) -> int:
+    """Return the epoch of whoever wrote the staged object at `uri`; 0 for older versions, which named none."""
+    found = re.search(_EPOCH, uri)
+    return int(found[1]) if found else 0
+
+
+def epoch_sql(filename: str) -> str:
+    """Return the SQL for `epoch_of` the column `filename`."""
+    return f"coalesce(try_cast(regexp_extract({filename}, '{_EPOCH}', 1) AS BIGINT), 0)"
+
 
 @dataclass(frozen=True)
 class Stage:
-    """The staging folder of one run below an output; `attempt` names who works on it now (see `lease`).
-
-    A driver that slept while another took its run up must not meddle: each has a plan of its own. Rows are shared.
-    """
+    """The staging folder of one run below an output; `epoch` is of the lease under which it is worked on now."""
 
     output: str
     run_id: str
-    attempt: str = "e1"
+    epoch: int = 1
 
     @property
     def folder(self) -> str:
@@ -30,16 +48,16 @@ class Stage:
 
     def plan_uri(self, name: str, index: int) -> str:
         """URI of file number `index` of the plan's part `name`."""
-        return storage.join(self.folder, "plan", self.attempt, f"{name}-{index:05d}.parquet")
+        return storage.join(self.folder, "plan", f"e{self.epoch}", f"{name}-{index:05d}.parquet")
 
     def plan_files(self) -> list[str]:
-        """URIs of this attempt's plan."""
-        return [entry.uri for entry in storage.list_files(storage.join(self.folder, "plan", self.attempt))]
+        """URIs of this epoch's plan."""
+        return [entry.uri for entry in storage.list_files(storage.join(self.folder, "plan", f"e{self.epoch}"))]
 
     def delete_plan(self) -> None:
-        """Remove the plans of earlier starts of this run."""
-        for entry in storage.list_files(storage.join(self.folder, "plan")):
-            storage.delete(entry.uri)
+        """Remove this epoch's plan, for another one."""
+        for uri in self.plan_files():
+            storage.delete(uri)
 
     def put_rows(self, rows: pa.Table) -> str:
         """Stage `rows` of `schema.PHOTOS` in one atomic put, under a name that a retried task makes again; its URI."""
@@ -61,7 +79,7 @@ class Stage:
         assert rows.schema.equals(schema.PHOTOS), rows.schema
         photo_ids = sorted(rows.column(schema.PHOTO_ID).to_pylist())
         name = hashlib.blake2b(b"".join(photo_ids), digest_size=16).hexdigest()
-        uri = storage.join(self.folder, kind, f"{name}-{rows.num_rows}.parquet")
+        uri = storage.join(self.folder, kind, f"e{self.epoch}-{name}-{rows.num_rows}.parquet")
         storage.write_bytes(uri, parquet_bytes(rows))
         return uri
 
@@ -75,18 +93,19 @@ class Stage:
 
     def settings(self) -> dict[str, object]:
         """What the run was started with, or {} for a run that is new."""
-        uri = storage.join(self.folder, "run.json")
-        if not storage.exists(uri):
+        entries = [e.uri for e in storage.list_files(self.folder) if _SETTINGS.fullmatch(e.uri.rsplit("/", 1)[1])]
+        if not entries:
             return {}
-        found: dict[str, object] = json.loads(storage.read_bytes(uri))
+        found: dict[str, object] = json.loads(storage.read_bytes(min(entries, key=epoch_of)))
         return found
 
     def put_settings(self, settings: dict[str, object]) -> None:
         """Record what the run is started with, so that a restart can refuse to mix two models in one run."""
-        storage.write_bytes(storage.join(self.folder, "run.json"), json.dumps(settings, indent=2).encode())
+        uri = storage.join(self.folder, f"run-e{self.epoch}.json")
+        storage.write_bytes(uri, json.dumps(settings, indent=2).encode())
 
     def delete(self) -> None:
-        """Remove everything this run has staged; done once it is published."""
+        """Remove everything this run has staged, for whoever alone can write here; others leave it to `sweep`."""
         storage.delete_folder(self.folder)
 
 
@@ -98,7 +117,12 @@ def parquet_bytes(rows: pa.Table) -> bytes:
 
 
 def unfinished_runs(output: str) -> list[str]:
-    """Return the ids of the runs staged below `output`, oldest first (ids start with their time)."""
+    """Return the ids of the runs staged below `output`, in the order in which they were started."""
     folder = storage.join(output, "staging")
-    below = (entry.uri.removeprefix(folder + "/") for entry in storage.list_files(folder))
-    return sorted({name.split("/", 1)[0] for name in below if "/" in name})
+    started: dict[str, int] = {}
+    for entry in storage.list_files(folder):
+        run_id, _, below = entry.uri.removeprefix(folder + "/").partition("/")
+        if below:
+            epoch = epoch_of(entry.uri)
+            started[run_id] = min(epoch, started.get(run_id, epoch))
+    return sorted(started, key=lambda run_id: (started[run_id], run_id))

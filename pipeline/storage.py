@@ -209,10 +209,7 @@ def create_bytes(uri: str, data: bytes) -> str:
     """
     if is_remote(uri):
         return _put_if(uri, data, ["create"], FileExistsError(f"already there: {uri}"))
-    with local_files.locked(uri):
-        if exists(uri):
-            raise FileExistsError(f"already there: {uri}")
-        local_files.put(uri, data, is_locked=True)
+    local_files.create(uri, data)
     return _digest(data)
 
 
@@ -258,9 +255,13 @@ def delete_folder(uri: str) -> None:
     """Remove every object below `uri`, and a local folder's then empty directories."""
     for entry in list_files(uri):
         delete(entry.uri)
+    remove_empty_folders(uri)
+
+
+def remove_empty_folders(uri: str) -> None:
+    """Remove a local folder and those below it, if they are empty; stores have none."""
     if not is_remote(uri):
-        for folder, _, _ in os.walk(os.fsencode(local_files.path_of(uri)), topdown=False):
-            os.rmdir(folder)
+        local_files.remove_empty_folders(uri)
 
 
 def exists(uri: str) -> bool:

@@ -24,9 +24,10 @@ import pyarrow.parquet as pq
 from pipeline import geoparquet, local_files, schema, storage
 from pipeline.geoparquet import Bbox
 from pipeline.lease import FILE, REMOVED_FOLDER, RUNS_FOLDER
+from pipeline.photo_set import PhotoSet
 from pipeline.plan import connect
 from pipeline.precision import wkb_points
-from pipeline.publish import PHOTOS_FOLDER, fingerprint
+from pipeline.publish import PHOTOS_FOLDER
 from pipeline.retention import removed_files
 
 _CHUNK_BYTES = 16 * 2**20
@@ -258,7 +259,7 @@ class _Run:
         ).fetchall()
         if repeated:
             self._found(self._where, f"{repeated} photos have several rows in its files, for example {examples}")
-        found = fingerprint(self._connection.sql("SELECT photo_id FROM ids").to_arrow_reader(1_000_000))
+        found = PhotoSet.of(self._connection.sql("SELECT photo_id FROM ids").to_arrow_reader(1_000_000)).fingerprint
         if found != photos.get("fingerprint", found):
             self._found(self._where, "the photos in its files are not those that were planned")
 

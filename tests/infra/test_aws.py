@@ -135,7 +135,7 @@ def tag(photos: str, output: str, checkpoint_folder: Path) -> None:
     checkpoint = Checkpoint.load(checkpoint_folder)
     storage.check_writable(output)
     with lease.held(output, "r1", lease.LeaseSettings()) as held:
-        stage = Stage(output, "r1", held.attempt)
+        stage = Stage(output, "r1", held.epoch)
         stage.put_settings({})
         plan = make_plan([photos], stage, [], checkpoint.model_id, retry_failed=False, limit=None)
         read = Reader(ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing)))

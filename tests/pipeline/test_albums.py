@@ -152,7 +152,7 @@ def test_what_was_staged_twice_speaks_once(tmp_path: Path) -> None:
     newer = photo("/a/2.jpg", 5, OSLO, ROME, processed_at=rows[0][schema.PROCESSED_AT] + dt.timedelta(hours=1))
     stage = staged(tmp_path, rows, rows[:2], [newer])
     assert context(stage) == AlbumCounts(3, 0, 0)
-    again = replace(stage, attempt="e2")
+    again = replace(stage, epoch=2)
     assert context(again) == AlbumCounts(3, 0, 0)  # an interrupted one is done again over its own rows
     plan = pa.Table.from_pylist([{n: r.get(n) for n in schema.MANIFEST.names} for r in rows], schema.MANIFEST)
     storage.write_bytes(again.plan_uri("todo", 0), parquet_bytes(plan))

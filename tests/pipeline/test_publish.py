@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import geoparquet, schema, storage
+from pipeline import geoparquet, lease, schema, storage, sweep
 from pipeline import publish as publish_module
+from pipeline.photo_set import PhotoSet
 from pipeline.publish import UnaccountedError, publish, put_record
 from pipeline.schema import ErrorCode
 from pipeline.staging import Stage, parquet_bytes
@@ -35,8 +36,8 @@ LOCATED = [located_row(f"/{i:03d} ü", CHANCE.uniform(-80, 80), CHANCE.uniform(-
 FAILED = [failed_row(f"/bad-{i}", code) for i, code in enumerate([ErrorCode.CORRUPT, ErrorCode.EMPTY, ErrorCode.EMPTY])]
 
 
-def plan_and_stage(output: str, planned: Sequence[Row], *parts: Sequence[Row]) -> Stage:
-    stage = Stage(output, "r1")
+def plan_and_stage(output: str, planned: Sequence[Row], *parts: Sequence[Row], epoch: int = 1) -> Stage:
+    stage = Stage(output, "r1", epoch)
     rows = [{name: row.get(name) for name in schema.MANIFEST.names} for row in planned]
     table = pa.Table.from_pylist(rows, schema=schema.MANIFEST)
     storage.write_bytes(stage.plan_uri("todo", 0), parquet_bytes(table))
@@ -66,7 +67,8 @@ def test_every_planned_photo_once_and_sorted_by_cell(tmp_path: Path) -> None:
     cells = table.column(schema.CELL_ID).to_pylist()
     assert cells[:60] == sorted(row[schema.CELL_ID] for row in LOCATED)
     assert cells[60:] == [None] * 3
-    expected = {row[schema.PHOTO_ID]: row for row in photos(LOCATED + FAILED).to_pylist()}
+    numbered = {schema.RUN_SEQUENCE: stage.epoch}
+    expected = {row[schema.PHOTO_ID]: row | numbered for row in photos(LOCATED + FAILED).to_pylist()}
     assert {row[schema.PHOTO_ID]: row for row in table.to_pylist()} == expected
 
 
@@ -118,10 +120,15 @@ def test_the_same_place_many_times_is_spread_too(tmp_path: Path, monkeypatch: py
     assert [file.row_count for file in published.files] == [12, 13]
 
 
-def test_photos_staged_twice_are_published_once_and_newest(tmp_path: Path) -> None:
-    newer = [located_row(row[schema.URI], 1.0, 2.0, "v2", processed_at=LATER) for row in LOCATED[:5]]
+def test_of_photos_staged_twice_the_row_of_the_latest_holder_is_published(tmp_path: Path) -> None:
+    """Whatever the clocks say that made the rows: the later holder's was behind."""
+    newer = [located_row(row[schema.URI], 1.0, 2.0, "v2", processed_at=NOON) for row in LOCATED[:5]]
     same = LOCATED[5:10]  # a retried task: the very same rows in another part
-    publish(plan_and_stage(str(tmp_path), LOCATED, newer, LOCATED, same))
+    older = [row | {schema.PROCESSED_AT: LATER} for row in LOCATED]
+    stage = plan_and_stage(str(tmp_path), LOCATED, older, same)
+    for epoch, rows in ((10, newer), (9, older[:5])):
+        replace(stage, epoch=epoch).put_rows(photos(rows))
+    publish(stage)
     table = read_all(tmp_path, [PART_0])
     assert table.num_rows == 60
     rows = {row[schema.URI]: row for row in table.to_pylist()}
@@ -152,7 +159,7 @@ def test_missing_rows_stop_everything_and_are_listed(tmp_path: Path) -> None:
         publish(stage)
     assert "  no row: /000 ü\n" in str(raised.value)
     assert str(raised.value).count("no row: ") == 20
-    listed = pq.read_table(f"{stage.folder}/unaccounted.parquet").to_pylist()
+    listed = pq.read_table(f"{stage.folder}/unaccounted-e1.parquet").to_pylist()
     assert [(row[schema.URI], row["problem"]) for row in listed] == [
         (row[schema.URI], "no row") for row in LOCATED[:25]
     ]
@@ -180,7 +187,7 @@ def test_what_was_written_is_read_back_and_checked(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(storage, "write_bytes", garbling)
     with pytest.raises(UnaccountedError, match="4 photos"):
         publish(stage)
-    listed = pq.read_table(f"{stage.folder}/unaccounted.parquet").to_pylist()
+    listed = pq.read_table(f"{stage.folder}/unaccounted-e1.parquet").to_pylist()
     assert [(row["problem"], row[schema.URI]) for row in listed] == [
         ("no row", "/000 ü"),
         ("no row", "/001 ü"),
@@ -197,7 +204,7 @@ class Killed(BaseException):
 def test_killed_at_any_step_the_next_start_publishes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish_module, "LEAST_ROWS_PER_FILE", 20)
     rows, parts = LOCATED + FAILED, (LOCATED[:40], LOCATED[30:] + FAILED)
-    undisturbed = publish(replace(plan_and_stage(f"{tmp_path}/undisturbed", rows, *parts), attempt="e1"))
+    undisturbed = publish(plan_and_stage(f"{tmp_path}/undisturbed", rows, *parts, epoch=2))
     wanted = {(file.row_count, file.digest) for file in undisturbed.files}
     output, put, delete = f"{tmp_path}/killed", storage.write_bytes, storage.delete
     for steps in itertools.count():
@@ -224,7 +231,10 @@ def test_killed_at_any_step_the_next_start_publishes_the_same(tmp_path: Path, mo
             publish(stage)
         monkeypatch.setattr(storage, "write_bytes", put)
         monkeypatch.setattr(storage, "delete", delete)
-        again = replace(stage, attempt="e2")
+        again = replace(stage, epoch=2)
+        with lease.held(output, "r1", lease.LeaseSettings()) as held:
+            assert held.epoch == again.epoch
+            sweep.at_start(held, output)
         table = pa.Table.from_pylist([{n: row.get(n) for n in schema.MANIFEST.names} for row in rows], schema.MANIFEST)
         put(again.plan_uri("todo", 0), parquet_bytes(table))
         published = publish(again)
@@ -237,13 +247,25 @@ def test_killed_at_any_step_the_next_start_publishes_the_same(tmp_path: Path, mo
     assert steps > 4
 
 
-def test_a_late_attempt_leaves_its_successors_files_alone(tmp_path: Path) -> None:
+def test_a_late_holder_leaves_its_successors_files_alone(tmp_path: Path) -> None:
     older = plan_and_stage(str(tmp_path), LOCATED, LOCATED)
-    storage.write_bytes(f"{tmp_path}/photos/run=r1/part-e10-00000.parquet", b"of its successor")
-    storage.write_bytes(f"{tmp_path}/photos/run=r1/part-00000.parquet", b"of a version before attempts")
-    (published,) = publish(older).files
-    names = {entry.uri.rsplit("/", 1)[1] for entry in storage.list_files(f"{tmp_path}/photos")}
-    assert names == {"part-e10-00000.parquet", published.path.rsplit("/", 1)[1]}
+    theirs = f"{tmp_path}/photos/run=r1/part-e10-00000.parquet"
+    storage.write_bytes(theirs, b"of its successor")
+    publish(older)
+    publish_module.discard(older)
+    assert [entry.uri for entry in storage.list_files(f"{tmp_path}/photos")] == [theirs]
+
+
+def test_what_this_process_has_not_planned_is_not_published(tmp_path: Path) -> None:
+    """Somebody has removed the plan's files, or put others in their place, since it was made."""
+    stage = plan_and_stage(str(tmp_path), LOCATED[:30], LOCATED)
+    for planned in (LOCATED[:31], LOCATED[1:31]):
+        photo_set = PhotoSet.of([photos(planned)])
+        published = publish(stage)
+        with pytest.raises(UnaccountedError, match=rf"30 photos would be published, and .* has planned {len(planned)}"):
+            publish_module.check_all_published(published, photo_set, stage)
+        assert list(storage.list_files(f"{tmp_path}/photos")) == []
+    publish_module.check_all_published(publish(stage), PhotoSet.of([photos(LOCATED[:30])]), stage)
 
 
 def test_the_record_comes_last_and_ends_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +276,7 @@ def test_the_record_comes_last_and_ends_the_stage(tmp_path: Path, monkeypatch: p
     def refused(uri: str, data: bytes) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(storage, "write_bytes", refused)
+    monkeypatch.setattr(storage, "create_bytes", refused)
     with pytest.raises(OSError, match="disk full"):
         put_record(stage, {"run_id": "r1"})
     assert stage.row_files()  # nothing is lost: the next start publishes again

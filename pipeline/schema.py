@@ -242,9 +242,7 @@ PHOTOS = pa.schema(
             nullable=False,
         ),
         _column(RUN_ID, pa.string(), "the run that wrote the row", nullable=False),
-        _column(
-            RUN_SEQUENCE, pa.int64(), "the run's number in the order of publishing; the newest row has the highest"
-        ),
+        _column(RUN_SEQUENCE, pa.int64(), "the run's number in the order of publishing: the newest row's is highest"),
         _column(PROCESSED_AT, pa.timestamp("us", tz="UTC"), "when the row was made", nullable=False),
         _column(READ_SECONDS, pa.float32(), "how long its fetching and decoding took, waiting for its store included"),
     ]

@@ -24,7 +24,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -75,23 +75,6 @@ def _seconds_since_boot() -> float:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """How a lease tells the time and is kept; a simulation has its own.
-
-    Attributes:
-        now_s: a clock that only goes forward.
-        sleep: waits for so many seconds.
-        keep: begins to renew a lease in the background; returns what ends that.
-        process: names this process among all, as `_this_process` does.
-    """
-
-    now_s: Callable[[], float]
-    sleep: Callable[[float], None]
-    keep: Callable[[Lease], Callable[[], None]]
-    process: Callable[[], str]
-
-
-@dataclass(frozen=True)
 class _State:
     """What `lease.json` says; `host` and `process` are empty when nobody has the output.
 
@@ -119,14 +102,18 @@ class _State:
 class Lease:
     """A held lease: renewed in the background until it is released."""
 
-    def __init__(self, output: str, state: _State, version: str, surroundings: Surroundings) -> None:
+    def __init__(self, output: str, state: _State, version: str) -> None:
         self._output, self._state, self._version = output, state, version
-        self._surroundings = surroundings
         self._changing = threading.Lock()
-        self._renewed_s = surroundings.now_s()
+        self._renewed_s = _seconds_since_boot()
         self.lost = threading.Event()
         """Set once it is known that another run has the output."""
-        self._stop_keeping = surroundings.keep(self)
+        self._finished = threading.Event()
+        self._interrupts = threading.current_thread() is threading.main_thread()  # which alone gets signals
+        if self._interrupts:
+            self._handler_before = signal.signal(_LOST_SIGNAL, signal.default_int_handler)
+        self._keeper = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._keeper.start()
 
     @property
     def epoch(self) -> int:
@@ -136,7 +123,7 @@ class Lease:
     @property
     def age_s(self) -> float:
         """How long ago the lease was last renewed."""
-        return self._surroundings.now_s() - self._renewed_s
+        return _seconds_since_boot() - self._renewed_s
 
     @property
     def renewal_interval_s(self) -> float:
@@ -201,23 +188,13 @@ class Lease:
 
     def release(self) -> None:
         """Let the next one in at once."""
-        self._stop_keeping()
+        self._finished.set()
+        self._keeper.join()
+        if self._interrupts:
+            signal.signal(_LOST_SIGNAL, self._handler_before)
         if not self.lost.is_set():
             with contextlib.suppress(LeaseLostError, OSError):
                 self._change(host="", process="", run_id="", since="")
-
-    def keep_once(self) -> bool:
-        """Renew the lease once, as its keeper does in the background; return whether it is to go on."""
-        with self._changing:
-            if self.lost.is_set():
-                return False
-            try:
-                self._replace()
-            except LeaseLostError:
-                return False
-            except OSError as error:
-                log.warning("the lease of %s could not be renewed for %.0f s: %s", self._output, self.age_s, error)
-        return True
 
     def _is_recorded(self, record: dict[str, Any]) -> bool:
         """Whether the run's own record, or the note that retention let the run go, is in its place."""
@@ -246,46 +223,30 @@ class Lease:
         except storage.ChangedError:
             self.lost.set()
             self.check()
-        self._state, self._renewed_s = state, self._surroundings.now_s()
+        self._state, self._renewed_s = state, _seconds_since_boot()
 
-
-def keep_in_thread(lease: Lease) -> Callable[[], None]:
-    """Renew `lease` from a thread of its own until what is returned is called; interrupt the main thread at its loss.
-
-    What runs in the main thread, maybe for days, is of no use any more once the lease is lost.
-    """
-    finished = threading.Event()
-    is_main = threading.current_thread() is threading.main_thread()  # which alone gets signals
-    before = signal.signal(_LOST_SIGNAL, signal.default_int_handler) if is_main else None
-
-    def renew() -> None:
-        while not finished.wait(lease.renewal_interval_s):
-            if not lease.keep_once():
-                if lease.lost.is_set() and is_main and not finished.is_set():
-                    signal.pthread_kill(threading.main_thread().ident or 0, _LOST_SIGNAL)
-                return
-
-    keeper = threading.Thread(target=renew, name="lease", daemon=True)
-    keeper.start()
-
-    def stop() -> None:
-        finished.set()
-        keeper.join()
-        if is_main:
-            signal.signal(_LOST_SIGNAL, before)
-
-    return stop
+    def _keep(self) -> None:
+        while not self._finished.wait(self.renewal_interval_s):
+            with self._changing:
+                if self.lost.is_set():  # as the main thread has found out by itself
+                    return
+                try:
+                    self._replace()
+                except LeaseLostError:
+                    if self._interrupts:  # what runs in the main thread, maybe for days, is of no use any more
+                        signal.pthread_kill(threading.main_thread().ident or 0, _LOST_SIGNAL)
+                    return
+                except OSError as error:
+                    log.warning("the lease of %s could not be renewed for %.0f s: %s", self._output, self.age_s, error)
 
 
 @contextlib.contextmanager
-def held(
-    output: str, run_id: str, settings: LeaseSettings, surroundings: Surroundings | None = None
-) -> Iterator[Lease]:
+def held(output: str, run_id: str, settings: LeaseSettings) -> Iterator[Lease]:
     """Hold the output's lease; LeaseHeldError, naming the holder, where another run has it.
 
     A holder on this machine whose process is gone is followed at once, any other silent one after its time.
     """
-    lease = _acquire(output, run_id, settings, surroundings or REAL)
+    lease = _acquire(output, run_id, settings)
     try:
         lease.check_store()
         storage.remove_temporaries(storage.join(output, RUNS_FOLDER))
@@ -298,13 +259,13 @@ def held(
         lease.release()
 
 
-def _acquire(output: str, run_id: str, settings: LeaseSettings, surroundings: Surroundings) -> Lease:
+def _acquire(output: str, run_id: str, settings: LeaseSettings) -> Lease:
     uri = _uri(output)
     mine = _State(
         epoch=0,
         nonce=uuid.uuid4().hex,
         host=socket.gethostname(),
-        process=surroundings.process(),
+        process=_this_process(),
         run_id=run_id,
         since=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         seconds=settings.seconds,
@@ -315,18 +276,18 @@ def _acquire(output: str, run_id: str, settings: LeaseSettings, surroundings: Su
         except FileNotFoundError:
             mine = replace(mine, epoch=1 + _highest_epoch(output))
             with contextlib.suppress(FileExistsError):
-                return Lease(output, mine, storage.create_bytes(uri, _encoded(mine)), surroundings)
+                return Lease(output, mine, storage.create_bytes(uri, _encoded(mine)))
             continue
         state = _decoded(uri, found.data)
         if not state.is_free and not _is_dead(state):
-            _wait_for_silence(uri, found.etag, state, surroundings)
+            _wait_for_silence(uri, found.etag, state)
             log.warning("%s has not been heard of for %g s: taking over", state.holder, state.seconds)
         if state.commit is not None:
             log.warning("finishing what run %s was about to commit", schema.printable(str(state.commit["run_id"])))
             put_record(output, state.commit)
         mine = replace(mine, epoch=state.epoch + 1)
         with contextlib.suppress(storage.ChangedError):
-            return Lease(output, mine, storage.replace_bytes(uri, _encoded(mine), found.etag), surroundings)
+            return Lease(output, mine, storage.replace_bytes(uri, _encoded(mine), found.etag))
 
 
 def _highest_epoch(output: str) -> int:
@@ -344,14 +305,14 @@ def _highest_epoch(output: str) -> int:
     return max(epochs)
 
 
-def _wait_for_silence(uri: str, version: str, state: _State, surroundings: Surroundings) -> None:
+def _wait_for_silence(uri: str, version: str, state: _State) -> None:
     """Return once the lease has stayed as it is for its time; LeaseHeldError as soon as its holder shows up."""
     if _is_here(state):  # and not dead
         raise _held_error(uri, state)
     log.info("%s has the output since %s: waiting whether it is alive", state.holder, state.since)
-    deadline_s = surroundings.now_s() + state.seconds
-    while (left_s := deadline_s - surroundings.now_s()) > 0:
-        surroundings.sleep(min(left_s, state.seconds / _RENEWALS / 4))
+    deadline_s = _seconds_since_boot() + state.seconds
+    while (left_s := deadline_s - _seconds_since_boot()) > 0:
+        time.sleep(min(left_s, state.seconds / _RENEWALS / 4))
         try:
             found = storage.read_version(uri)
         except FileNotFoundError:
@@ -430,7 +391,3 @@ def _decoded(uri: str, data: bytes) -> _State:
         return _State(**json.loads(data))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{uri} is no lease ({error}): remove it if no run is writing there") from error
-
-
-REAL = Surroundings(_seconds_since_boot, time.sleep, keep_in_thread, _this_process)
-"""This machine's clock and threads."""

@@ -1,0 +1,311 @@
+"""An archive, its output, and drivers that run the real job over it, all in one simulated world.
+
+What is real: `jobs.geotag_archive.geotag`, with lease, plan, staging, publishing, commit, sweep, retention, verify and
+the catalog. What is not: Ray and the network. A run's workers are actors that stage a row for every planned photo, and
+go on after their driver has died, as tasks of a real cluster may.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import io
+import json
+import logging
+import os
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+import pyarrow as pa
+import pytest
+
+from jobs import geotag_archive
+from jobs.geotag_archive import GeotagSettings
+from pipeline import catalog, dataflow, lease, publish, retention, schema, storage, verify
+from pipeline.staging import Stage
+from tests.photo_rows import failed_row, located_row, photos
+from tests.simulation.memory_store import MemoryStore
+from tests.simulation.scheduler import Chances, Killed, Process, Scheduler
+
+PHOTOS, OUTPUT = "s3://world/photos", "s3://world/out"
+LEASE_S = 6.0
+_EXPECTED = (OSError, ValueError, duckdb.Error, KeyboardInterrupt)
+"""What may end a driver that others disturb; anything else is a bug."""
+
+
+class Broken(AssertionError):
+    """A promise that was broken."""
+
+
+@dataclass(frozen=True)
+class Faults:
+    """How hard the world is: see `Chances`, `MemoryStore` and `World`."""
+
+    chances: Chances = Chances()
+    lost: float = 0.03
+    drivers: int = 3
+    photos: int = 5
+
+
+class World:
+    """One schedule: `run` plays it, and raises Broken where a promise was broken."""
+
+    def __init__(self, seed: int, faults: Faults) -> None:
+        self._faults = faults
+        self.scheduler = Scheduler(seed, faults.chances)
+        self.store = MemoryStore(self.scheduler, faults.lost)
+        self.scheduler.after_step = self._after_step
+        self._random = self.scheduler.random
+        self._checked: set[str] = set()
+        self.ends: list[str] = []
+        self._versions = 1
+        for index in range(faults.photos):
+            self.store.objects[f"{PHOTOS}/{index}.jpg"] = b"1"
+
+    def run(self) -> None:
+        """Play the schedule: drivers that are disturbed, then one in peace; then everything must be in order."""
+        with self._patched():
+            for index in range(self._faults.drivers):
+                process = Process(f"driver {index}")
+                process.asleep_until_s = self.scheduler.now_s + self._random.random() * 20
+                self.scheduler.start(process, "main", lambda process=process: self._driver(process))  # type: ignore[misc]
+            self.scheduler.run()
+            self.scheduler.is_calm = True
+            self.store.arrive()
+            for attempt in range(3):  # a night of the healthy world may still take over a dead one's output
+                code: list[int] = []
+                process = Process(f"healer {attempt}")
+                actor = self.scheduler.start(process, "main", lambda code=code: code.append(self._once(process)))
+                self.scheduler.run()
+                if actor.error is not None:
+                    raise Broken(f"a run in peace ended with {actor.error!r}") from actor.error
+                if code == [0]:
+                    break
+            else:
+                raise Broken("three runs in peace, and none ended with 0")
+            self._check_peace()
+
+    def _driver(self, process: Process) -> None:
+        """Come back a few times, as cron would; now and then change the archive, or clean up."""
+        for _ in range(self._random.choice((1, 2, 3))):
+            chance = self._random.random()
+            if chance < 0.25:
+                name = f"{PHOTOS}/{self._random.randrange(self._faults.photos + 2)}.jpg"
+                self._versions += 1  # never one that was there before: that would be taken again, and rightly
+                self.store.objects[name] = b"%d" % self._versions
+            elif chance < 0.3:
+                self.store.objects.pop(f"{PHOTOS}/{self._random.randrange(self._faults.photos)}.jpg", None)
+            try:
+                if chance > 0.8:
+                    retention.remove_replaced_runs(
+                        OUTPUT, dt.timedelta(0), lease.LeaseSettings(LEASE_S), grace=dt.timedelta(0)
+                    )
+                    self.ends.append("retention")
+                else:
+                    self.ends.append(f"exit {self._once(process)}")
+            except Killed:
+                self.ends.append("killed")
+                raise
+            except _EXPECTED as error:
+                self.ends.append(type(error).__name__)
+            except lease.LeaseLostError:
+                self.ends.append("LeaseLostError")
+
+    def _once(self, process: Process) -> int:
+        del process
+        before = {name for name in self.store.objects if name.startswith(PHOTOS)}
+        settings = GeotagSettings(photos=(PHOTOS,), output=OUTPUT, lease=lease.LeaseSettings(LEASE_S))
+        outcome = geotag_archive.geotag(settings)
+        if outcome.exit_code == 0 and outcome.record is not None:
+            published = outcome.record["photos"]["located"] + outcome.record["photos"]["failed"]
+            plan = outcome.record["plan"]
+            if published != plan["todo"] + plan["staged"]:
+                raise Broken(f"exit 0 with {published} photos published, and planned were {plan}")
+            run_id = outcome.record["run_id"]
+            if not {f"{OUTPUT}/{folder}/{run_id}.json" for folder in ("runs", "removed")} & set(self.store.objects):
+                raise Broken(f"exit 0, and run {run_id} has no record")
+        if outcome.exit_code == 0 and self.scheduler.is_calm:
+            self._check_all_have_rows(before)
+        return outcome.exit_code
+
+    def _after_step(self) -> None:
+        if self._random.random() < 0.02:
+            self.store.arrive()
+        for name, data in list(self.store.objects.items()):
+            if name.startswith(f"{OUTPUT}/runs/"):
+                record = json.loads(data)
+                if f"{OUTPUT}/removed/{record['run_id']}.json" in self.store.objects:
+                    continue
+                missing = [
+                    file["path"] for file in record["files"] if f"{OUTPUT}/{file['path']}" not in self.store.objects
+                ]
+                if missing:
+                    raise Broken(f"run {record['run_id']} counts, and its files are gone: {missing}")
+
+    def _check_all_have_rows(self, names: set[str]) -> None:
+        with self._quiet():
+            rows = catalog.Catalog(OUTPUT).rows("SELECT uri FROM photos").column(0).to_pylist()
+        if missing := names - set(rows):
+            raise Broken(f"everything was done, and these photos have no row: {sorted(missing)}")
+        if len(rows) != len(set(rows)):
+            raise Broken(f"photos with several rows: {sorted(rows)}")
+
+    def _check_peace(self) -> None:
+        with self._quiet():
+            problems = verify.verify_output(OUTPUT)
+            history = catalog.Catalog(OUTPUT).rows(
+                "SELECT uri, etag, list(run_id) FROM history WHERE status = 'located' GROUP BY ALL HAVING count(*) > 1"
+            )
+        if problems:
+            raise Broken("verify: " + "; ".join(map(str, problems)))
+        if history.num_rows:
+            raise Broken(f"one version of a photo was located by several runs that count: {history.to_pylist()}")
+
+    @contextlib.contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Let the world's own look at the output be no scheduling point."""
+        step, self.scheduler.step = self.scheduler.step, lambda what: None  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            self.scheduler.step = step  # type: ignore[method-assign]
+
+    def _run_dataflow(self, plan_files: Sequence[str], stage: Stage, *_: Any, **more: Any) -> int:
+        """Stand for the cluster: a worker for each file of the plan, and the driver waits for all."""
+        current = self.scheduler.current
+        assert current is not None
+        lost = more.get("lost")
+        name = f"cluster of {current.process.name}, start {self.scheduler.now_s}"
+        workers = [
+            self.scheduler.start(Process(f"{name}, {index}"), "work", lambda file=file: self._work(file, stage))
+            for index, file in enumerate(plan_files)
+        ]
+        self.scheduler.wait_for(
+            lambda: all(worker.is_done for worker in workers) or (lost is not None and lost.is_set()), None
+        )
+        for worker in workers:
+            if worker.process.is_killed or worker.error is not None:  # Ray starts a task again whose process died
+                file = plan_files[workers.index(worker)]
+                self._work(file, stage)
+        return 0
+
+    def _work(self, file: str, stage: Stage) -> None:
+        try:
+            rows = pq.read_table(pa.BufferReader(storage.read_bytes(file)), schema=schema.MANIFEST).to_pylist()
+        except FileNotFoundError as error:
+            raise OSError(f"a plan's file is gone: {error}") from error
+        for part in (rows[::2], rows[1::2]):
+            made = [self._row(row, stage) for row in part]
+            if made:
+                stage.put_rows(photos(made))
+
+    def _row(self, listed: dict[str, Any], stage: Stage) -> dict[str, Any]:
+        own: dict[str, Any] = {
+            schema.RUN_ID: stage.run_id,
+            schema.MODEL_ID: "m-1",
+            # Clocks of workers are anywhere.
+            schema.PROCESSED_AT: dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+            + dt.timedelta(days=self._random.uniform(-99, 99)),
+        }
+        uri = listed[schema.URI]
+        if self._random.random() < 0.1:
+            return failed_row(uri, schema.ErrorCode.FETCH_FAILED, etag=listed[schema.ETAG], **own)
+        return located_row(uri, 10.0, 20.0, listed[schema.ETAG], **own)
+
+    @contextlib.contextmanager
+    def _patched(self) -> Iterator[None]:
+        from tests.simulation.scheduler import as_threading, as_time
+
+        logging.disable(logging.CRITICAL)
+        with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(io.StringIO()):
+            for name, function in self.store.patches().items():
+                patched.setattr(storage, name, function)
+            patched.setattr(lease, "time", as_time(self.scheduler))
+            patched.setattr(lease, "threading", as_threading(self.scheduler))
+            signals = SimpleNamespace(
+                SIGUSR2=10, SIGINT=2, default_int_handler=None, signal=lambda *_: None, pthread_kill=self._interrupt
+            )
+            patched.setattr(lease, "signal", signals)
+            patched.setattr(lease, "_machine", lambda: "")
+            patched.setattr(lease, "uuid", SimpleNamespace(uuid4=self._uuid))
+            checkpoint = SimpleNamespace(
+                model_id="m-1",
+                pointing=lambda _: checkpoint,
+                hierarchy=SimpleNamespace(content_hash="h", levels=()),
+                config=SimpleNamespace(preprocessing=SimpleNamespace(image_size_px=8, resize_px=8)),
+            )
+            patched.setattr(geotag_archive.Checkpoint, "load", lambda *_: checkpoint)
+            patched.setattr(geotag_archive, "RunMetrics", _NoMetrics)
+            patched.setattr(geotag_archive, "_check_paths", lambda *_: None)
+            patched.setattr(geotag_archive, "_print_summary", lambda *_: None)
+            patched.setattr(geotag_archive, "code_version", lambda: "simulated")
+            size = SimpleNamespace(cpus=2, gpus=0, largest_node_cpus=2, nodes=1)
+            patched.setattr(geotag_archive.cluster, "start_ray", lambda *_: size)
+            patched.setattr(geotag_archive.cluster.Driver, "here", lambda **_: None)
+            patched.setattr(dataflow, "run_dataflow", self._run_dataflow)
+            patched.setattr(dataflow, "publish_on_ray", publish.publish)
+            try:
+                yield
+            finally:
+                logging.disable(logging.NOTSET)
+
+    def _interrupt(self, process: Process | int, number: int) -> None:
+        """Do what the loss of the lease does to the main thread: not SIGINT, which a shell's `&` lets it ignore."""
+        if number == 2 or not isinstance(process, Process):
+            return
+        for actor in self.scheduler._actors:
+            if actor.process is process and actor.name == "main":
+                actor.interrupt = True
+
+    def _uuid(self) -> Any:
+        number = self._random.getrandbits(128)
+        return SimpleNamespace(hex=f"{number:032x}", bytes=number.to_bytes(16))
+
+
+class _NoMetrics:
+    """Stands for `RunMetrics`, which needs Ray."""
+
+    def __init__(self, *_: Any) -> None:
+        self.planned = 0
+
+    def __enter__(self) -> _NoMetrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def set(self, *_: Any) -> None:
+        """Do nothing."""
+
+    def settle(self, *_: Any) -> None:
+        """Do nothing."""
+
+
+def play(seed: int, faults: Faults = Faults()) -> tuple[int, str, list[str], list[str]]:  # noqa: B008 - it is frozen
+    """Play one schedule; return its seed, what was broken ("" if nothing), its trace, and how drivers ended."""
+    world = World(seed, faults)
+    try:
+        world.run()
+        for actor in world.scheduler._actors:
+            if isinstance(actor.error, Broken):
+                raise actor.error
+            if actor.error is not None and actor.name == "main":
+                raise Broken(f"{actor.process.name} ended with {actor.error!r}") from actor.error
+    except Exception as error:  # noqa: BLE001 - told with its seed
+        text = "".join(traceback.format_exception(error)) if not isinstance(error, Broken) else str(error)
+        return seed, text, world.scheduler.trace, world.ends
+    return seed, "", world.scheduler.trace, world.ends
+
+
+def kept_trace(folder: Path, seed: int, trace: Sequence[str]) -> Path:
+    """Write a schedule's trace into a file, for whoever looks into it."""
+    path = folder / f"{seed}.trace"
+    os.makedirs(folder, exist_ok=True)
+    path.write_text("\n".join(trace))
+    return path

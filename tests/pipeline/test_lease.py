@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import lease, storage
-from pipeline.lease import LeaseHeldError, LeaseLostError, LeaseSettings
+from pipeline.lease import CommitUnknownError, LeaseHeldError, LeaseLostError, LeaseSettings
 from tests.conftest import REPOSITORY
 
 BRIEF = LeaseSettings(seconds=1.0)
@@ -174,16 +174,97 @@ def test_a_commit_that_was_begun_is_finished_by_the_next(output: str) -> None:
         assert record_of(output, "theirs") == {"run_id": "theirs", "photos": 7}
 
 
-def test_losing_the_lease_stops_the_main_thread(output: str) -> None:
+@pytest.mark.parametrize("sigint", [signal.default_int_handler, signal.SIG_IGN], ids=["", "as behind a shell's &"])
+def test_losing_the_lease_stops_the_main_thread(output: str, sigint: object) -> None:
     def run() -> None:
         with lease.held(output, "mine", BRIEF):
             edit(output, nonce="somebody else's")
             time.sleep(30)
 
-    started_s = time.monotonic()
-    with pytest.raises(LeaseLostError, match="Run the same command again"):
-        run()
+    started_s, before = time.monotonic(), signal.signal(signal.SIGINT, sigint)  # type: ignore[arg-type]
+    try:
+        with pytest.raises(LeaseLostError, match="Run the same command again"):
+            run()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started_s < 25
+
+
+def taken_over(output: str) -> int:
+    """Let another process take the output, whoever has it, and complete what it finds; return its epoch."""
+    uri = storage.join(output, lease.FILE)
+    found = json.loads(storage.read_bytes(uri))
+    if found["commit"] is not None:
+        lease.put_record(output, found["commit"])
+    edit(output, epoch=found["epoch"] + 1, nonce="theirs", commit=None)
+    return int(found["epoch"]) + 1
+
+
+def test_a_commit_whose_answer_came_after_another_had_taken_over_counts(
+    output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A partition just then: the store has it, the other has completed it, and this one is told of a change."""
+    with lease.held(output, "mine", LeaseSettings(600.0)) as mine:
+        replace_bytes = storage.replace_bytes
+
+        def put_and_cut_off(uri: str, data: bytes, version: str) -> str:
+            monkeypatch.setattr(storage, "replace_bytes", replace_bytes)
+            replace_bytes(uri, data, version)
+            taken_over(output)
+            raise storage.ChangedError(f"changed meanwhile: {uri}")
+
+        monkeypatch.setattr(storage, "replace_bytes", put_and_cut_off)
+        record = {"run_id": "mine", "sequence": mine.epoch}
+        mine.commit(record)  # no exception: it counts
+        assert record_of(output, "mine") == record
+
+
+def test_a_commit_that_was_refused_does_not_count(output: str) -> None:
+    with lease.held(output, "mine", LeaseSettings(600.0)) as mine:
+        taken_over(output)
+        lease.put_record(output, {"run_id": "mine", "sequence": 99})  # one of the same name, by another
+        with pytest.raises(LeaseLostError):
+            mine.commit({"run_id": "mine", "sequence": mine.epoch})
+        with pytest.raises(LeaseLostError):
+            mine.prove()
+
+
+@pytest.mark.parametrize("silent", ["replace_bytes", "create_bytes"])
+def test_where_the_store_is_silent_at_the_commit_nobody_knows(
+    output: str, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_answer(*_: object) -> str:
+        raise OSError("no answer")
+
+    with lease.held(output, "mine", LeaseSettings(600.0)) as mine, monkeypatch.context() as patched:
+        patched.setattr(storage, silent, no_answer)
+        with pytest.raises(CommitUnknownError, match=r"no answer.*[rR]un the same command again"):
+            mine.commit({"run_id": "mine", "sequence": mine.epoch})
+    with lease.held(output, "mine", LeaseSettings(600.0)):  # the next start finds out
+        assert storage.exists(f"{output}/runs/mine.json") == (silent == "create_bytes")
+
+
+def test_a_record_is_never_written_over(output: str) -> None:
+    lease.put_record(output, {"run_id": "r", "first": True})
+    lease.put_record(output, {"run_id": "r", "first": False})
+    assert record_of(output, "r") == {"run_id": "r", "first": True}
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("runs/r7.json", b'{"run_id": "r7", "sequence": 7}'),
+        ("removed/r7.json", b'{"run_id": "r7", "sequence": 7}'),
+        ("photos/run=a/part-e7-00000.parquet", b""),
+        ("staging/a/rows/e7-00ff-3.parquet", b""),
+        ("staging/a/plan/e7/todo-00000.parquet", b""),
+        ("staging/a/run-e7.json", b"{}"),
+    ],
+)
+def test_numbers_go_on_where_somebody_removed_the_lease(tmp_path: Path, path: str, content: bytes) -> None:
+    storage.write_bytes(f"{tmp_path}/out/{path}", content)
+    with lease.held(f"{tmp_path}/out", "mine", BRIEF) as mine:
+        assert mine.epoch == 8
 
 
 def test_it_is_renewed_while_it_is_held(output: str) -> None:

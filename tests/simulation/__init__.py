@@ -1,1 +1,1 @@
-"""Several drivers over one output, under a scheduler that decides by a seed who goes on, sleeps, dies or is not heard."""
+"""Several drivers over one output; by a seed it is decided who goes on, sleeps, dies or is not heard."""

@@ -53,7 +53,7 @@ class Chances:
     step_s: float = 0.2
 
 
-class Stuck(Exception):
+class StuckError(Exception):
     """Nobody can go on: a fault of the simulation or a deadlock of what is simulated."""
 
 
@@ -168,7 +168,7 @@ class Scheduler:
 
         soonest_s = min(map(next_s, living))
         if soonest_s == float("inf"):
-            raise Stuck(", ".join(f"{actor.process.name} {actor.name}" for actor in living))
+            raise StuckError(", ".join(f"{actor.process.name} {actor.name}" for actor in living))
         self.now_s = max(soonest_s, self.now_s + 1e-6)
 
     def _disturb(self, process: Process) -> None:

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import functools
 import io
 import json
 import logging
 import os
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import duckdb
-import pyarrow.parquet as pq
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import geotag_archive
@@ -31,7 +32,7 @@ from pipeline import catalog, dataflow, lease, publish, retention, schema, stora
 from pipeline.staging import Stage
 from tests.photo_rows import failed_row, located_row, photos
 from tests.simulation.memory_store import MemoryStore
-from tests.simulation.scheduler import Chances, Killed, Process, Scheduler
+from tests.simulation.scheduler import Chances, Killed, Process, Scheduler, as_threading, as_time
 
 PHOTOS, OUTPUT = "s3://world/photos", "s3://world/out"
 LEASE_S = 6.0
@@ -39,7 +40,7 @@ _EXPECTED = (OSError, ValueError, duckdb.Error, KeyboardInterrupt)
 """What may end a driver that others disturb; anything else is a bug."""
 
 
-class Broken(AssertionError):
+class BrokenError(AssertionError):
     """A promise that was broken."""
 
 
@@ -47,14 +48,14 @@ class Broken(AssertionError):
 class Faults:
     """How hard the world is: see `Chances`, `MemoryStore` and `World`."""
 
-    chances: Chances = Chances()
+    chances: Chances = field(default_factory=Chances)
     lost: float = 0.03
     drivers: int = 3
     photos: int = 5
 
 
 class World:
-    """One schedule: `run` plays it, and raises Broken where a promise was broken."""
+    """One schedule: `run` plays it, and raises BrokenError where a promise was broken."""
 
     def __init__(self, seed: int, faults: Faults) -> None:
         self._faults = faults
@@ -74,24 +75,27 @@ class World:
             for index in range(self._faults.drivers):
                 process = Process(f"driver {index}")
                 process.asleep_until_s = self.scheduler.now_s + self._random.random() * 20
-                self.scheduler.start(process, "main", lambda process=process: self._driver(process))  # type: ignore[misc]
+                self.scheduler.start(process, "main", self._driver)
             self.scheduler.run()
             self.scheduler.is_calm = True
             self.store.arrive()
             for attempt in range(3):  # a night of the healthy world may still take over a dead one's output
                 code: list[int] = []
                 process = Process(f"healer {attempt}")
-                actor = self.scheduler.start(process, "main", lambda code=code: code.append(self._once(process)))
+                actor = self.scheduler.start(process, "main", functools.partial(self._heal, code))
                 self.scheduler.run()
                 if actor.error is not None:
-                    raise Broken(f"a run in peace ended with {actor.error!r}") from actor.error
+                    raise BrokenError(f"a run in peace ended with {actor.error!r}") from actor.error
                 if code == [0]:
                     break
             else:
-                raise Broken("three runs in peace, and none ended with 0")
+                raise BrokenError("three runs in peace, and none ended with 0")
             self._check_peace()
 
-    def _driver(self, process: Process) -> None:
+    def _heal(self, codes: list[int]) -> None:
+        codes.append(self._once())
+
+    def _driver(self) -> None:
         """Come back a few times, as cron would; now and then change the archive, or clean up."""
         for _ in range(self._random.choice((1, 2, 3))):
             chance = self._random.random()
@@ -108,7 +112,7 @@ class World:
                     )
                     self.ends.append("retention")
                 else:
-                    self.ends.append(f"exit {self._once(process)}")
+                    self.ends.append(f"exit {self._once()}")
             except Killed:
                 self.ends.append("killed")
                 raise
@@ -117,8 +121,7 @@ class World:
             except lease.LeaseLostError:
                 self.ends.append("LeaseLostError")
 
-    def _once(self, process: Process) -> int:
-        del process
+    def _once(self) -> int:
         before = {name for name in self.store.objects if name.startswith(PHOTOS)}
         settings = GeotagSettings(photos=(PHOTOS,), output=OUTPUT, lease=lease.LeaseSettings(LEASE_S))
         outcome = geotag_archive.geotag(settings)
@@ -126,10 +129,10 @@ class World:
             published = outcome.record["photos"]["located"] + outcome.record["photos"]["failed"]
             plan = outcome.record["plan"]
             if published != plan["todo"] + plan["staged"]:
-                raise Broken(f"exit 0 with {published} photos published, and planned were {plan}")
+                raise BrokenError(f"exit 0 with {published} photos published, and planned were {plan}")
             run_id = outcome.record["run_id"]
             if not {f"{OUTPUT}/{folder}/{run_id}.json" for folder in ("runs", "removed")} & set(self.store.objects):
-                raise Broken(f"exit 0, and run {run_id} has no record")
+                raise BrokenError(f"exit 0, and run {run_id} has no record")
         if outcome.exit_code == 0 and self.scheduler.is_calm:
             self._check_all_have_rows(before)
         return outcome.exit_code
@@ -146,15 +149,15 @@ class World:
                     file["path"] for file in record["files"] if f"{OUTPUT}/{file['path']}" not in self.store.objects
                 ]
                 if missing:
-                    raise Broken(f"run {record['run_id']} counts, and its files are gone: {missing}")
+                    raise BrokenError(f"run {record['run_id']} counts, and its files are gone: {missing}")
 
     def _check_all_have_rows(self, names: set[str]) -> None:
         with self._quiet():
             rows = catalog.Catalog(OUTPUT).rows("SELECT uri FROM photos").column(0).to_pylist()
         if missing := names - set(rows):
-            raise Broken(f"everything was done, and these photos have no row: {sorted(missing)}")
+            raise BrokenError(f"everything was done, and these photos have no row: {sorted(missing)}")
         if len(rows) != len(set(rows)):
-            raise Broken(f"photos with several rows: {sorted(rows)}")
+            raise BrokenError(f"photos with several rows: {sorted(rows)}")
 
     def _check_peace(self) -> None:
         with self._quiet():
@@ -163,9 +166,9 @@ class World:
                 "SELECT uri, etag, list(run_id) FROM history WHERE status = 'located' GROUP BY ALL HAVING count(*) > 1"
             )
         if problems:
-            raise Broken("verify: " + "; ".join(map(str, problems)))
+            raise BrokenError("verify: " + "; ".join(map(str, problems)))
         if history.num_rows:
-            raise Broken(f"one version of a photo was located by several runs that count: {history.to_pylist()}")
+            raise BrokenError(f"one version of a photo was located by several runs that count: {history.to_pylist()}")
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -183,7 +186,7 @@ class World:
         lost = more.get("lost")
         name = f"cluster of {current.process.name}, start {self.scheduler.now_s}"
         workers = [
-            self.scheduler.start(Process(f"{name}, {index}"), "work", lambda file=file: self._work(file, stage))
+            self.scheduler.start(Process(f"{name}, {index}"), "work", functools.partial(self._work, file, stage))
             for index, file in enumerate(plan_files)
         ]
         self.scheduler.wait_for(
@@ -220,8 +223,6 @@ class World:
 
     @contextlib.contextmanager
     def _patched(self) -> Iterator[None]:
-        from tests.simulation.scheduler import as_threading, as_time
-
         logging.disable(logging.CRITICAL)
         with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(io.StringIO()):
             for name, function in self.store.patches().items():
@@ -287,18 +288,18 @@ class _NoMetrics:
         """Do nothing."""
 
 
-def play(seed: int, faults: Faults = Faults()) -> tuple[int, str, list[str], list[str]]:  # noqa: B008 - it is frozen
+def play(seed: int, faults: Faults | None = None) -> tuple[int, str, list[str], list[str]]:
     """Play one schedule; return its seed, what was broken ("" if nothing), its trace, and how drivers ended."""
-    world = World(seed, faults)
+    world = World(seed, faults or Faults())
     try:
         world.run()
         for actor in world.scheduler._actors:
-            if isinstance(actor.error, Broken):
+            if isinstance(actor.error, BrokenError):
                 raise actor.error
             if actor.error is not None and actor.name == "main":
-                raise Broken(f"{actor.process.name} ended with {actor.error!r}") from actor.error
+                raise BrokenError(f"{actor.process.name} ended with {actor.error!r}") from actor.error
     except Exception as error:  # noqa: BLE001 - told with its seed
-        text = "".join(traceback.format_exception(error)) if not isinstance(error, Broken) else str(error)
+        text = "".join(traceback.format_exception(error)) if not isinstance(error, BrokenError) else str(error)
         return seed, text, world.scheduler.trace, world.ends
     return seed, "", world.scheduler.trace, world.ends
 

@@ -1,0 +1,101 @@
+"""Whatever sleeps, dies or is not heard: no row of a run that counts is lost or doubled, and exit 0 means published.
+
+CI plays 500 schedules; `python -m tests.simulation --schedules 20000`, which `make soak` calls, as many as one likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pipeline import lease, publish, storage, sweep
+from tests.simulation.world import play
+
+_SCHEDULES, _GROUPS = 500, 10
+
+
+@pytest.mark.parametrize("group", range(_GROUPS))
+def test_schedules(group: int) -> None:
+    ends: set[str] = set()
+    for seed in range(group, _SCHEDULES, _GROUPS):
+        _, broken, trace, ended = play(seed)
+        ends.update(ended)
+        assert not broken, f"schedule {seed}: {broken}\n" + "\n".join(trace[-200:])
+    assert {"exit 0", "exit 1", "killed", "retention", "LeaseHeldError"} <= ends  # it is a world where things happen
+
+
+def _a_commit_without_the_lease(patched: pytest.MonkeyPatch) -> None:
+    """The record is put, whoever has the output."""
+    patched.setattr(lease.Lease, "commit", lambda self, record: lease.put_record(self._output, record))
+
+
+def _a_discard_of_what_may_count(patched: pytest.MonkeyPatch) -> None:
+    """As C1 and C1b: whoever finds the lease lost after its commit removes what it has published."""
+    commit: Callable[..., None] = lease.Lease.commit
+
+    def commit_and_look(self: lease.Lease, record: dict[str, Any]) -> None:
+        try:
+            commit(self, record)
+            self.prove()
+        except (lease.LeaseLostError, lease.CommitUnknownError):
+            for file in record["files"]:
+                storage.delete(storage.join(self._output, file["path"]))
+            raise
+
+    patched.setattr(lease.Lease, "commit", commit_and_look)
+
+
+def _a_plan_that_anybody_removes(patched: pytest.MonkeyPatch) -> None:
+    """As C2: the plans of all epochs are removed before one is written, and nobody compares what is published."""
+    from pipeline.staging import Stage
+
+    def delete_plans(self: Stage) -> None:
+        for entry in storage.list_files(storage.join(self.folder, "plan")):
+            storage.delete(entry.uri)
+
+    patched.setattr(Stage, "delete_plan", delete_plans)
+    patched.setattr(publish, "check_all_published", lambda *_: None)
+
+
+def _a_sweep_of_everything(patched: pytest.MonkeyPatch) -> None:
+    """Published files go though their epoch is not older, as a run may be about to commit them."""
+    at_start = sweep.at_start
+
+    def sweep_all(held: lease.Lease, output: str) -> None:
+        at_start(held, output)
+        named = {uri for uri in _published(output)}
+        for entry in storage.list_files(storage.join(output, "photos")):
+            if entry.uri not in named or named:
+                storage.delete(entry.uri)
+
+    patched.setattr(sweep, "at_start", sweep_all)
+
+
+def _published(output: str) -> list[str]:
+    from pipeline import catalog
+
+    return catalog.published_files(output, catalog.run_records(output))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "what"),
+    [
+        (_a_commit_without_the_lease, "located by several runs|its files are gone|verify"),
+        (_a_discard_of_what_may_count, "its files are gone"),
+        (_a_plan_that_anybody_removes, "exit 0 with"),
+        (_a_sweep_of_everything, "its files are gone"),
+    ],
+)
+def test_it_finds_what_is_broken_by_hand(
+    break_it: Callable[[pytest.MonkeyPatch], None], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import re
+
+    break_it(monkeypatch)
+    for seed in range(400):
+        _, broken, _, _ = play(seed)
+        if broken and re.search(what, broken):
+            return
+    pytest.fail("400 schedules, and nothing was found")

@@ -15,7 +15,7 @@ import tenacity
 
 from pipeline import archives, schema, storage, web
 from pipeline.schema import ErrorCode, PhotoError
-from pipeline.store_clients import RefusedError
+from pipeline.store_clients import AskerRefusedError, NoBucketError, NoCredentialsError, RefusedError
 
 _Wanted = TypeVar("_Wanted")
 _Got = TypeVar("_Got")
@@ -24,15 +24,19 @@ _FETCHES_EACH = 16
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 10.0
 
-_FINAL: tuple[tuple[type[OSError], ErrorCode], ...] = (
+_FINAL: tuple[tuple[type[Exception], ErrorCode], ...] = (
     (storage.TooLargeError, ErrorCode.TOO_LARGE),
+    # Credentials, clocks and buckets are nobody's photo: they pass, whatever becomes of this attempt.
+    (AskerRefusedError, ErrorCode.FETCH_FAILED),
+    (NoBucketError, ErrorCode.FETCH_FAILED),
+    (NoCredentialsError, ErrorCode.FETCH_FAILED),
     (FileNotFoundError, ErrorCode.NOT_FOUND),
     (PermissionError, ErrorCode.FORBIDDEN),
     (IsADirectoryError, ErrorCode.UNSUPPORTED_FORMAT),
     (RefusedError, ErrorCode.FETCH_FAILED),
     (storage.ChangedError, ErrorCode.FETCH_FAILED),  # an archive was replaced: the next run lists it anew
 )
-"""Errors that no further attempt will change, with their codes."""
+"""Errors that no further attempt will change, with their codes; the first that fits."""
 
 
 @dataclass(frozen=True)

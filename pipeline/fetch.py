@@ -48,12 +48,18 @@ class FetchSettings:
         attempt_timeout_s: an attempt ends when no byte comes for so long.
         concurrent: photos on their way at once in the whole run; None for 16 in each reading process.
         allow_http: fetch what manifests name on web servers, from public addresses only.
+        gone_after: so many photos, those read last, tell whether the source has gone away; a shorter run is judged as
+            it ends.
+        gone_share: the run ends, publishing nothing, when more than this share of them failed to be fetched; 1 for
+            never.
     """
 
     budget_s: float = 120.0
     attempt_timeout_s: float = 30.0
     concurrent: int | None = None
     allow_http: bool = False
+    gone_after: int = 200
+    gone_share: float = 0.9
 
     def __post_init__(self) -> None:
         for name, value in (("budget-s", self.budget_s), ("attempt-timeout-s", self.attempt_timeout_s)):
@@ -61,6 +67,10 @@ class FetchSettings:
                 raise ValueError(f"--fetch.{name} {value:g}: give more than 0 seconds")
         if self.concurrent is not None and self.concurrent < 1:
             raise ValueError(f"--fetch.concurrent {self.concurrent}: give at least 1")
+        if self.gone_after < 1:
+            raise ValueError(f"--fetch.gone-after {self.gone_after}: give at least 1")
+        if not 0 < self.gone_share <= 1:
+            raise ValueError(f"--fetch.gone-share {self.gone_share:g}: give a share above 0, at most 1")
 
 
 def shares(concurrent: int | None, readers: int) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from pipeline.fetch import Fetcher, FetchSettings
 from pipeline.isolation import Answer
 from pipeline.locator import EngineLoader, Locator, LocatorSettings, model_folder
 from pipeline.manifest import read_manifest
-from pipeline.reader import IsolatedReader, ReaderSettings
+from pipeline.reader import IsolatedReader, NoteRead, ReaderSettings
 from pipeline.schema import PhotoError
 from pipeline.staging import parquet_bytes
 
@@ -317,7 +317,7 @@ class _MeteredReader(IsolatedReader):
         self.handling_ms: list[float] = []
         self.size_bytes: list[int | None] = []
 
-    def __call__(self, plan: pa.Table, note_read: Callable[[int], None] = lambda _: None) -> pa.Table:
+    def __call__(self, plan: pa.Table, note_read: NoteRead = lambda _: None) -> pa.Table:
         start_s = time.process_time()
         listed = plan.to_pylist()
         ids = [row[schema.PHOTO_ID] for row in listed]

@@ -25,7 +25,21 @@ from model.checkpoint import Checkpoint
 from model.engines import EngineName, Precision
 from model.engines.tensorrt_engine import TensorRtSettings
 from model.readout import BEST_CELL, PointRule
-from pipeline import albums, catalog, cluster, copies, dataflow, lease, logs, publish, staging, storage, sweep, tally
+from pipeline import (
+    albums,
+    catalog,
+    cluster,
+    copies,
+    dataflow,
+    lease,
+    logs,
+    manifest,
+    publish,
+    staging,
+    storage,
+    sweep,
+    tally,
+)
 from pipeline.cluster import ClusterSettings, NamedPath
 from pipeline.code_version import code_version
 from pipeline.context import ContextSettings
@@ -37,9 +51,9 @@ from pipeline.metrics import RunMetrics
 from pipeline.plan import Order, Plan, cut_to_staged, local_photos, make_plan
 from pipeline.precision import PrecisionName, cell_count
 from pipeline.reader import ReaderSettings
-from pipeline.schema import Status
+from pipeline.schema import FETCH_ERRORS, Status
 from pipeline.verify import verify_output
-from pipeline.watchdog import NoProgressError
+from pipeline.watchdog import FlowEndedError
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +150,7 @@ def geotag(settings: GeotagSettings, count_gone: bool = False) -> Outcome:
     try:
         with lease.held(output, settings.run_id or "(new)", settings.lease) as held, contextlib.ExitStack() as watching:
             return _run_held(settings, output, model_uri, checkpoint, held, count_gone, watching)
-    except NoProgressError:  # it has said so
+    except FlowEndedError:  # it has been said why
         return Outcome(1)
     except (lease.LeaseLostError, lease.CommitUnknownError, publish.UnaccountedError) as error:
         log.error("%s", error)
@@ -230,6 +244,8 @@ def _run_held(
             driver=driver,
             watch=watch,
             lost=held.lost,
+            listed_below=manifest.listed_below(sources),
+            failed_before=sum(staged_before.get((str(Status.FAILED), code), 0) for code in FETCH_ERRORS),
         )
         flow_s = time.monotonic() - flow_start_s
         held.prove()

@@ -25,14 +25,15 @@ from ray.data import ActorPoolStrategy, Datasink, Datasource, TaskPoolStrategy
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
-from pipeline import geoparquet, logs, schema, storage
+from pipeline import geoparquet, logs, schema, source_gone, storage
 from pipeline.cluster import ClusterSettings, ClusterSize, Driver, locator_pool, start_ray
 from pipeline.content_index import ContentIndex, claims, without_copies
-from pipeline.fetch import shares
+from pipeline.fetch import FetchSettings, shares
 from pipeline.isolation import keep_heap
 from pipeline.metrics import RunMetrics, WorkerMetrics
 from pipeline.publish import FileRange, Published, PublishedFile, Selection, file_index, publish, put_file, sort_keys
 from pipeline.reader import IsolatedReader, ReaderSettings
+from pipeline.source_gone import Heartbeat, SourceGoneError
 from pipeline.staging import Stage
 from pipeline.tally import Progress, Tally, outcomes
 from pipeline.watchdog import Watchdog
@@ -53,7 +54,6 @@ _DRAIN_LIMIT_S = 20.0
 _TALLY_LIMIT_S = 5.0
 _CPUS_A_WRITER = 8
 """Without a bound, Ray sets a third of the cluster's processors aside for writers, and readers do without them."""
-_HEARTBEAT_S = 1.0
 _LOSS_INTERVAL_S = 0.5
 
 
@@ -68,9 +68,9 @@ class Watch:
 class _RunActor(ContentIndex, Tally):
     """What all processes of a run share: one process more is enough."""
 
-    def __init__(self, capacity: int, known: Sequence[bytes]) -> None:
+    def __init__(self, capacity: int, known: Sequence[bytes], remembered: int) -> None:
         ContentIndex.__init__(self, capacity, known)
-        Tally.__init__(self)
+        Tally.__init__(self, remembered)
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class _Shared:
     index: Any
     logs: logs.WorkerLogs
     metrics: WorkerMetrics
+    listed_below: tuple[str, ...] = ()
 
 
 def run_dataflow(
@@ -96,6 +97,8 @@ def run_dataflow(
     driver: Driver | None = None,
     watch: Watch | None = None,
     lost: threading.Event | None = None,
+    listed_below: tuple[str, ...] = (),
+    failed_before: int = 0,
 ) -> int:
     """Process every photo of the plan that isn't staged yet; returns once all rows are staged.
 
@@ -107,6 +110,8 @@ def run_dataflow(
     the engines, if it is not the settings' one that is wanted. ValueError where the cluster is too small for `cluster`.
     Every process has `driver` in common with this one; by default, its code. NoProgressError where `watch` found none.
     Once `lost` is set, as the run has lost its lease, no more photos are begun.
+    SourceGoneError where nearly all photos failed to be fetched, those that are not found or forbidden among them where
+    their URI begins with one of `listed_below`; `failed_before` is `source_gone.check`'s.
 
     An exception in a stage that is no photo's expected failure stops the flow and is raised here.
     """
@@ -120,10 +125,10 @@ def run_dataflow(
     # Ray fuses a task into the actor pool behind it when both ask for the same, and they would take turns: an engine
     # never asks for one CPU. Reading the plan is to be fused with reading its photos.
     index: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_RunActor).remote(
-        cluster.known_contents, answered
+        cluster.known_contents, answered, reader.fetch.gone_after
     )
     driver = driver or Driver.here(uses_local_paths=False)
-    shared = _Shared(driver, index, logs.for_workers(), WorkerMetrics(stage.run_id))
+    shared = _Shared(driver, index, logs.for_workers(), WorkerMetrics(stage.run_id), listed_below)
     source = _BlocksDatasource("Plan", [functools.partial(_plan_blocks, uri, shared) for uri in plan_files])
     photos = ray.data.read_datasource(source, override_num_blocks=len(plan_files), num_cpus=1, **at_once)
     batches: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
@@ -138,8 +143,15 @@ def run_dataflow(
         **(batches | {"batch_size": locator.batch_size} if size.gpus else batches),
     )
     sink = _StageDatasink(stage, cluster.rows_per_part, shared)
-    with _progress_log(stage), _watchdog(index, watch, stage), _sigterm_drains(index), _loss_closes(index, lost):
+    look_on = _watchdog(index, watch, stage, reader.fetch)
+    with _progress_log(stage), look_on, _sigterm_drains(index), _loss_closes(index, lost):
         photos.write_datasink(sink, ray_remote_args={"num_cpus": 0.1}, concurrency=max(2, size.cpus // _CPUS_A_WRITER))
+    progress: Progress = ray.get(index.progress.remote())
+    try:
+        source_gone.check(progress.last, reader.fetch, is_over=True, failed_before=failed_before)
+    except SourceGoneError as error:
+        log.critical("%s", error)
+        raise
     overflow: int = ray.get(index.overflow.remote())
     return overflow
 
@@ -201,8 +213,8 @@ def _progress_log(stage: Stage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watchdog(index: Any, watch: Watch | None, stage: Stage) -> Iterator[None]:
-    """Where somebody looks on, keep metrics up to date, and end the flow when nothing moves."""
+def _watchdog(index: Any, watch: Watch | None, stage: Stage, fetch: FetchSettings) -> Iterator[None]:
+    """Where somebody looks on, keep metrics up to date, and end the flow when nothing moves or the source went away."""
     if watch is None:
         yield
         return
@@ -221,13 +233,19 @@ def _watchdog(index: Any, watch: Watch | None, stage: Stage) -> Iterator[None]:
         watch.metrics.take(progress)
         return progress
 
+    def judge() -> Progress | None:
+        progress = look()
+        if progress is not None:
+            source_gone.check(progress.last, fetch)
+        return progress
+
     def report(silent_s: float) -> None:
         watch.metrics.set("graticule_silent_seconds", silent_s)
 
     report(0.0)
     watch.metrics.set("graticule_silence_limit_seconds", watch.max_silence_s)
     try:
-        with Watchdog(watch.max_silence_s, look, functools.partial(_what_is_seen, watch.metrics, stage), report):
+        with Watchdog(watch.max_silence_s, judge, functools.partial(_what_is_seen, watch.metrics, stage), report):
             yield
     except KeyboardInterrupt:  # what was staged before the stop counts
         look()
@@ -346,22 +364,6 @@ def _process_reader(settings: ReaderSettings) -> IsolatedReader:
     return IsolatedReader(settings)
 
 
-class _Heartbeat:
-    """Tells the run's tally of photos that were read, every second at most."""
-
-    def __init__(self, index: Any) -> None:
-        self._index, self._untold, self._told_s = index, 0, time.monotonic()
-
-    def __call__(self, photos: int) -> None:
-        self._untold += photos
-        if time.monotonic() - self._told_s >= _HEARTBEAT_S:
-            self.tell()
-
-    def tell(self) -> None:
-        self._index.note_read.remote(self._untold)
-        self._untold, self._told_s = 0, time.monotonic()
-
-
 def _read_rows(plan: pa.Table, shared: _Shared, settings: ReaderSettings, stop_at_s: float | None) -> pa.Table:
     shared.logs.enter("read")
     shared.driver.check()
@@ -369,7 +371,7 @@ def _read_rows(plan: pa.Table, shared: _Shared, settings: ReaderSettings, stop_a
     # No generator: Ray would not tell its errors, which are ours, from those that run_dataflow raises for the user.
     if (stop_at_s is not None and time.time() >= stop_at_s) or ray.get(index.is_closed.remote()):
         return schema.READ.empty_table()
-    heartbeat = _Heartbeat(index)
+    heartbeat = Heartbeat(index.note_read.remote, shared.listed_below)
     read = _process_reader(settings)(plan, heartbeat)
     heartbeat.tell()
     shared.metrics.count_read(read)

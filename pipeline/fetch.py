@@ -15,7 +15,7 @@ import tenacity
 
 from pipeline import archives, schema, storage, web
 from pipeline.schema import ErrorCode, PhotoError
-from pipeline.store_clients import RefusedError
+from pipeline.store_clients import AskerRefusedError, NoBucketError, NoCredentialsError, RefusedError
 
 _Wanted = TypeVar("_Wanted")
 _Got = TypeVar("_Got")
@@ -24,15 +24,19 @@ _FETCHES_EACH = 16
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 10.0
 
-_FINAL: tuple[tuple[type[OSError], ErrorCode], ...] = (
+_FINAL: tuple[tuple[type[Exception], ErrorCode], ...] = (
     (storage.TooLargeError, ErrorCode.TOO_LARGE),
+    # Credentials, clocks and buckets are nobody's photo: they pass, whatever becomes of this attempt.
+    (AskerRefusedError, ErrorCode.FETCH_FAILED),
+    (NoBucketError, ErrorCode.FETCH_FAILED),
+    (NoCredentialsError, ErrorCode.FETCH_FAILED),
     (FileNotFoundError, ErrorCode.NOT_FOUND),
     (PermissionError, ErrorCode.FORBIDDEN),
     (IsADirectoryError, ErrorCode.UNSUPPORTED_FORMAT),
     (RefusedError, ErrorCode.FETCH_FAILED),
     (storage.ChangedError, ErrorCode.FETCH_FAILED),  # an archive was replaced: the next run lists it anew
 )
-"""Errors that no further attempt will change, with their codes."""
+"""Errors that no further attempt will change, with their codes; the first that fits."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,18 @@ class FetchSettings:
         attempt_timeout_s: an attempt ends when no byte comes for so long.
         concurrent: photos on their way at once in the whole run; None for 16 in each reading process.
         allow_http: fetch what manifests name on web servers, from public addresses only.
+        gone_after: so many photos, those read last, tell whether the source has gone away; a shorter run is judged as
+            it ends.
+        gone_share: the run ends, publishing nothing, when more than this share of them failed to be fetched; 1 for
+            never.
     """
 
     budget_s: float = 120.0
     attempt_timeout_s: float = 30.0
     concurrent: int | None = None
     allow_http: bool = False
+    gone_after: int = 200
+    gone_share: float = 0.9
 
     def __post_init__(self) -> None:
         for name, value in (("budget-s", self.budget_s), ("attempt-timeout-s", self.attempt_timeout_s)):
@@ -57,6 +67,10 @@ class FetchSettings:
                 raise ValueError(f"--fetch.{name} {value:g}: give more than 0 seconds")
         if self.concurrent is not None and self.concurrent < 1:
             raise ValueError(f"--fetch.concurrent {self.concurrent}: give at least 1")
+        if self.gone_after < 1:
+            raise ValueError(f"--fetch.gone-after {self.gone_after}: give at least 1")
+        if not 0 < self.gone_share <= 1:
+            raise ValueError(f"--fetch.gone-share {self.gone_share:g}: give a share above 0, at most 1")
 
 
 def shares(concurrent: int | None, readers: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from pipeline import archives, inventory, local_files, schema, storage, web
 from pipeline.ranged_file import RangedFile
 
 _URI_NAMES = (schema.URI, "path", "url")
+_ALL_ARCHIVES = ("*.tar", "*.zip")
 _TABLE_ENDINGS = (".parquet", ".csv")
 _ROWS_PER_BATCH = 10_000
 _MAX_URI_BYTES = 32 << 10
@@ -130,7 +131,7 @@ def _manifest_batch(rows: pa.RecordBatch) -> pa.RecordBatch:
 def _rows(source: str, allow_http: bool) -> Iterator[pa.Table]:
     """Yield the source's photos: any columns of the manifest but the ID, and maybe the one that patterns look at."""
     folder, _, name = source.rpartition("/")
-    if name.lower() in ("*.tar", "*.zip"):
+    if name.lower() in _ALL_ARCHIVES:
         containers = (
             entry for entry in storage.list_files(folder or "/") if entry.uri.lower().endswith(name[1:].lower())
         )
@@ -144,6 +145,19 @@ def _rows(source: str, allow_http: bool) -> Iterator[pa.Table]:
         archives.check_readable(source)
         return _archive_rows([storage.head(source)])
     return _table_rows(source, allow_http)
+
+
+def listed_below(sources: Iterable[str]) -> tuple[str, ...]:
+    """Return what the URIs begin with of the photos that listing `sources` itself finds, rather than a manifest names.
+
+    No photo of a manifest is below the manifest's own name: whether a source is one need not be asked.
+    """
+    prefixes: list[str] = []
+    for source in sources:
+        folder, _, name = source.rpartition("/")
+        below = folder if name.lower() in _ALL_ARCHIVES else source.rstrip("/")
+        prefixes += [f"{below}/", f"{below}#"]
+    return tuple(prefixes)
 
 
 def _folder_rows(source: str) -> Iterator[pa.Table]:

@@ -267,7 +267,9 @@ def _judge(
     # What this run has tried itself is not tried again, whatever is to be retried.
     # Rows staged for a photo that was changed since are made again: the newer wins when the run is published.
     # The others are published, also where a restart without `retag` or `retry_failed` would not ask for them.
-    staged = f"CASE WHEN {transient} THEN {_AGAIN} ELSE {_OWN} END"
+    # What failed to be fetched is: the run may have been ended because its source went away (see `source_gone`).
+    unfetched = f"error_code IN ({', '.join(repr(str(code)) for code in schema.FETCH_ERRORS)})"
+    staged = f"CASE WHEN {unfetched} THEN {_AGAIN} ELSE {_OWN} END"
     _view_rows(connection, "published", published_files)
     _view_rows(connection, "staged", staged_files)
     connection.execute(

@@ -21,6 +21,7 @@ from pipeline.schema import PhotoError
 _Outcome = storage.Blob | PhotoError
 _Fetched = tuple[list[_Outcome], float]
 """What became of photos that were fetched together, and the seconds that each took."""
+NoteRead = Callable[[list[dict[str, Any]]], None]
 
 _BATCH_PHOTOS = 8
 _BATCH_BYTES = 4 << 20
@@ -70,15 +71,16 @@ class Reader:
         self._fetcher = Fetcher(settings.fetch, settings.limits.max_bytes)
         self._fetchers = ThreadPoolExecutor(settings.concurrent_fetches, thread_name_prefix="fetch")
 
-    def __call__(self, plan: pa.Table, note_read: Callable[[int], None] = lambda _: None) -> pa.Table:
+    def __call__(self, plan: pa.Table, note_read: NoteRead = lambda _: None) -> pa.Table:
         """Read every photo of `plan`; a photo that can't be had is a row with an error code, anything else raises.
 
-        `note_read` is told of a few photos at a time, as they are done: a slow store is not one that hangs.
+        `note_read` is given a few rows at a time, as they are done: a slow store is not one that hangs.
         """
         rows = []
         for batch in self._batches(plan.to_pylist()):
-            rows += self._read(batch)
-            note_read(len(batch))
+            read = self._read(batch)
+            note_read(read)
+            rows += read
         return pa.Table.from_pylist(rows, schema=schema.READ)
 
     def _batches(self, listed: list[dict[str, Any]]) -> Iterator[list[tuple[dict[str, Any], _Outcome, float]]]:

@@ -42,6 +42,9 @@ class ErrorCode(enum.StrEnum):
 TRANSIENT_ERRORS = (ErrorCode.FETCH_TIMEOUT, ErrorCode.FETCH_FAILED)
 """Failures of the moment: the next run takes these photos again by itself."""
 
+FETCH_ERRORS = (ErrorCode.NOT_FOUND, ErrorCode.FETCH_TIMEOUT, ErrorCode.FETCH_FAILED, ErrorCode.FORBIDDEN)
+"""Failures to get at a photo at all, which say nothing of it."""
+
 MAX_ERROR_MESSAGE_CHARS = 300
 
 

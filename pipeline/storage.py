@@ -365,7 +365,8 @@ def let_duckdb_read(connection: duckdb.DuckDBPyConnection, uri: str) -> None:
         if any(character in uri for character in "*?[#"):
             raise ValueError(f"{uri}: DuckDB can't read a remote name with *, ?, [ or # in it: choose one without")
         scheme = uri.split("://", 1)[0]
-        options: Any = _s3_options() if scheme == "s3" else {}
+        with builtin_errors(uri):
+            options: Any = _s3_options() if scheme == "s3" else {}
         connection.register_filesystem(_DuckdbStore(scheme, **options))  # type: ignore[call-overload]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -17,11 +17,25 @@ Outcomes = Mapping[tuple[str, str], int]
 
 
 @dataclass(frozen=True)
+class Fetches:
+    """How photos came to be read: how many, the codes of those that failed to be fetched, and the words of one."""
+
+    photos: int = 0
+    failed_by_code: Mapping[str, int] = field(default_factory=dict)
+    example: str = ""
+
+    @property
+    def failed(self) -> int:
+        """Photos that failed to be fetched."""
+        return sum(self.failed_by_code.values())
+
+
+@dataclass(frozen=True)
 class Progress:
     """What was done so far. `counted_by` names the Tally that counted it: one that replaces a lost one begins anew.
 
     `waiting` are copies that have no answer yet; `engines` are those that have been loaded. Photos that were read or
-    located again, because a process died, count again; staged ones do not.
+    located again, because a process died, count again; staged ones do not. `last` is how the last ones came.
     """
 
     counted_by: str
@@ -30,6 +44,7 @@ class Progress:
     waiting: int
     engines: int
     outcomes: Outcomes
+    last: Fetches = field(default_factory=Fetches)
 
     @property
     def staged(self) -> int:
@@ -38,17 +53,27 @@ class Progress:
 
 
 class Tally:
-    """Counts what a run's processes tell it; lives for one start of the run."""
+    """Counts what a run's processes tell it; lives for one start of the run.
 
-    def __init__(self) -> None:
+    It remembers how the last `remembered` photos came, or a few more, as it is told of several at once.
+    """
+
+    def __init__(self, remembered: int = 200) -> None:
         self._id = uuid.uuid4().hex
         self._read = self._located = self._waiting = self._engines = 0
         self._outcomes: collections.Counter[tuple[str, str]] = collections.Counter()
         self._parts: set[str] = set()
+        self._remembered = remembered
+        self._last: collections.deque[Fetches] = collections.deque()
+        self._last_photos = 0
 
-    def note_read(self, photos: int) -> None:
+    def note_read(self, fetches: Fetches) -> None:
         """Count photos that were fetched and decoded, or failed to be."""
-        self._read += photos
+        self._read += fetches.photos
+        self._last.append(fetches)
+        self._last_photos += fetches.photos
+        while self._last_photos - self._last[0].photos >= self._remembered:
+            self._last_photos -= self._last.popleft().photos
 
     def note_engine(self) -> None:
         """Count an engine that is ready."""
@@ -72,7 +97,19 @@ class Tally:
 
     def progress(self) -> Progress:
         """Return what was counted so far."""
-        return Progress(self._id, self._read, self._located, self._waiting, self._engines, dict(self._outcomes))
+        failed: collections.Counter[str] = collections.Counter()
+        for fetches in self._last:
+            failed.update(fetches.failed_by_code)
+        example = next((fetches.example for fetches in reversed(self._last) if fetches.example), "")
+        return Progress(
+            self._id,
+            self._read,
+            self._located,
+            self._waiting,
+            self._engines,
+            dict(self._outcomes),
+            Fetches(self._last_photos, dict(failed), example),
+        )
 
 
 def outcomes(rows: pa.Table) -> Outcomes:

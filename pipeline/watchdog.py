@@ -17,18 +17,24 @@ _DESCRIBE_LIMIT_S = 10.0
 _END_LIMIT_S = 60.0
 _LAST_LOOK_LIMIT_S = 6.0
 """A look that is under way is waited for: Ray ends the process, with 1, where it is asked after it was shut down."""
+_BEGINNING_S = 1.0
+"""The body has begun by then: a signal that found the main thread before it would leave it as another exception."""
 _SIGNAL = signal.SIGUSR1
 """Not SIGINT, which a command started with `&` ignores, nor SIGTERM, at which a run first stages what is begun."""
 
 
-class NoProgressError(Exception):
+class FlowEndedError(Exception):
+    """The run ends here, for the reason that its text says and that has been logged; what was staged stays."""
+
+
+class NoProgressError(FlowEndedError):
     """Nothing moved for longer than the user lets it; what was staged stays."""
 
 
 class Watchdog:
-    """Ends the body of a `with` statement when `look` has found nothing new for `limit_s`.
+    """Ends the body of a `with` statement when `look` has found nothing new for `limit_s`, or raises FlowEndedError.
 
-    The main thread, in the body, gets an exception, which leaves the body as NoProgressError. Where that does not come
+    The main thread, in the body, gets an exception, which leaves the body as that error. Where it does not come
     through, because the thread hangs in native code, the process ends with exit code 1 after `end_limit_s` more.
     """
 
@@ -51,7 +57,7 @@ class Watchdog:
         self._news = threading.Event()
         self._finished = threading.Event()
         self._deciding = threading.Lock()
-        self._reason = ""
+        self._error: FlowEndedError | None = None
 
     def __enter__(self) -> Watchdog:
         self._is_main = threading.current_thread() is threading.main_thread()  # which alone gets signals
@@ -74,13 +80,18 @@ class Watchdog:
             self._finished.set()
             kind = KeyboardInterrupt
         self._looker.join(_LAST_LOOK_LIMIT_S)
-        if self._reason and kind is not None and issubclass(kind, KeyboardInterrupt):
-            raise NoProgressError(self._reason) from None
+        if self._error and kind is not None and issubclass(kind, KeyboardInterrupt):
+            raise self._error from None
 
     def _watch(self) -> None:
         seen: object = None
         while not self._finished.is_set():
-            found = self._look()
+            try:
+                found = self._look()
+            except FlowEndedError as error:
+                if not self._finished.wait(_BEGINNING_S) and self._give_up(error):
+                    self._end()
+                return
             if found is not None and found != seen:
                 seen = found
                 self._news.set()
@@ -107,15 +118,23 @@ class Watchdog:
         describer = threading.Thread(target=lambda: seen.append(self._describe()), name="what is seen", daemon=True)
         describer.start()
         describer.join(_DESCRIBE_LIMIT_S)
-        with self._deciding:
-            if self._finished.is_set() or self._news.is_set():
-                return False
-            self._reason = (
+        if self._news.is_set():
+            return False
+        return self._give_up(
+            NoProgressError(
                 f"no photo was read, located or staged for {self._limit_s / 60:g} minutes (--max-silence-minutes):"
                 f" {seen[0] if seen else 'neither cluster nor store answers'}. What was staged stays:"
                 " run the same command again"
             )
-            log.critical("%s", self._reason)
+        )
+
+    def _give_up(self, error: FlowEndedError) -> bool:
+        """End the body by `error`, unless it is over."""
+        with self._deciding:
+            if self._finished.is_set() or self._error is not None:
+                return False
+            self._error = error
+            log.critical("%s", error)
             if self._is_main:
                 signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
         return True

@@ -360,7 +360,7 @@ def naive_todo(
             good = good and old[schema.ERROR_CODE] not in schema.TRANSIENT_ERRORS
             good = good and not (retry_failed and old[schema.ERROR_CODE])
             good = good and not (retag and old[schema.MODEL_ID] != OURS)
-        own_good = own and etag in (None, own[schema.ETAG]) and own[schema.ERROR_CODE] not in schema.TRANSIENT_ERRORS
+        own_good = own and etag in (None, own[schema.ETAG]) and own[schema.ERROR_CODE] not in schema.FETCH_ERRORS
         if not good and not own_good:
             taken.add(uri)
     return taken

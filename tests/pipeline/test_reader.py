@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -184,9 +185,11 @@ def test_pixels_are_what_the_engine_takes(tmp_path: Path, reader: Reader) -> Non
 def test_photos_are_told_of_while_others_are_still_to_come(tmp_path: Path, reader: Reader) -> None:
     """Else a block on a slow store would look like one that hangs."""
     uris = [put(tmp_path, f"{index}.jpg", china_jpeg()) for index in range(20)] + [str(tmp_path / "missing")]
-    told: list[int] = []
-    assert reader(plan_of(*uris), told.append).num_rows == sum(told) == 21
-    assert max(told) <= reader_module._BATCH_PHOTOS
+    told: list[list[dict[str, Any]]] = []
+    assert reader(plan_of(*uris), told.append).num_rows == 21
+    assert [row[schema.URI] for rows in told for row in rows] == uris
+    assert told[-1][-1][schema.ERROR_CODE] == "not_found"
+    assert max(map(len, told)) <= reader_module._BATCH_PHOTOS
 
 
 @pytest.mark.s3
@@ -201,7 +204,7 @@ def test_photos_on_s3_with_every_code_that_a_store_can_give(
     uris = [f"{folder}/{name}" for name in ("odd//a b%#.jpg", "empty", "good", "missing")]
     uris.append("s3://graticule-no-such-bucket/a")
     table = reader(plan_of(*uris))
-    assert table.column(schema.ERROR_CODE).to_pylist() == [None, "empty", None, "not_found", "not_found"]
+    assert table.column(schema.ERROR_CODE).to_pylist() == [None, "empty", None, "not_found", "fetch_failed"]
 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     forget_s3_clients()

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline import schema
 from pipeline.schema import ErrorCode
 from pipeline.staging import Stage
-from pipeline.tally import Tally, outcomes, staged_outcomes
+from pipeline.tally import Fetches, Tally, outcomes, staged_outcomes
 from tests.photo_rows import NOON, failed_row, located_row, photos
 
 ROWS = [
@@ -26,18 +26,27 @@ def test_a_part_that_is_staged_again_counts_once() -> None:
         tally.note_staged("rows/one", counted)
         tally.note_waiting("copies/one", 4)
     tally.note_staged("rows/two", {("located", ""): 5})
-    tally.note_read(64)
+    tally.note_read(Fetches(64))
     tally.note_located(32)
     progress = tally.progress()
     assert progress.outcomes == {("located", ""): 7, ("failed", "truncated"): 1}
     assert (progress.staged, progress.waiting, progress.read, progress.located) == (8, 4, 64, 32)
 
 
+def test_how_the_last_photos_came_is_remembered() -> None:
+    tally = Tally(remembered=10)
+    for number in range(6):
+        tally.note_read(Fetches(4, {"not_found": number}, f"photo {number}"))
+    tally.note_read(Fetches(1))
+    assert tally.progress().last == Fetches(13, {"not_found": 3 + 4 + 5}, "photo 5")
+    assert tally.progress().read == 25
+
+
 def test_everything_that_is_done_is_progress() -> None:
     tally = Tally()
     seen = [tally.progress()]
     for step in (
-        lambda: tally.note_read(1),
+        lambda: tally.note_read(Fetches(1)),
         tally.note_engine,
         lambda: tally.note_located(1),
         lambda: tally.note_staged("one", {("located", ""): 1}),

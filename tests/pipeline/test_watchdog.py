@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from pipeline.watchdog import NoProgressError, Watchdog
+from pipeline.watchdog import FlowEndedError, NoProgressError, Watchdog
 from tests.conftest import REPOSITORY
 
 
@@ -41,6 +41,19 @@ def test_what_moves_goes_on_however_long_it_takes() -> None:
 def test_who_can_not_tell_makes_no_progress() -> None:
     with pytest.raises(NoProgressError), Watchdog(0.3, look=lambda: None):
         threading.Event().wait()
+
+
+def test_who_looks_may_end_it_for_a_reason_of_its_own() -> None:
+    class ForAReasonError(FlowEndedError):
+        pass
+
+    def look() -> int:
+        raise ForAReasonError("seen enough")
+
+    with pytest.raises(ForAReasonError, match="seen enough"), Watchdog(60, look):
+        threading.Event().wait()
+    with pytest.raises(OSError, match="full"), Watchdog(60, look=lambda: 1):
+        raise OSError("full")
 
 
 def test_nobody_who_looks_or_describes_can_hold_it_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,7 @@ from pipeline.fetch import FetchSettings
 from pipeline.locator import LocatorSettings, model_folder
 from pipeline.logs import LogFormat
 from pipeline.metrics import RunMetrics
+from pipeline.photo_set import UnaccountedError
 from pipeline.plan import Order, Plan, cut_to_staged, local_photos, make_plan
 from pipeline.precision import PrecisionName, cell_count
 from pipeline.reader import ReaderSettings
@@ -152,7 +153,7 @@ def geotag(settings: GeotagSettings, count_gone: bool = False) -> Outcome:
             return _run_held(settings, output, model_uri, checkpoint, held, count_gone, watching)
     except FlowEndedError:  # it has been said why
         return Outcome(1)
-    except (lease.LeaseLostError, lease.CommitUnknownError, publish.UnaccountedError) as error:
+    except (lease.LeaseLostError, lease.CommitUnknownError, UnaccountedError) as error:
         log.error("%s", error)
         return Outcome(1)
 

@@ -9,6 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 
+class UnaccountedError(Exception):
+    """Photos that were planned and rows there are for them differ: a bug or a damaged stage; nothing was published."""
+
+
 @dataclass(frozen=True)
 class PhotoSet:
     """A set of photos, known by its size and by the hex XOR of its photos' 16-byte ids.

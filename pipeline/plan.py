@@ -19,7 +19,7 @@ import duckdb
 import pyarrow as pa
 
 from pipeline import manifest, schema, staging, storage
-from pipeline.photo_set import PhotoSet
+from pipeline.photo_set import PhotoSet, UnaccountedError
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def cut_to_staged(stage: staging.Stage, planned: PhotoSet) -> tuple[int, PhotoSe
         connection.execute("CREATE TABLE kept AS FROM plan_rows SEMI JOIN staged USING (photo_id)")
         found = PhotoSet.of(connection.sql("SELECT photo_id FROM plan_rows").to_arrow_reader(1_000_000))
         if found != planned:
-            raise ValueError(
+            raise UnaccountedError(
                 f"the plan below {stage.folder} does not hold the {planned.count} photos that this run has planned:"
                 " somebody has changed it. Nothing is published; run the same command again"
             )

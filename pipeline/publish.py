@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipeline import geoparquet, lease, schema, staging, storage
 from pipeline.geoparquet import Bbox
-from pipeline.photo_set import PhotoSet, id_bytes
+from pipeline.photo_set import PhotoSet, UnaccountedError, id_bytes
 from pipeline.plan import connect
 
 PHOTOS_FOLDER = "photos"
@@ -80,10 +80,6 @@ class Selection:
     row_files: tuple[str, ...]
     dropped: dict[str, list[int]]
     ranges: tuple[FileRange, ...]
-
-
-class UnaccountedError(Exception):
-    """Photos that were planned and rows there are for them differ: a bug or a damaged stage; nothing was published."""
 
 
 def publish(

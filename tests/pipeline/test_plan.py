@@ -16,6 +16,7 @@ import pytest
 
 from pipeline import plan as plan_module
 from pipeline import schema
+from pipeline.photo_set import PhotoSet, UnaccountedError
 from pipeline.plan import Plan, local_photos, make_plan
 from pipeline.schema import ErrorCode
 from pipeline.staging import Stage, parquet_bytes
@@ -424,16 +425,20 @@ def test_a_plan_is_cut_to_what_is_staged(world: World) -> None:
     plan = world.plan()
     assert (plan.staged, plan.todo) == (1, 5)
     world.staged(located_row("/c", 1, 1), failed_row("/e", ErrorCode.CORRUPT))
-    assert plan_module.cut_to_staged(world.stage) == 3
+    left, photos = plan_module.cut_to_staged(world.stage, plan.photos)
+    assert left == 3
     rows = [row for file in world.stage.plan_files() for row in pq.read_table(file).to_pylist()]
     assert sorted(row[schema.URI] for row in rows) == ["/a", "/c", "/e"]
     assert pq.read_schema(world.stage.plan_files()[0]).equals(schema.MANIFEST)
-    assert plan_module.cut_to_staged(world.stage) == 0  # nothing is left to cut
+    assert photos == PhotoSet.of([pa.Table.from_pylist(rows, schema=schema.MANIFEST)])
+    assert plan_module.cut_to_staged(world.stage, photos) == (0, photos)  # nothing is left to cut
+    with pytest.raises(UnaccountedError, match="does not hold the 6 photos that this run has planned"):
+        plan_module.cut_to_staged(world.stage, plan.photos)
 
 
 def test_a_plan_without_any_row_is_cut_to_nothing(world: World) -> None:
-    world.list(("/a", "v1"), ("/b", "v1")).plan()
-    assert plan_module.cut_to_staged(world.stage) == 2
+    plan = world.list(("/a", "v1"), ("/b", "v1")).plan()
+    assert plan_module.cut_to_staged(world.stage, plan.photos) == (2, PhotoSet.of([]))
     assert world.stage.plan_files() == []
 
 

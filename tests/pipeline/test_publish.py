@@ -22,8 +22,8 @@ import pytest
 
 from pipeline import geoparquet, lease, schema, storage, sweep
 from pipeline import publish as publish_module
-from pipeline.photo_set import PhotoSet
-from pipeline.publish import UnaccountedError, publish, put_record
+from pipeline.photo_set import PhotoSet, UnaccountedError
+from pipeline.publish import publish, put_record
 from pipeline.schema import ErrorCode
 from pipeline.staging import Stage, parquet_bytes
 from tests.photo_rows import NOON, failed_row, located_row, photos

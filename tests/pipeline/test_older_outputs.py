@@ -1,5 +1,4 @@
-"""An output that an older version wrote is read, verified, continued and cleaned up; `make.py` beside it says how it was
-made."""
+"""An output that an older version wrote is read, verified, continued and cleaned up; its `make.py` says what it is."""
 
 from __future__ import annotations
 

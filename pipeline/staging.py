@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema, storage
+
+_EPOCH = r"/e(\d+)-[0-9a-f]{32}-\d+\.parquet$"
+EPOCH_SQL = f"coalesce(try_cast(regexp_extract(filename, '{_EPOCH}', 1) AS BIGINT), 0)"
+"""`epoch_of` in DuckDB, over the column `filename` of staged parts."""
 
 
 @dataclass(frozen=True)
@@ -50,24 +55,25 @@ class Stage:
         return self._put(rows, "copies")
 
     def row_files(self) -> list[str]:
-        """URIs of the rows staged so far."""
+        """URIs of the rows staged so far; of a photo that is in several of them, the last one's row is the newest."""
         return self._files("rows")
 
     def copy_files(self) -> list[str]:
-        """URIs of the rows that wait for another photo's answer."""
+        """URIs of the rows that wait for another photo's answer, in order as `row_files`."""
         return self._files("copies")
 
     def _put(self, rows: pa.Table, kind: str) -> str:
         assert rows.schema.equals(schema.PHOTOS), rows.schema
         photo_ids = sorted(rows.column(schema.PHOTO_ID).to_pylist())
         name = hashlib.blake2b(b"".join(photo_ids), digest_size=16).hexdigest()
-        uri = storage.join(self.folder, kind, f"{name}-{rows.num_rows}.parquet")
+        uri = storage.join(self.folder, kind, f"{self.attempt}-{name}-{rows.num_rows}.parquet")
         storage.write_bytes(uri, parquet_bytes(rows))
         return uri
 
     def _files(self, kind: str) -> list[str]:
         entries = storage.list_files(storage.join(self.folder, kind))
-        return [entry.uri for entry in entries if entry.uri.endswith(".parquet")]
+        uris = sorted((entry.uri for entry in entries if entry.uri.endswith(".parquet")), reverse=True)
+        return sorted(uris, key=epoch_of)
 
     def staged_count(self) -> int:
         """Rows staged so far, told by the names of their files."""
@@ -88,6 +94,12 @@ class Stage:
     def delete(self) -> None:
         """Remove everything this run has staged; done once it is published."""
         storage.delete_folder(self.folder)
+
+
+def epoch_of(uri: str) -> int:
+    """Return the epoch of the holder that staged a part, as its name says; 0 where an older version named it."""
+    found = re.search(_EPOCH, uri)
+    return int(found[1]) if found else 0
 
 
 def parquet_bytes(rows: pa.Table) -> bytes:

@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from model import s2
-from pipeline import context, schema, staging, storage
+from pipeline import catalog_sql, context, schema, staging, storage
 from pipeline.context import ContextSettings
 from pipeline.places import Gazetteer
-from pipeline.plan import connect
+from pipeline.plan import connect, view_rows
 from pipeline.precision import PrecisionName, coarsen
 
 _LONGEST = 10_000
@@ -33,9 +33,14 @@ _ANSWERS = pa.schema([schema.PHOTOS.field(name) for name in (schema.PHOTO_ID, *s
 _DEFINITIONS = r"""
 -- A folder is all of a URI up to its last slash, or up to the member's name inside a tar or zip.
 CREATE MACRO folder_of(uri) AS hash(regexp_extract(uri, '^.*(/|\.(?:tar|zip)#)', 0, 's'));
-CREATE TABLE repeated AS SELECT photo_id, max(processed_at) AS newest FROM staged GROUP BY ALL HAVING count(*) > 1;
-CREATE VIEW ours AS
-    SELECT staged.* FROM staged LEFT JOIN repeated USING (photo_id) WHERE coalesce(processed_at = newest, true);
+"""
+_CHOICE = """
+-- Nearly always few: rows are told by file and number, so that no wide table is grouped.
+CREATE TABLE dropped AS
+    SELECT file_index, file_row_number FROM staged
+    SEMI JOIN (SELECT photo_id FROM staged GROUP BY photo_id HAVING count(*) > 1) USING (photo_id)
+    QUALIFY row_number() OVER (PARTITION BY photo_id ORDER BY file_index DESC, file_row_number) > 1;
+CREATE VIEW ours AS FROM staged ANTI JOIN dropped USING (file_index, file_row_number);
 """
 _PHOTOS = """
 SELECT folder_of(uri) AS folder, photo_id, epoch(taken_at) AS time_s, is_ours AND status = 'located' AS is_ours,
@@ -46,10 +51,15 @@ ORDER BY folder, taken_at, photo_id
 _OURS = "SELECT *, true AS is_ours FROM ours"
 _WITH_PUBLISHED = f"""
 {_OURS} UNION ALL BY NAME
-SELECT *, false AS is_ours FROM published
-SEMI JOIN (SELECT DISTINCT folder_of(uri) AS folder FROM ours) folders ON folder_of(published.uri) = folders.folder
-ANTI JOIN ours USING (photo_id)
-QUALIFY row_number() OVER (PARTITION BY photo_id ORDER BY processed_at DESC, run_id DESC) = 1
+SELECT *, false AS is_ours FROM ({
+    catalog_sql.shown_first(
+        '''
+    FROM published
+    SEMI JOIN (SELECT DISTINCT folder_of(uri) AS folder FROM ours) folders ON folder_of(published.uri) = folders.folder
+    ANTI JOIN ours USING (photo_id)''',
+        "file_index",
+    )
+}) WHERE nth = 1
 """
 
 
@@ -83,27 +93,23 @@ def add_context(
         connect(stage.folder) as reading,
         connect(stage.folder) as writing,
     ):
-        reading.read_parquet(list(row_files), hive_partitioning=False).create_view("staged")
-        reading.execute(_DEFINITIONS)
-        if published_files:
-            reading.read_parquet(list(published_files), hive_partitioning=False, union_by_name=True).create_view(
-                "published"
-            )
+        view_rows(reading, "staged", row_files, has_all_columns=True)
+        reading.execute(_DEFINITIONS + _CHOICE)
+        view_rows(reading, "published", published_files, has_all_columns=True)
         ((without_time,),) = reading.sql(
             "SELECT count(DISTINCT photo_id) FROM ours WHERE taken_at IS NULL AND status = 'located'"
         ).fetchall()
-        photos = reading.sql(_PHOTOS.format(rows=_WITH_PUBLISHED if published_files else _OURS))
+        photos = reading.sql(_PHOTOS.format(rows=_WITH_PUBLISHED))
         albums = _Albums(settings, cells)
         answers = albums.answers(photos.to_arrow_reader(_ROWS_PER_BATCH))
         file = str(Path(folder) / "answers.duckdb").replace("'", "''")
         writing.execute(f"ATTACH '{file}' AS local; USE local")
         writing.register("stream", pa.RecordBatchReader.from_batches(_ANSWERS, answers))
         writing.execute("CREATE TABLE answers AS FROM stream")
-        writing.read_parquet(list(row_files), hive_partitioning=False).create_view("staged", replace=True)
-        columns = ", ".join(
-            f"{'answers' if name in schema.CONTEXT else 'staged'}.{name}" for name in schema.PHOTOS.names
-        )
-        rows = writing.sql(f"SELECT {columns} FROM staged LEFT JOIN answers USING (photo_id)")
+        view_rows(writing, "staged", row_files, has_all_columns=True)
+        writing.execute(_CHOICE)
+        columns = ", ".join(f"{'answers' if name in schema.CONTEXT else 'ours'}.{name}" for name in schema.PHOTOS.names)
+        rows = writing.sql(f"SELECT {columns} FROM ours LEFT JOIN answers USING (photo_id)")
         written = {
             stage.put_rows(coarsen(pa.Table.from_batches([batch]).cast(schema.PHOTOS), precision, gazetteer))
             for batch in rows.to_arrow_reader(_ROWS_PER_BATCH)

@@ -18,6 +18,7 @@ from pipeline.plan import connect
 _RUNS = pa.schema(
     [
         pa.field("run_id", pa.string()),
+        pa.field("sequence", pa.int64()),
         pa.field("started_at", pa.string()),
         pa.field("finished_at", pa.string()),
         pa.field("wall_s", pa.float64()),
@@ -43,7 +44,8 @@ class Reading:
 class Catalog:
     """The published photos of one output as SQL views and macros; `catalog_sql` has them.
 
-    photos    the newest row of every photo
+    photos    the newest row of every photo; or its answer, if all that is newer failed to fetch the same version again,
+              and in `last_error_code` and so on what happened then
     history   every row, of older runs too
     failures  photos without a place
     levels    a row for each photo and geographic level
@@ -71,6 +73,9 @@ class Catalog:
             doc = _literal(column.metadata[b"doc"].decode())
             for view in ("photos", "history", "failures"):
                 self.connection.execute(f"COMMENT ON COLUMN {view}.{column.name} IS {doc}")
+        for column in schema.LAST_TRY:
+            doc = _literal(column.metadata[b"doc"].decode())
+            self.connection.execute(f"COMMENT ON COLUMN photos.{column.name} IS {doc}")
         self.connection.execute("SET python_enable_replacements = false")
         self.connection.execute("SET allowed_directories = ?", [[storage.join(output, "")]])
         self.connection.execute("SET enable_external_access = false")
@@ -104,6 +109,11 @@ class Catalog:
         names = ("rows_scanned", "row_groups_scanned", "total_row_groups_to_scan")
         return Reading(*(sum(int(scan[name]) for scan in scans) for name in names))
 
+    def needed_runs(self) -> set[str]:
+        """Return the runs that a photo's answer or its newest row is from."""
+        query = "SELECT DISTINCT run_id FROM photos UNION SELECT run_id FROM internal.superseded WHERE is_newest"
+        return {str(run_id) for (run_id,) in self.connection.sql(query).fetchall()}
+
     def interrupt(self) -> None:
         """Stop the query that another thread is computing, if one is."""
         self.connection.interrupt()
@@ -120,14 +130,22 @@ class Catalog:
         """Make the views `history` and `photos`."""
         with_rows = [record for record in self.records if record["files"]]
         self.connection.execute(f"CREATE VIEW history AS {self._all_rows(output, with_rows)}")
-        superseded = 0
+        self.connection.execute("CREATE TABLE internal.run_order (run_id VARCHAR, run_index BIGINT)")
+        order = [(record["run_id"], index) for index, record in enumerate(self.records)]
+        self.connection.executemany("INSERT INTO internal.run_order VALUES (?, ?)", order)
         if len(with_rows) > 1:
             largest = max(with_rows, key=lambda record: record["photos"]["located"] + record["photos"]["failed"])
             self.connection.execute(catalog_sql.SUPERSEDED, {"largest_run": largest["run_id"]})
-            [(superseded,)] = self.connection.sql("SELECT count(*) FROM internal.superseded").fetchall()
-        # No window over all rows: what a query asks of a place goes past this join to the files.
-        newest = " ANTI JOIN internal.superseded USING (photo_id, run_id)" if superseded else ""
-        self.connection.execute(f"CREATE VIEW photos AS FROM history{newest}")
+        else:
+            self.connection.execute(catalog_sql.NONE_SUPERSEDED)
+        self.connection.execute(catalog_sql.MISSED)
+        # No window over all rows: what a query asks of a place goes past these joins to the files.
+        [(superseded,)] = self.connection.sql("SELECT count(*) FROM internal.superseded").fetchall()
+        shown = "history ANTI JOIN internal.superseded USING (photo_id, run_id)" if superseded else "history"
+        self.connection.execute(
+            f"CREATE VIEW photos AS SELECT history.*, {', '.join(schema.LAST_TRY.names)}"
+            f" FROM {shown} LEFT JOIN internal.missed USING (photo_id)"
+        )
 
     def _all_rows(self, output: str, records: list[dict[str, Any]]) -> str:
         """Return the query for the rows of `records`, where null stands for what an older version had no column for."""
@@ -149,7 +167,8 @@ class Catalog:
     def _make_runs(self) -> None:
         rows = [
             {
-                **{name: record.get(name) for name in ("run_id", "started_at", "finished_at", "wall_s", "model_id")},
+                **{name: record.get(name) for name in ("run_id", "sequence", "started_at", "finished_at")},
+                **{name: record.get(name) for name in ("wall_s", "model_id")},
                 "precision": record.get("settings", {}).get("precision"),
                 "located": record["photos"]["located"],
                 "failed": record["photos"]["failed"],
@@ -189,16 +208,14 @@ def _literal(text: str) -> str:
 
 
 def run_records(output: str) -> list[dict[str, Any]]:
-    """Return the records of the runs that count, oldest first: in the order of the lease's sequence.
+    """Return the records of the runs that count, in the order in which they were published.
 
-    Runs of older versions have no number, and ended before all that have one. A run that was removed does not count,
-    though one that slept may have put its record again.
+    A run that was removed does not count, though one that slept may have put its record again.
     """
     removed = {entry.uri.rsplit("/", 1)[1] for entry in storage.list_files(storage.join(output, lease.REMOVED_FOLDER))}
     entries = storage.list_files(storage.join(output, lease.RUNS_FOLDER))
     uris = [entry.uri for entry in entries if entry.uri.rsplit("/", 1)[1] not in removed]
-    finished = [record for record in _records(uris) if "finished_at" in record]
-    return sorted(finished, key=_run_order)
+    return sorted((record for record in _records(uris) if "finished_at" in record), key=order_of)
 
 
 def removed_records(output: str) -> list[dict[str, Any]]:
@@ -215,10 +232,14 @@ def _records(uris: Iterable[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _run_order(record: dict[str, Any]) -> tuple[int, str, str]:
-    return (record.get("sequence", -1), str(record["finished_at"]), str(record["run_id"]))
+def order_of(record: dict[str, Any]) -> tuple[int, str, str]:
+    """Return a run's place in the order of runs: its sequence number, which the lease handed out, tells it.
+
+    No clock does, but among the records of older versions, which have no number and come before all that have one.
+    """
+    return int(record.get("sequence", -1)), str(record["finished_at"]), str(record["run_id"])
 
 
 def published_files(output: str, records: list[dict[str, Any]]) -> list[str]:
-    """Return the URIs of the files that `records` name."""
+    """Return the URIs of the files that `records` name, in the records' order."""
     return [storage.join(output, file["path"]) for record in records for file in record["files"]]

@@ -6,6 +6,8 @@ compares with the statistics of files and row groups, and skips what can't match
 
 from __future__ import annotations
 
+from pipeline import schema
+
 DEFINITIONS = """
 CREATE MACRO _half_chord_squared(lat1, lon1, lat2, lon2) AS
     sin((radians(lat2) - radians(lat1)) / 2) ** 2
@@ -70,7 +72,7 @@ CREATE VIEW accuracy AS
         distance_km(exif_lat_deg, exif_lon_deg, context_lat_deg, context_lon_deg) AS context_error_km FROM photos)
     WHERE error_km IS NOT NULL;
 
-COMMENT ON VIEW photos IS 'the newest row of every photo';
+COMMENT ON VIEW photos IS 'every photo''s newest row, or the answer that it failed to renew';
 COMMENT ON VIEW history IS 'every row that was ever published: one for each photo and run';
 COMMENT ON VIEW failures IS 'photos without a place';
 COMMENT ON VIEW levels IS 'one row for each photo and geographic level: its best cell there';
@@ -83,17 +85,43 @@ COMMENT ON MACRO TABLE in_cell IS 'photos in an S2 cell';
 """
 """Makes every view and macro, given `photos`, `history` and `runs`; distances are model.geodesy's, as tests see."""
 
-SUPERSEDED = """
+_MISSED = f"coalesce(error_code IN ({', '.join(repr(str(code)) for code in schema.FETCH_ERRORS)}), false)"
+
+
+def shown_first(rows: str, order: str) -> str:
+    """Return SQL for `rows` with two columns more: `nth`, 1 for the row that stands for its photo, and `is_newest`.
+
+    `order` is a column of `rows` that grows with the order of runs. A photo's newest row stands for it; but one that
+    failed to be fetched never hides an answer of the same version: the newest of those stands then.
+    """
+    return f"""
+        SELECT * EXCLUDE (is_missed, version), row_number() OVER (PARTITION BY photo_id
+            ORDER BY is_missed AND status = 'located' AND hash(etag) = version DESC, {order} DESC) AS nth
+        FROM (
+            SELECT *, first_value({_MISSED}) OVER newest AS is_missed, first_value(hash(etag)) OVER newest AS version,
+                row_number() OVER newest = 1 AS is_newest
+            FROM ({rows}) WINDOW newest AS (PARTITION BY photo_id ORDER BY {order} DESC))"""
+
+
+SUPERSEDED = f"""
 CREATE TABLE internal.superseded AS
 WITH again AS (
     -- Whatever the largest run has, only photos that another has too can have a newer row: what is kept at a time grows
     -- with the other runs, and DuckDB spills it.
-    SELECT photo_id, run_id, processed_at FROM history
+    SELECT photo_id, run_id, etag, status, error_code, run_index FROM history JOIN internal.run_order USING (run_id)
     SEMI JOIN (SELECT DISTINCT photo_id FROM history WHERE run_id <> $largest_run) USING (photo_id)
 )
-SELECT photo_id, run_id FROM (
-    SELECT photo_id, run_id, row_number() OVER (PARTITION BY photo_id ORDER BY processed_at DESC, run_id DESC) AS place
-    FROM again
-) WHERE place > 1
+SELECT photo_id, run_id, is_newest FROM ({shown_first("FROM again", "run_index")}) WHERE nth > 1
 """
-"""Makes the table of rows that are no longer the newest of their photo; needs `history` and the run with most rows."""
+"""Makes the table of rows that don't stand for their photo; needs `history`, `run_order` and the run with most rows."""
+
+NONE_SUPERSEDED = "CREATE TABLE internal.superseded (photo_id BLOB, run_id VARCHAR, is_newest BOOLEAN)"
+"""Makes the same table where there is but one run."""
+
+MISSED = f"""
+CREATE TABLE internal.missed AS
+SELECT photo_id, error_code AS {schema.LAST_ERROR_CODE}, error_message AS {schema.LAST_ERROR_MESSAGE},
+    processed_at AS {schema.LAST_TRIED_AT}
+FROM history SEMI JOIN (FROM internal.superseded WHERE is_newest) USING (photo_id, run_id)
+"""
+"""Makes the table of newest rows that don't stand for their photo, as they failed to be fetched; needs `superseded`."""

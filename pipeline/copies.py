@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from pipeline import schema, staging
-from pipeline.plan import connect
+from pipeline.plan import connect, view_rows
 
 _ROWS_PER_PART = 65_536
 
@@ -25,38 +25,33 @@ def settle(stage: staging.Stage, published_files: Sequence[str]) -> int:
     if not copy_files or not (row_files or published_files):
         return 0
     own = (
-        *(schema.PHOTO_ID, schema.URI, schema.ETAG, schema.RUN_ID, schema.PROCESSED_AT, schema.READ_SECONDS),
+        *(schema.PHOTO_ID, schema.URI, schema.ETAG),
+        *(schema.RUN_ID, schema.RUN_SEQUENCE, schema.PROCESSED_AT, schema.READ_SECONDS),
         *schema.CONTEXT,
     )
     columns = ", ".join(f"{'copies' if name in own else 'answers'}.{name}" for name in schema.PHOTOS.names)
     settled = 0
     with connect(stage.folder) as connection:
-        connection.register("no_rows", schema.PHOTOS.empty_table())
-        staged = "FROM read_parquet($row_files)" if row_files else "FROM no_rows WHERE uri IN $row_files"
+        view_rows(connection, "waiting", copy_files, has_all_columns=True)
+        view_rows(connection, "done", row_files)
+        # Published answers are older than the run's own, and come in the order of their runs.
+        view_rows(connection, "answering", [*published_files, *row_files], has_all_columns=True)
         answered = connection.sql(
             f"""
             WITH copies AS (
-                SELECT * FROM (
-                    FROM no_rows UNION ALL BY NAME FROM read_parquet($copy_files, union_by_name = true))
-                QUALIFY row_number() OVER (PARTITION BY photo_id ORDER BY processed_at DESC) = 1),
+                SELECT *, {staging.EPOCH_SQL} AS epoch FROM waiting
+                QUALIFY row_number() OVER (PARTITION BY photo_id ORDER BY file_index DESC) = 1),
             unsettled AS (
-                SELECT * FROM copies WHERE NOT EXISTS (
-                    SELECT 1 FROM (SELECT photo_id, processed_at {staged}) done
-                    WHERE done.photo_id = copies.photo_id AND done.processed_at >= copies.processed_at)),
+                FROM copies WHERE NOT EXISTS (
+                    SELECT 1 FROM (SELECT photo_id, {staging.EPOCH_SQL} AS epoch FROM done) done
+                    WHERE done.photo_id = copies.photo_id AND done.epoch >= copies.epoch)),
             answers AS (
-                SELECT * FROM (
-                    FROM no_rows UNION ALL BY NAME FROM read_parquet($answer_files, union_by_name = true)
-                ) SEMI JOIN unsettled USING (content_hash, model_id)
+                FROM answering SEMI JOIN unsettled USING (content_hash, model_id)
                 WHERE (status = 'located' AND country IS NOT NULL) OR error_code = $model_failed
-                QUALIFY row_number() OVER (PARTITION BY content_hash ORDER BY processed_at DESC) = 1)
+                QUALIFY row_number() OVER (PARTITION BY content_hash ORDER BY file_index DESC) = 1)
             SELECT {columns} FROM unsettled copies JOIN answers USING (content_hash, model_id)
             """,
-            params={
-                "copy_files": copy_files,
-                "row_files": row_files,
-                "answer_files": [*row_files, *published_files],
-                "model_failed": str(schema.ErrorCode.MODEL_FAILED),
-            },
+            params={"model_failed": str(schema.ErrorCode.MODEL_FAILED)},
         )
         for batch in answered.to_arrow_reader(_ROWS_PER_PART):
             rows = pa.Table.from_batches([batch]).cast(schema.PHOTOS)

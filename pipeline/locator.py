@@ -145,7 +145,7 @@ class Locator:
             schema.PROCESSED_AT: now,
         }
         constants |= dict.fromkeys(schema.CONTEXT)  # of which nothing is known before all of a folder's photos are
-        constants[schema.RUN_SEQUENCE] = None  # publishing fills it in
+        constants[schema.RUN_SEQUENCE] = None  # nor of this before the run is published
         for name, value in constants.items():
             columns[name] = pa.repeat(pa.scalar(value, schema.PHOTOS.field(name).type), read.num_rows)
         rows = pa.Table.from_arrays(

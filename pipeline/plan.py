@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ _MEMORY_LIMIT = "12.5%"
 
 DuckDB takes as many threads as there are cores.
 """
+_LONGEST_WAIT_LOG2 = 5
+_PUBLISHED_EPOCH = re.compile(r"/part-e(\d+)-\d+\.parquet$")
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,10 @@ class Plan:
 
     `listed` counts manifest rows, `excluded` those that the sources' patterns left out before, `duplicates` those that
     repeat a photo; `already_done` the photos that have their row from an earlier run, `of_another_model` those of them
-    whose row another model made; `gone` the photos that have a row and are listed no more, where that was asked for. Of
-    those this run takes on, which are `photos`, `staged` have their row from before it was interrupted, `todo` are to
-    process now, which `files` hold, and `changed` were published in another version.
+    whose row another model made; `waiting` those that failed in passing and are for a later run to try again; `gone`
+    the photos that have a row and are listed no more, where that was asked for. Of those this run takes on, which are
+    `photos`, `staged` have their row from before it was interrupted, `todo` are to process now, which `files` hold, and
+    `changed` were published in another version.
     """
 
     listed: int
@@ -62,6 +66,7 @@ class Plan:
     files: tuple[str, ...]
     photos: PhotoSet
     gone: int | None = None
+    waiting: int = 0
 
 
 def connect(*uris: str) -> duckdb.DuckDBPyConnection:
@@ -94,11 +99,14 @@ def make_plan(
 ) -> Plan:
     """List `sources`, leave out what is done, write the rest as the stage's plan, and say what was counted.
 
-    A photo is done when its newest published row is of this version (same URI, same ETag; any, where the listing has no
+    A photo is done when the published row that the view `photos` shows of it (see `catalog`; `published_files` are in
+    the order of their runs, the oldest first) is of this version (same URI, same ETag; any, where the listing has no
     ETag), no transient failure and, with `retry_failed`, no failure at all; with `retag`, only when it is of this model
-    too. `limit` bounds how many photos this run takes on, and `order` says which ones, and in which order: by name, or
-    by the time of their last change, those without one last. `include`, `exclude` and `allow_http` are
-    `manifest.read_manifest`'s.
+    too. What failed to be fetched in each of its last k runs waits, without `retry_failed`, until 2^(k-1) - 1 others,
+    at most 31, have begun.
+    `limit` bounds how many photos this run takes on, and `order` says which ones, and in which order: by name, or
+    by the time of their last change, those without one last; but what failed before comes after all else, the longest
+    ago first. `include`, `exclude` and `allow_http` are `manifest.read_manifest`'s.
     Raises ValueError for a source that can't be read.
     """
     with _database(stage) as connection:
@@ -110,21 +118,23 @@ def make_plan(
             log.info("%d files of the output lie below a source and are no photos of the archive", ours)
         if repeats := _find_repeats(connection):
             log.info("%d rows of the manifest repeat a photo: each photo gets one row", repeats)
-        _judge(connection, published_files, stage.row_files(), model_id, retry_failed, retag)
-        done, of_another_model = _one_row(
-            connection, "SELECT count(*) FILTER (is_done), count(*) FILTER (is_of_another_model) FROM judged"
+        _judge(connection, stage, published_files, model_id, retry_failed, retag)
+        done, of_another_model, waiting = _one_row(
+            connection,
+            "SELECT count(*) FILTER (is_done), count(*) FILTER (is_of_another_model), count(*) FILTER (is_waiting)"
+            " FROM judged",
         )
-        taken = "FROM listed JOIN judged ON listed.rowid = judged.listed_row WHERE NOT is_done"
+        taken = "FROM listed JOIN judged ON listed.rowid = judged.listed_row WHERE NOT is_done AND NOT is_waiting"
         if limit is not None:
             connection.execute(
                 f"CREATE TABLE limited AS SELECT judged.* {taken}"
-                f" ORDER BY is_staged DESC, {_ORDER_BY[order]} LIMIT {limit}"
+                f" ORDER BY is_staged DESC, failed_at NULLS FIRST, {_ORDER_BY[order]} LIMIT {limit}"
             )
             taken = "FROM listed JOIN limited ON listed.rowid = limited.listed_row WHERE true"
         staged, todo, changed = _one_row(
             connection,
             "SELECT count(*) FILTER (is_staged), count(*) FILTER (NOT is_staged), count(*) FILTER (is_changed)"
-            f" FROM {'judged' if limit is None else 'limited'} WHERE NOT is_done",
+            f" FROM {'judged' if limit is None else 'limited'} WHERE NOT is_done AND NOT is_waiting",
         )
         files, photos = _write_plan(connection, stage, taken, todo, order)
         return Plan(
@@ -139,6 +149,7 @@ def make_plan(
             files=files,
             photos=photos,
             gone=_count_gone(connection) if count_gone else None,
+            waiting=waiting,
         )
 
 
@@ -150,7 +161,7 @@ def cut_to_staged(stage: staging.Stage, planned: PhotoSet) -> tuple[int, PhotoSe
     """
     with _database(stage) as connection:
         connection.read_parquet(stage.plan_files(), hive_partitioning=False).create_view("plan_rows")
-        _view_rows(connection, "staged", stage.row_files())
+        view_rows(connection, "staged", stage.row_files())
         # A copy of what is cut here, as DuckDB reads lazily, and the files that it reads are to go.
         connection.execute("CREATE TABLE kept AS FROM plan_rows SEMI JOIN staged USING (photo_id)")
         found = PhotoSet.of(connection.sql("SELECT photo_id FROM plan_rows").to_arrow_reader(1_000_000))
@@ -161,7 +172,7 @@ def cut_to_staged(stage: staging.Stage, planned: PhotoSet) -> tuple[int, PhotoSe
             )
         (kept,) = _one_row(connection, "SELECT count(*) FROM kept")
         if kept < planned.count:
-            kept_rows = "FROM (SELECT *, true AS is_staged FROM kept) WHERE true"
+            kept_rows = "FROM (SELECT *, true AS is_staged, 0 AS failed_at FROM kept) WHERE true"
             _, photos = _write_plan(connection, stage, kept_rows, 0, "name")
             return planned.count - kept, photos
         return 0, planned
@@ -252,44 +263,112 @@ def _find_repeats(connection: duckdb.DuckDBPyConnection) -> int:
 
 def _judge(
     connection: duckdb.DuckDBPyConnection,
+    stage: staging.Stage,
     published_files: Sequence[str],
-    staged_files: Sequence[str],
     model_id: str,
     retry_failed: bool,
     retag: bool,
 ) -> None:
-    """Make the table `judged`: what is to be done about each photo of `listed`, which is named by its row there."""
-    transient = f"error_code IN ({', '.join(repr(str(code)) for code in schema.TRANSIENT_ERRORS)})"
-    of_another_model = _AGAIN if retag else _OTHER
-    published = f"""
-        CASE WHEN {"error_code IS NOT NULL" if retry_failed else transient} THEN {_AGAIN}
-            WHEN model_id = $model_id THEN {_OWN} ELSE {of_another_model} END"""
+    """Make the table `judged`: what is to be done about each photo of `listed`, which is named by its row there.
+
+    `failed_at` is null but where the row of this version is a failure that is to be mended; it grows with the run's
+    place in the order of runs, and this run's own failures come last.
+    """
+    transient, missed = _is_one_of(schema.TRANSIENT_ERRORS), _is_one_of(schema.FETCH_ERRORS)
+    again = "coalesce(error_code IS NOT NULL, false)" if retry_failed else transient
+    whose = f"CASE WHEN model_id = $model_id THEN {_OWN} ELSE {_AGAIN if retag else _OTHER} END"
+    published = (
+        f"CASE WHEN {again} THEN {_AGAIN} ELSE {whose} END | CASE WHEN {again} OR {missed} THEN {_FAILED} ELSE 0 END"
+    )
     # What this run has tried itself is not tried again, whatever is to be retried.
     # Rows staged for a photo that was changed since are made again: the newer wins when the run is published.
     # The others are published, also where a restart without `retag` or `retry_failed` would not ask for them.
     # What failed to be fetched is: the run may have been ended because its source went away (see `source_gone`).
-    unfetched = f"error_code IN ({', '.join(repr(str(code)) for code in schema.FETCH_ERRORS)})"
-    staged = f"CASE WHEN {unfetched} THEN {_AGAIN} ELSE {_OWN} END"
-    _view_rows(connection, "published", published_files)
-    _view_rows(connection, "staged", staged_files)
+    staged = f"CASE WHEN {missed} THEN {_AGAIN} ELSE {_OWN} END"
+    view_rows(connection, "published", published_files)
+    view_rows(connection, "staged", stage.row_files())
+    connection.execute(f"CREATE TABLE done AS {_newest('published', published)}", {"model_id": model_id})
+    _look_into_failures(connection, _runs_since(published_files, stage.epoch), missed, whose, model_id)
     connection.execute(
         f"""
         CREATE TABLE judged AS
         WITH photos AS (
-            SELECT rowid AS listed_row, photo_id, etag IS NULL AS is_any, hash(etag) >> 2 AS version
+            SELECT rowid AS listed_row, photo_id, etag IS NULL AS is_any, hash(etag) >> 3 AS version
             FROM listed ANTI JOIN repeats ON listed.rowid = repeats.listed_row),
-        done AS ({_newest("published", published)}),
         own AS ({_newest("staged", staged)})
         SELECT listed_row,
-            own.row IS NOT NULL AND (is_any OR own.row >> 2 = version) AND own.row & 3 <> {_AGAIN} AS is_staged,
-            done.row IS NOT NULL AND (is_any OR done.row >> 2 = version) AS is_published,
-            is_published AND done.row & 3 <> {_AGAIN} AND NOT is_staged AS is_done,
-            is_done AND done.row & 3 = {_OTHER} AS is_of_another_model,
-            done.row IS NOT NULL AND NOT is_published AS is_changed
-        FROM photos LEFT JOIN done USING (photo_id) LEFT JOIN own USING (photo_id)
+            own.row IS NOT NULL AND (is_any OR own.row >> 3 = version) AS is_tried,
+            is_tried AND own.row & 3 <> {_AGAIN} AS is_staged,
+            done.row IS NOT NULL AND (is_any OR done.row >> 3 = version) AS is_published,
+            coalesce(answer, done.row & 3) AS verdict,
+            is_published AND verdict <> {_AGAIN} AND NOT is_staged AS is_done,
+            is_published AND verdict = {_AGAIN} AND coalesce(is_early, false)
+                AND NOT is_tried AND {not retry_failed} AS is_waiting,
+            is_done AND verdict = {_OTHER} AS is_of_another_model,
+            done.row IS NOT NULL AND NOT is_published AS is_changed,
+            CASE WHEN is_tried AND NOT is_staged THEN 2**31 WHEN is_published THEN failed.file_index END AS failed_at
+        FROM photos LEFT JOIN done USING (photo_id) LEFT JOIN failed USING (photo_id) LEFT JOIN own USING (photo_id)
+        """
+    )
+
+
+def _look_into_failures(
+    connection: duckdb.DuckDBPyConnection, runs_since: Sequence[int], missed: str, whose: str, model_id: str
+) -> None:
+    """Make the table `failed` of the photos whose newest published row is a failure to look into: few, as a rule.
+
+    `file_index` is that row's. Where it failed to be fetched, `answer` is the verdict of the newest located row of the
+    same version, null without one, and `is_early` says that it is too early to try again.
+    """
+    since = pa.table(
+        {"file_index": pa.array(range(len(runs_since)), pa.int64()), "runs": pa.array(runs_since, pa.int64())}
+    )
+    connection.register("runs_since", since)
+    connection.execute(
+        f"""
+        CREATE TABLE tried AS
+        SELECT photo_id, file_index, {missed} AS is_missed, {whose} AS verdict, error_code IS NULL AS is_located,
+            hash(etag) >> 3 = done.row >> 3 AS is_version
+        FROM published JOIN (FROM done WHERE row & {_FAILED} <> 0) done USING (photo_id)
         """,
         {"model_id": model_id},
     )
+    connection.execute(
+        f"""
+        CREATE TABLE failed AS
+        WITH newest AS (
+            SELECT photo_id, max(file_index) AS file_index, arg_max(is_missed, file_index) AS is_missed,
+                arg_max(verdict, file_index) FILTER (is_version AND is_located) AS verdict,
+                coalesce(max(file_index) FILTER (NOT (is_version AND is_missed)), -1) AS index_before
+            FROM tried GROUP BY photo_id),
+        counted AS (
+            SELECT newest.*, failures
+            FROM newest LEFT JOIN (
+                SELECT photo_id, count(*) AS failures FROM tried JOIN newest USING (photo_id)
+                WHERE tried.file_index > index_before GROUP BY photo_id) USING (photo_id))
+        SELECT photo_id, file_index, CASE WHEN is_missed THEN verdict END AS answer,
+            is_missed AND runs < (1 << least(failures - 1, {_LONGEST_WAIT_LOG2})) - 1 AS is_early
+        FROM counted JOIN runs_since USING (file_index)
+        """
+    )
+
+
+def _runs_since(published_files: Sequence[str], epoch: int) -> list[int]:
+    """Return for each file how many runs began after the one that published it, before this one.
+
+    Those that published anything are seen; of others, whose every photo had to wait, the holders' epochs tell.
+    """
+    runs = [uri.rsplit("/", 1)[0] for uri in published_files]
+    numbers = {run: number for number, run in enumerate(dict.fromkeys(runs))}
+    since = []
+    for uri, run in zip(published_files, runs, strict=True):
+        found = _PUBLISHED_EPOCH.search(uri)
+        since.append(max(len(numbers) - 1 - numbers[run], epoch - 1 - int(found[1] if found else 0)))
+    return since
+
+
+def _is_one_of(codes: Sequence[schema.ErrorCode]) -> str:
+    return f"coalesce(error_code IN ({', '.join(repr(str(code)) for code in codes)}), false)"
 
 
 def _count_gone(connection: duckdb.DuckDBPyConnection) -> int:
@@ -299,25 +378,47 @@ def _count_gone(connection: duckdb.DuckDBPyConnection) -> int:
     return gone
 
 
-_AGAIN, _OWN, _OTHER = 0, 1, 2
-"""What a row says of its photo: to be made again, done, done by another model."""
+_AGAIN, _OWN, _OTHER, _FAILED = 0, 1, 2, 4
+"""What a row says of its photo: to be made again, done, done by another model; and, as a bit more, that it is a failure
+that is to be made again, or that hides no answer."""
 
 
 def _newest(rows: str, verdict: str) -> str:
-    """Return the SQL for each photo's newest row in the view `rows`: its ETag's hash with the verdict as last two bits.
+    """Return the SQL for each photo's newest row in the view `rows`: its ETag's hash with the verdict as last 3 bits.
 
     Only the newest counts: a photo that was changed and changed back is a changed photo. One number of fixed size a
-    photo, since DuckDB can't spill the texts of an aggregate; 62 bits of a hash tell two versions of one photo apart.
+    photo, since DuckDB can't spill the texts of an aggregate; 61 bits of a hash tell two versions of one photo apart.
     """
-    return f"SELECT photo_id, arg_max(hash(etag) >> 2 << 2 | {verdict}, processed_at) AS row FROM {rows} GROUP BY ALL"
+    return f"SELECT photo_id, arg_max(hash(etag) >> 3 << 3 | {verdict}, file_index) AS row FROM {rows} GROUP BY ALL"
 
 
-def _view_rows(connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[str]) -> None:
-    """Make a view of the rows in `files`: they are read as a stream and not copied."""
-    if files:
-        connection.read_parquet(list(files), hive_partitioning=False).create_view(name)
-    else:
-        connection.register(name, schema.PHOTOS.empty_table())
+def view_rows(
+    connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[str], has_all_columns: bool = False
+) -> None:
+    """Make a view of the rows in `files`, which are read as a stream and not copied.
+
+    `file_index` is the file's in the list: of a photo's rows the one with the highest is the newest, where the list is
+    in such an order. With `has_all_columns` there are all of `schema.PHOTOS`, null where an older version's files lack
+    one, and `file_row_number`.
+    """
+    uris, indices = pa.array(files, pa.string()), pa.array(range(len(files)), pa.int64())
+    connection.register(f"{name}_files", pa.table({"filename": uris, "file_index": indices}))
+    connection.register(f"no_{name}", schema.PHOTOS.empty_table())
+    if not files:
+        more = ", ''::VARCHAR AS filename, 0::BIGINT AS file_index, 0::BIGINT AS file_row_number"
+        connection.execute(f"CREATE VIEW {name} AS SELECT *{more} FROM no_{name}")
+        return
+    connection.read_parquet(
+        list(files),
+        hive_partitioning=False,
+        filename=True,
+        file_row_number=has_all_columns,
+        union_by_name=has_all_columns,
+    ).create_view(f"{name}_read")
+    rows = f"FROM {name}_read JOIN {name}_files USING (filename)"
+    connection.execute(
+        f"CREATE VIEW {name} AS {f'FROM no_{name} UNION ALL BY NAME {rows}' if has_all_columns else rows}"
+    )
 
 
 def _write_plan(
@@ -336,7 +437,8 @@ def _write_plan(
         ("todo", "NOT is_staged", rows_per_task(todo)),
     ):
         rows = connection.sql(
-            f"SELECT {', '.join(schema.MANIFEST.names)} {taken} AND {condition} ORDER BY {_ORDER_BY[order]}"
+            f"SELECT {', '.join(schema.MANIFEST.names)} {taken} AND {condition}"
+            f" ORDER BY failed_at NULLS FIRST, {_ORDER_BY[order]}"
         )
         for index, batch in enumerate(_rebatch(rows.to_arrow_reader(_ROWS_PER_TASK[1]), rows_per_file)):
             uri = stage.plan_uri(name, index)

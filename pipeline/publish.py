@@ -219,7 +219,7 @@ class _Accounts:
             SELECT filename, file_row_number FROM (
                 SELECT filename, file_row_number, row_number() OVER (
                     PARTITION BY photo_id
-                    ORDER BY {staging.epoch_sql("filename")} DESC, filename, file_row_number) AS place
+                    ORDER BY {staging.EPOCH_SQL} DESC, filename, file_row_number) AS place
                 FROM staged SEMI JOIN repeated USING (photo_id)) WHERE place > 1
             UNION
             SELECT filename, file_row_number FROM staged ANTI JOIN planned USING (photo_id);

@@ -388,6 +388,7 @@ class _Gathering:
 def catalog_runs(catalog: Catalog) -> list[dict[str, Any]]:
     """Return the finished runs, newest first."""
     found: list[dict[str, Any]] = catalog.rows(
-        "SELECT run_id, finished_at, model_id, precision, located, failed, wall_s FROM runs ORDER BY finished_at DESC"
+        "SELECT run_id, finished_at, model_id, precision, located, failed, wall_s FROM runs"
+        " ORDER BY sequence DESC NULLS LAST, finished_at DESC"
     ).to_pylist()
     return found

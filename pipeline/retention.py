@@ -1,4 +1,4 @@
-"""Old runs go when newer ones have replaced their every row; no photo loses its newest row, no reader its files.
+"""Old runs go when newer ones have replaced their every row; no photo loses its answer, no reader its files.
 
 A run goes in two steps. First its record moves from `runs/` to `removed/`: whoever opens the output from then on knows
 nothing of it. Its files go `GRACE` later, when whoever had opened the output before has finished. The note in
@@ -25,7 +25,9 @@ _REMOVED_AT = "removed_at"
 def remove_replaced_runs(
     output: str, older_than: dt.timedelta, settings: lease.LeaseSettings, grace: dt.timedelta = GRACE
 ) -> list[str]:
-    """Let runs that ended longer ago than that, and that no photo's newest row is from, count no more; return which.
+    """Let runs that ended longer ago than that count no more, but those that a photo's answer or newest row is from.
+
+    Returns which.
 
     Removes the files of those that were let go more than `grace` ago. Does nothing, and says so in the log, while
     another run has the output. Interrupted anywhere, the next call goes on.
@@ -52,7 +54,7 @@ def _let_go(held: lease.Lease, output: str, older_than: dt.timedelta) -> list[st
     old = [record for record in records if dt.datetime.fromisoformat(record["finished_at"]) < before]
     if not old:
         return []
-    needed = set(catalog.Catalog(output).rows("SELECT DISTINCT run_id FROM photos").column("run_id").to_pylist())
+    needed = catalog.Catalog(output).needed_runs()
     gone = [record for record in old if record["run_id"] not in needed]
     for record in gone:
         # Its files are known in one place at least, whatever interrupts this.

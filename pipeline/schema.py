@@ -39,11 +39,14 @@ class ErrorCode(enum.StrEnum):
     MODEL_FAILED = "model_failed"
 
 
-TRANSIENT_ERRORS = (ErrorCode.FETCH_TIMEOUT, ErrorCode.FETCH_FAILED)
-"""Failures of the moment: the next run takes these photos again by itself."""
+TRANSIENT_ERRORS = (ErrorCode.NOT_FOUND, ErrorCode.FETCH_TIMEOUT, ErrorCode.FETCH_FAILED)
+"""Failures of the moment: later runs take these photos again by themselves, later and later.
 
-FETCH_ERRORS = (ErrorCode.NOT_FOUND, ErrorCode.FETCH_TIMEOUT, ErrorCode.FETCH_FAILED, ErrorCode.FORBIDDEN)
-"""Failures to get at a photo at all, which say nothing of it."""
+A photo that was listed and not found is one of them: what is listed exists, or will be listed no more.
+"""
+
+FETCH_ERRORS = (*TRANSIENT_ERRORS, ErrorCode.FORBIDDEN)
+"""Failures to get at a photo at all, which say nothing of it: they never hide its answer (see `catalog`)."""
 
 MAX_ERROR_MESSAGE_CHARS = 300
 
@@ -245,8 +248,14 @@ PHOTOS = pa.schema(
             nullable=False,
         ),
         _column(RUN_ID, pa.string(), "the run that wrote the row", nullable=False),
-        _column(RUN_SEQUENCE, pa.int64(), "the run's number in the order of publishing: the newest row's is highest"),
-        _column(PROCESSED_AT, pa.timestamp("us", tz="UTC"), "when the row was made", nullable=False),
+        _column(
+            RUN_SEQUENCE,
+            pa.int64(),
+            "the run's number, in the order in which runs were published; the newest row of a photo has the highest",
+        ),
+        _column(
+            PROCESSED_AT, pa.timestamp("us", tz="UTC"), "when the row was made, by its worker's clock", nullable=False
+        ),
         _column(READ_SECONDS, pa.float32(), "how long its fetching and decoding took, waiting for its store included"),
     ]
 )
@@ -263,11 +272,24 @@ ADDED_LATER = frozenset(
         *(EXIF_COUNTRY_CODE, EXIF_COUNTRY, EXIF_REGION, EXIF_PLACE),
         *(COUNTRY_CODE, COUNTRY, REGION, PLACE, COUNTRY_PROBABILITY, COUNTRIES),
         *CONTEXT,
-        RUN_SEQUENCE,
-        READ_SECONDS,
+        *(RUN_SEQUENCE, READ_SECONDS),
     }
 )
 """Columns that files of older versions lack; null stands for them there."""
+
+# Columns of the view `photos` alone.
+LAST_ERROR_CODE = "last_error_code"
+LAST_ERROR_MESSAGE = "last_error_message"
+LAST_TRIED_AT = "last_tried_at"
+
+LAST_TRY = pa.schema(
+    [
+        _column(LAST_ERROR_CODE, pa.string(), "why the photo could not be fetched since; null where it was not tried"),
+        _column(LAST_ERROR_MESSAGE, pa.string(), "that reason in words"),
+        _column(LAST_TRIED_AT, pa.timestamp("us", tz="UTC"), "when that was"),
+    ]
+)
+"""What the view `photos` says, beside an answer, of a newer attempt to fetch the same version of the photo."""
 
 READ = pa.schema(
     [

@@ -20,17 +20,14 @@ from pipeline import schema, storage
 _EPOCH = r"/(?:run-)?e(\d+)[-./][^/]*(?:$|/[^/]*$)"
 """An object's epoch in its name: `rows/e7-…`, `plan/e7/…`, `run-e7.json`."""
 _SETTINGS = re.compile(r"run(-e\d+)?\.json")
+EPOCH_SQL = f"coalesce(try_cast(regexp_extract(filename, '{_EPOCH}', 1) AS BIGINT), 0)"
+"""`epoch_of` in DuckDB, over the column `filename` of staged parts."""
 
 
 def epoch_of(uri: str) -> int:
     """Return the epoch of whoever wrote the staged object at `uri`; 0 for older versions, which named none."""
     found = re.search(_EPOCH, uri)
     return int(found[1]) if found else 0
-
-
-def epoch_sql(filename: str) -> str:
-    """Return the SQL for `epoch_of` the column `filename`."""
-    return f"coalesce(try_cast(regexp_extract({filename}, '{_EPOCH}', 1) AS BIGINT), 0)"
 
 
 @dataclass(frozen=True)
@@ -68,11 +65,11 @@ class Stage:
         return self._put(rows, "copies")
 
     def row_files(self) -> list[str]:
-        """URIs of the rows staged so far."""
+        """URIs of the rows staged so far; of a photo that is in several of them, the last one's row is the newest."""
         return self._files("rows")
 
     def copy_files(self) -> list[str]:
-        """URIs of the rows that wait for another photo's answer."""
+        """URIs of the rows that wait for another photo's answer, in order as `row_files`."""
         return self._files("copies")
 
     def _put(self, rows: pa.Table, kind: str) -> str:
@@ -85,7 +82,8 @@ class Stage:
 
     def _files(self, kind: str) -> list[str]:
         entries = storage.list_files(storage.join(self.folder, kind))
-        return [entry.uri for entry in entries if entry.uri.endswith(".parquet")]
+        uris = sorted((entry.uri for entry in entries if entry.uri.endswith(".parquet")), reverse=True)
+        return sorted(uris, key=epoch_of)
 
     def staged_count(self) -> int:
         """Rows staged so far, told by the names of their files."""

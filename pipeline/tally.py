@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from pipeline import schema, staging
-from pipeline.plan import connect
+from pipeline.plan import connect, view_rows
 
 Outcomes = Mapping[tuple[str, str], int]
 """Photos by status and error code, "" where there is none."""
@@ -124,15 +124,15 @@ def staged_outcomes(stage: staging.Stage) -> Outcomes:
     if not files:
         return {}
     with connect(stage.folder) as connection:
+        view_rows(connection, "staged", files)
         found = connection.sql(
             """
             SELECT status, coalesce(error_code, ''), count(*) FROM (
-                SELECT photo_id, arg_max(status, processed_at) AS status,
-                    CASE WHEN arg_max(status, processed_at) = 'failed' THEN arg_max(error_code, processed_at) END
+                SELECT photo_id, arg_max(status, file_index) AS status,
+                    CASE WHEN arg_max(status, file_index) = 'failed' THEN arg_max(error_code, file_index) END
                         AS error_code
-                FROM read_parquet($files) GROUP BY photo_id)
+                FROM staged GROUP BY photo_id)
             GROUP BY ALL
-            """,
-            params={"files": files},
+            """
         ).fetchall()
     return {(status, code): count for status, code, count in found}

@@ -63,6 +63,7 @@ _ROW_RULES = {
         OR len(list_filter(alternatives, lambda cell: NOT cell.probability {_IS_PROBABILITY})) > 0""",
     "are of another run": "run_id <> $run_id",
     "are of another model": "model_id <> $model_id",
+    "have another place in the order of runs": "run_sequence <> $sequence",
 }
 """What no row may be, as the problem's words and a condition in SQL."""
 _OFF_ITS_POINT = "have another geometry than position"
@@ -268,7 +269,7 @@ class _RowRules:
     """Counts the rows of one file that are not as a row must be, a batch at a time."""
 
     def __init__(self, record: dict[str, Any]) -> None:
-        self._ids = {"run_id": record["run_id"], "model_id": record["model_id"]}
+        self._ids = {**{name: record[name] for name in ("run_id", "model_id")}, "sequence": record.get("sequence")}
         self._connection = connect()
         self._broken: dict[str, tuple[int, str]] = {}
         self.bbox: Bbox | None = None

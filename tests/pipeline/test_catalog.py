@@ -22,9 +22,20 @@ from tests.photo_rows import NOON, failed_row, located_row, photos
 Row = dict[str, Any]
 
 
-def publish_run(output: str, run_id: str, rows: Sequence[Row], commit: bool = True, precision: str = "street") -> None:
-    """Publish `rows` as the run `run_id`, an hour after run r0 for each of its number, as the job does."""
-    hour = dt.timedelta(hours=int(run_id[1:]))
+def publish_run(
+    output: str,
+    run_id: str,
+    rows: Sequence[Row],
+    commit: bool = True,
+    precision: str = "street",
+    sequence: int | None = None,
+    clock_h: int = 0,
+) -> None:
+    """Publish `rows` as the run `run_id`, as the job does: with a sequence number, or without as older versions did.
+
+    It ends an hour after run r0 for each of its number, by a clock that is `clock_h` hours ahead.
+    """
+    hour = dt.timedelta(hours=int(run_id[1:]) + clock_h)
     stage = Stage(output, run_id)
     planned = [{name: row.get(name) for name in schema.MANIFEST.names} for row in rows]
     table = pa.Table.from_pylist(planned, schema=schema.MANIFEST)
@@ -46,7 +57,7 @@ def publish_run(output: str, run_id: str, rows: Sequence[Row], commit: bool = Tr
             },
             "files": [{"path": file.path} for file in published.files],
         }
-        put_record(stage, record)
+        put_record(stage, record | ({} if sequence is None else {"sequence": sequence}))
 
 
 def two_runs(output: str) -> None:
@@ -90,7 +101,10 @@ def test_the_newest_row_of_runs_that_count(catalog: Catalog) -> None:
 
 
 def test_columns_are_the_documented_ones(catalog: Catalog) -> None:
-    assert catalog.rows("FROM photos LIMIT 0").column_names == schema.PHOTOS.names
+    assert catalog.rows("FROM photos LIMIT 0").column_names == [*schema.PHOTOS.names, *schema.LAST_TRY.names]
+    assert catalog.rows("FROM history LIMIT 0").column_names == schema.PHOTOS.names
+    documented = catalog.sql("SELECT comment FROM duckdb_columns() WHERE table_name = 'photos'").fetchall()
+    assert all(comment for (comment,) in documented)
 
 
 def test_one_run_alone_and_a_run_of_nothing(tmp_path: Path) -> None:
@@ -273,9 +287,91 @@ def test_a_run_of_an_older_version_has_null_for_new_columns(tmp_path: Path) -> N
     [old] = published_files(str(tmp_path), run_records(str(tmp_path))[:1])
     pq.write_table(pq.read_table(old, partitioning=None).drop_columns([schema.SCENE, schema.LEVELS]), old)
     catalog = Catalog(str(tmp_path))
-    assert catalog.rows("FROM photos").column_names == schema.PHOTOS.names
+    assert catalog.rows("FROM history").column_names == schema.PHOTOS.names
     assert catalog.sql("SELECT uri, scene FROM photos ORDER BY uri").fetchall() == [("/a", None), ("/b", "outdoor")]
     assert catalog.sql("SELECT DISTINCT uri FROM levels").fetchall() == [("/b",)]
+
+
+def shown(output: str) -> dict[str, list[Any]]:
+    """What the view shows of each photo: ETag, latitude, run, and what became of it since."""
+    columns = "uri, etag, lat_deg, run_id, last_error_code, last_error_message, last_tried_at"
+    rows = Catalog(output).rows(f"SELECT {columns} FROM photos").to_pylist()
+    assert len(rows) == len({row["uri"] for row in rows})
+    return {row.pop("uri"): list(row.values()) for row in rows}
+
+
+def test_no_clock_decides_which_row_is_the_newest(tmp_path: Path) -> None:
+    """The worker of r1, and the driver of r4, had a clock that was years ahead."""
+    output = str(tmp_path)
+    publish_run(output, "r1", [located_row("/a", 1, 1, "v1")], sequence=4, clock_h=9999)
+    publish_run(output, "r3", [located_row("/a", 3, 3, "v3")], sequence=9)
+    publish_run(output, "r2", [located_row("/a", 2, 2, "v2")], sequence=8)
+    assert shown(output) == {"/a": ["v3", 3.0, "r3", None, None, None]}
+    assert [record["run_id"] for record in run_records(output)] == ["r1", "r2", "r3"]
+    assert Catalog(output).sql("SELECT sequence FROM runs ORDER BY run_id").fetchall() == [(4,), (8,), (9,)]
+    publish_run(output, "r4", [located_row("/a", 4, 4, "v4")], clock_h=99_999)  # of an older version: before all others
+    assert shown(output)["/a"][0] == "v3"
+    assert [record["run_id"] for record in run_records(output)] == ["r4", "r1", "r2", "r3"]
+
+
+def test_among_runs_of_older_versions_their_records_tell_the_newest_and_not_their_rows(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    ahead = {schema.PROCESSED_AT: NOON + dt.timedelta(days=400)}
+    for run_id, etag in (("r1", "v1"), ("r2", "v2")):
+        publish_run(output, run_id, [located_row("/a", int(run_id[1:]), 0, etag)])
+    [old] = published_files(output, run_records(output)[:1])
+    table = pq.read_table(old, partitioning=None)
+    values = pa.array([ahead[schema.PROCESSED_AT]], table.schema.field(schema.PROCESSED_AT).type)
+    pq.write_table(
+        table.set_column(table.schema.get_field_index(schema.PROCESSED_AT), schema.PROCESSED_AT, values), old
+    )
+    assert shown(output)["/a"][:3] == ["v2", 2.0, "r2"]
+
+
+@pytest.mark.parametrize("code", schema.FETCH_ERRORS)
+def test_what_failed_to_be_fetched_hides_no_answer_of_the_same_version(tmp_path: Path, code: ErrorCode) -> None:
+    """The photos' disk is away for one night, and comes back: the answers stayed, and say what happened."""
+    output = str(tmp_path)
+    publish_run(
+        output,
+        "r1",
+        [
+            located_row("/kept", 1, 1),
+            located_row("/changed", 1, 1, "v1"),
+            located_row("/back", 1, 1, "v1"),
+            located_row("/kept, no version", 1, 1) | {schema.ETAG: None},
+            failed_row("/never located", ErrorCode.CORRUPT),
+            located_row("/undone", 1, 1),
+        ],
+    )
+    publish_run(output, "r2", [located_row("/kept", 2, 2), located_row("/back", 2, 2, "v2")])
+    publish_run(
+        output,
+        "r3",
+        [
+            failed_row("/kept", code),
+            failed_row("/changed", code, "v2"),
+            failed_row("/back", code, "v1"),
+            failed_row("/kept, no version", code) | {schema.ETAG: None},
+            failed_row("/never located", code),
+            failed_row("/undone", ErrorCode.CORRUPT),
+        ],
+    )
+    missed = [str(code), f"it is {code}", NOON + dt.timedelta(hours=3)]
+    nothing = [None, None, None]
+    assert shown(output) == {
+        "/kept": ["v1", 2.0, "r2", *missed],
+        "/changed": ["v2", None, "r3", *nothing],  # nothing is known of this version
+        "/back": ["v1", 1.0, "r1", *missed],
+        "/kept, no version": [None, 1.0, "r1", *missed],
+        "/never located": ["v1", None, "r3", *nothing],
+        "/undone": ["v1", None, "r3", *nothing],  # looked at, and no picture any more
+    }
+    assert Catalog(output).needed_runs() == {"r1", "r2", "r3"}
+    publish_run(output, "r4", [failed_row("/kept", code), located_row("/back", 4, 4, "v1")])
+    assert shown(output)["/kept"] == ["v1", 2.0, "r2", *missed[:2], NOON + dt.timedelta(hours=4)]
+    assert shown(output)["/back"] == ["v1", 4.0, "r4", *nothing]
+    assert Catalog(output).sql("SELECT count(*) FROM history").fetchall() == [(16,)]
 
 
 @pytest.mark.s3

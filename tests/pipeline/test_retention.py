@@ -16,19 +16,24 @@ from pipeline.catalog import Catalog, removed_records
 from pipeline.lease import LeaseSettings
 from pipeline.publish import publish, put_record
 from pipeline.retention import remove_replaced_runs
+from pipeline.schema import ErrorCode
 from pipeline.staging import Stage, parquet_bytes
 from pipeline.verify import verify_output
-from tests.photo_rows import NOON, located_row, photos
+from tests.photo_rows import NOON, failed_row, located_row, photos
 
 DAY = dt.timedelta(days=1)
 NEVER = dt.timedelta(days=36_500)
 
 
-def publish_run(output: str, day: int, uris: str) -> None:
-    """Publish a run of so many days after `NOON` over the photos that the letters name."""
+def publish_run(
+    output: str, day: int, uris: str, ahead: dt.timedelta = 0 * DAY, etag: str = "", is_found: bool = True
+) -> None:
+    """Publish a run of so many days after `NOON` over the photos that the letters name, with its workers' clock."""
     run_id, at = f"day-{day}", NOON + day * DAY
+    facts = {"etag": etag or run_id, schema.RUN_ID: run_id, schema.PROCESSED_AT: at + ahead}
     rows: list[dict[str, Any]] = [
-        located_row(f"/{uri}", 10, day, etag=run_id, **{schema.RUN_ID: run_id, schema.PROCESSED_AT: at}) for uri in uris
+        located_row(f"/{uri}", 10, day, **facts) if is_found else failed_row(f"/{uri}", ErrorCode.NOT_FOUND, **facts)
+        for uri in uris
     ]
     stage = Stage(output, run_id)
     plan = [{name: row.get(name) for name in schema.MANIFEST.names} for row in rows]
@@ -39,7 +44,11 @@ def publish_run(output: str, day: int, uris: str) -> None:
         "run_id": run_id,
         "finished_at": at.isoformat(),
         "model_id": "m-1",
-        "photos": {"located": published.located, "failed": 0, "failed_by_code": {}},
+        "photos": {
+            "located": published.located,
+            "failed": published.failed,
+            "failed_by_code": published.failed_by_code,
+        },
         "files": [asdict(file) for file in published.files],
     }
     put_record(stage, record)
@@ -130,6 +139,27 @@ def test_whatever_interrupts_it_the_next_call_goes_on(
     assert list(storage.list_files(f"{output}/photos/run=day-1")) == []
     assert notes(output) == [("day-1", [])]
     assert newest(output) == before
+    assert verify_output(output) == []
+
+
+def test_a_clock_that_was_ahead_removes_no_right_row(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    publish_run(output, 1, "a", ahead=400 * DAY)
+    publish_run(output, 2, "a")
+    assert remove_replaced_runs(output, DAY, LeaseSettings()) == ["day-1"]
+    assert newest(output) == {"/a": "day-2"}
+
+
+def test_an_answer_stays_that_a_newer_run_failed_to_make_again(tmp_path: Path) -> None:
+    """The photos' disk was away for two nights: neither the answers go, nor what happened last."""
+    output = str(tmp_path)
+    publish_run(output, 1, "ab", etag="v1")
+    publish_run(output, 2, "ab", etag="v1", is_found=False)
+    publish_run(output, 3, "ab", etag="v1", is_found=False)
+    assert remove_replaced_runs(output, DAY, LeaseSettings()) == ["day-2"]
+    assert newest(output) == {"/a": "day-1", "/b": "day-1"}
+    (row,) = Catalog(output).rows("SELECT DISTINCT status, last_error_code, last_tried_at FROM photos").to_pylist()
+    assert list(row.values()) == ["located", "not_found", NOON + 3 * DAY]
     assert verify_output(output) == []
 
 

@@ -11,7 +11,7 @@ from pipeline.schema import ErrorCode, PhotoError
 
 
 def test_every_stored_column_says_what_it_holds() -> None:
-    for field in schema.PHOTOS:
+    for field in (*schema.PHOTOS, *schema.LAST_TRY):
         assert field.metadata[b"doc"], field.name
 
 
@@ -20,7 +20,8 @@ def test_the_set_of_error_codes_is_the_contract() -> None:
         *("not_found", "forbidden", "fetch_timeout", "fetch_failed", "empty", "too_large", "unsupported_format"),
         *("truncated", "corrupt", "decoder_crashed", "decoder_timeout", "model_failed"),
     }
-    assert set(schema.TRANSIENT_ERRORS) == {"fetch_timeout", "fetch_failed"}
+    assert set(schema.TRANSIENT_ERRORS) == {"not_found", "fetch_timeout", "fetch_failed"}
+    assert set(schema.FETCH_ERRORS) == {*schema.TRANSIENT_ERRORS, "forbidden"}
 
 
 def test_what_the_reader_hands_on_has_the_types_that_are_stored() -> None:

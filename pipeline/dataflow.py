@@ -141,7 +141,7 @@ def run_dataflow(
     )
     sink = _StageDatasink(stage, cluster.rows_per_part, shared)
     look_on = _watchdog(index, watch, stage, reader.fetch)
-    with _progress_log(stage), look_on, _sigterm_drains(index):
+    with _plain_errors(stage), _progress_log(stage), look_on, _sigterm_drains(index):
         photos.write_datasink(sink, ray_remote_args={"num_cpus": 0.1}, concurrency=max(2, size.cpus // _CPUS_A_WRITER))
     progress: Progress = ray.get(index.progress.remote())
     try:
@@ -155,7 +155,8 @@ def run_dataflow(
 
 def publish_on_ray(stage: Stage, above_rows: int = 2_000_000) -> Published:
     """Publish as `publish.publish` does; a run of more than `above_rows` rows is sorted and written by the cluster."""
-    return publish(stage, _sort_on_ray, above_rows)
+    with _plain_errors(stage):
+        return publish(stage, _sort_on_ray, above_rows)
 
 
 def _sort_on_ray(stage: Stage, selection: Selection) -> list[PublishedFile]:
@@ -177,12 +178,47 @@ def _sort_on_ray(stage: Stage, selection: Selection) -> list[PublishedFile]:
     return sorted((PublishedFile(**file) for file in written.take_all()), key=lambda file: file.path)
 
 
+@contextlib.contextmanager
+def _plain_errors(stage: Stage) -> Iterator[None]:
+    """Raise what a file system or store refused, in whichever process, as itself and with a note of what stays."""
+    try:
+        yield
+    except (OSError, ray.exceptions.RayTaskError) as error:
+        plain = error
+        if isinstance(error, ray.exceptions.RayTaskError):
+            if not isinstance(error.cause, _RefusedInWorkerError):
+                raise
+            plain = error.cause.error
+        with contextlib.suppress(OSError):
+            plain.add_note(f"{stage.staged_count()} photos are staged and stay.")
+        raise plain from None
+
+
+class _RefusedInWorkerError(Exception):
+    """Brings what a file system or store refused in a worker to the driver: Ray adds its own words to an error's."""
+
+    def __init__(self, error: OSError, *words: object) -> None:
+        super().__init__(error, *words)
+        self.error = error
+
+
+@contextlib.contextmanager
+def _refusals_told() -> Iterator[None]:
+    """Within it, a worker's task reads or writes the output; `_plain_errors` is the other end."""
+    try:
+        yield
+    except OSError as error:
+        raise _RefusedInWorkerError(error) from error
+
+
 def _configure_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     # A worker process that dies (out of memory, a node taken away) is retried by Ray; a bug in our code is not.
     context.max_errored_blocks = 0
     context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would write a dozen lines every ten seconds
+    for name in ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they say with a trace or two is raised as well
     # Advice for whoever tunes Ray, in the middle of the user's log.
     context.issue_detectors_config.detectors = []
     warnings.filterwarnings("ignore", message="The m(in|ax)imum number of concurrent (actors|tasks)")
@@ -326,7 +362,8 @@ def _plan_blocks(uri: str, shared: _Shared) -> Iterator[pa.Table]:
     if ray.get(shared.index.is_closed.remote()):
         yield schema.MANIFEST.empty_table()
         return
-    rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=schema.MANIFEST)
+    with _refusals_told():
+        rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=schema.MANIFEST)
     for start in range(0, rows.num_rows, _ROWS_PER_BLOCK):
         yield rows.slice(start, _ROWS_PER_BLOCK)
 
@@ -404,17 +441,19 @@ class _StageDatasink(Datasink[None]):
         index = self._shared.index
         copies, others = rows.filter(is_copy), rows.filter(pc.invert(is_copy))
         start_s = time.perf_counter()
-        if copies.num_rows:
-            index.note_waiting.remote(self._stage.put_copies(copies), copies.num_rows)
-        if others.num_rows:
-            index.note_staged.remote(self._stage.put_rows(others), outcomes(others))
+        with _refusals_told():
+            if copies.num_rows:
+                index.note_waiting.remote(self._stage.put_copies(copies), copies.num_rows)
+            if others.num_rows:
+                index.note_staged.remote(self._stage.put_rows(others), outcomes(others))
         self._shared.metrics.observe_staging(time.perf_counter() - start_s)
 
 
 def _staged_blocks(files: dict[str, list[int] | None], ranges: Sequence[FileRange]) -> Iterator[pa.Table]:
     """Yield the rows of staged files without those that are dropped, with the number of the file each belongs to."""
     for uri, dropped in files.items():
-        rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=schema.PHOTOS)
+        with _refusals_told():
+            rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=schema.PHOTOS)
         if dropped:
             kept = np.ones(rows.num_rows, bool)
             kept[dropped] = False
@@ -428,7 +467,8 @@ def _write_file(rows: pa.Table, stage: Stage, ranges: Sequence[FileRange]) -> pa
     assert rows.num_rows == ranges[index].row_count, (
         f"file {index}: {rows.num_rows} rows, not {ranges[index].row_count}"
     )
-    return pa.Table.from_pylist([asdict(put_file(stage, index, _sorted_groups(rows), ranges[index].bbox))])
+    with _refusals_told():
+        return pa.Table.from_pylist([asdict(put_file(stage, index, _sorted_groups(rows), ranges[index].bbox))])
 
 
 def _sorted_groups(rows: pa.Table) -> Iterator[pa.Table]:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, TypeVar
 
-import duckdb
 import tyro
 
 from pipeline import logs
@@ -92,7 +91,8 @@ def run_command(settings_type: type[Settings], run: Callable[[Settings], int]) -
 def _refusal(error: Exception) -> str:
     """Say what a file system or store refused and what to do then; "" for what may be a bug."""
     notes = "".join(f"{note} " for note in getattr(error, "__notes__", ()))
-    if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException):
+    duckdb = sys.modules.get("duckdb")  # where nobody has imported it, it has raised nothing
+    if duckdb and isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException):
         said = str(error).split("\n", 1)[0]
         advice = "Free some room in the temporary folder, or name another as TMPDIR"
     elif isinstance(error, OSError) and error.errno is None:  # `storage`'s, of an object store

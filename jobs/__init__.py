@@ -3,6 +3,7 @@ exit code (0 done, 1 stopped, 2 usage, 3 finished with too many failures)."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -20,11 +21,27 @@ from pipeline.schema import printable
 Settings = TypeVar("Settings")
 _STOPPED = "stopped: run the same command again to go on where it stopped"
 
+_NO_ROOM = "Free some room there"
+_ADVICE = {
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EFBIG: "Raise the limit of a file's size (ulimit -f)",
+    errno.EROFS: "Make it writable",
+    errno.EACCES: "Make it writable for this user",
+    errno.EPERM: "Make it writable for this user",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "Raise the system's limit of open files",
+}
+"""What to do about errors of a file system that are nobody's bug."""
+_BROKEN_DISKS = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN)
+
 log = logging.getLogger(__name__)
 
 
 def run_command(settings_type: type[Settings], run: Callable[[Settings], int]) -> NoReturn:
     """Parse the command line, call `run` and exit with its code; a `ValueError` is the user's mistake: exit 2.
+
+    What a file system or store refuses, such as a full disk, is told in one line: exit 1. A bug keeps its traceback.
 
     SIGTERM, which schedulers and `ray job stop` send, stops as Ctrl-C does: the lease is given back, exit 1.
     """
@@ -60,12 +77,32 @@ def run_command(settings_type: type[Settings], run: Callable[[Settings], int]) -
             sys.stderr.flush()
             os._exit(1)
         code = 1
-    except Exception:
-        if not asked:
+    except Exception as error:
+        if asked:
+            _tell(_STOPPED)  # DuckDB makes an error of its own of what interrupts its reading of a file
+        elif refusal := _refusal(error):
+            _tell("error: " + printable(refusal))
+        else:
             raise
-        _tell(_STOPPED)  # DuckDB makes an error of its own of what interrupts its reading of a file
         code = 1
     sys.exit(code)
+
+
+def _refusal(error: Exception) -> str:
+    """Say what a file system or store refused and what to do then; "" for what may be a bug."""
+    notes = "".join(f"{note} " for note in getattr(error, "__notes__", ()))
+    duckdb = sys.modules.get("duckdb")  # where nobody has imported it, it has raised nothing
+    if duckdb and isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException):
+        said = str(error).split("\n", 1)[0]
+        advice = "Free some room in the temporary folder, or name another as TMPDIR"
+    elif isinstance(error, OSError) and error.errno is None:  # `storage`'s, of an object store
+        said, advice = str(error), "See that the store is there and takes the credentials"
+    elif isinstance(error, OSError) and error.errno in (*_ADVICE, *_BROKEN_DISKS):
+        said = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+        advice = _ADVICE.get(error.errno, "See that the disk is there") if error.errno else ""
+    else:
+        return ""
+    return f"{said}. {notes}{advice}, and run the same command again: what was written whole stays."
 
 
 def _tell(text: str) -> None:

@@ -7,12 +7,15 @@ user says so; then each is asked.
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +33,8 @@ log = logging.getLogger(__name__)
 
 _START_LIMIT_S = 180.0
 """A start of Ray takes some ten seconds; a busy machine may need several times that."""
+_LEAST_ROOM_BYTES = 64 << 20
+"""With less in the temporary folder Ray does not start, or not for long."""
 _LOCKED_LIMIT_S = 10.0
 """After which a process that hangs and lets no thread end it is ended all the same."""
 _ANSWER_LIMIT_S = 180.0
@@ -155,7 +160,7 @@ def start_ray(least_cpus: int = 0, dashboard: bool = False) -> ClusterSize:
         # With one CPU to spare for the engine's process: on two cores a reading task could else wait for it forever.
         cpus = None if is_joined else max((os.cpu_count() or 1) + 1, least_cpus)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to Ray's makers unless the user says so
-        with _process_ends_after(_START_LIMIT_S, "Ray did not start"), _sigterm_kept():
+        with _process_ends_after(_START_LIMIT_S, "Ray did not start"), _sigterm_kept(), _room_told():
             ray.init(
                 num_cpus=cpus,
                 include_dashboard=dashboard if cpus else None,
@@ -175,6 +180,18 @@ def start_ray(least_cpus: int = 0, dashboard: bool = False) -> ClusterSize:
         largest_node_cpus=int(max(node.get("CPU", 0) for node in alive)),
         nodes=len(alive),
     )
+
+
+@contextlib.contextmanager
+def _room_told() -> Iterator[None]:
+    """Raise OSError where Ray does not start for want of room in the temporary folder, of which it says nothing."""
+    try:
+        yield
+    except Exception as error:
+        folder = tempfile.gettempdir()
+        if shutil.disk_usage(folder).free < _LEAST_ROOM_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder) from error
+        raise
 
 
 def check_paths(paths: Iterable[NamedPath], is_shared: bool, output: str = "") -> None:

@@ -6,8 +6,6 @@ import contextlib
 import functools
 import logging
 import os
-import signal
-import sys
 import threading
 import time
 import warnings
@@ -25,18 +23,18 @@ from ray.data import ActorPoolStrategy, Datasink, Datasource, TaskPoolStrategy
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
-from pipeline import geoparquet, logs, schema, source_gone, storage
+from pipeline import geoparquet, logs, schema, source_gone, storage, supervise
 from pipeline.cluster import ClusterSettings, ClusterSize, Driver, locator_pool, start_ray
 from pipeline.content_index import ContentIndex, claims, without_copies
-from pipeline.fetch import FetchSettings, shares
+from pipeline.fetch import shares
 from pipeline.isolation import keep_heap
-from pipeline.metrics import RunMetrics, WorkerMetrics
+from pipeline.metrics import WorkerMetrics
 from pipeline.publish import FileRange, Published, PublishedFile, Selection, file_index, publish, put_file, sort_keys
 from pipeline.reader import IsolatedReader, ReaderSettings
 from pipeline.source_gone import Heartbeat, SourceGoneError
 from pipeline.staging import Stage
+from pipeline.supervise import Watch
 from pipeline.tally import Progress, Tally, outcomes
-from pipeline.watchdog import Watchdog
 
 if TYPE_CHECKING:  # imported only where it runs: a process that reads photos is spared four seconds and 200 MB
     from pipeline.locator import EngineLoader, LocatorSettings
@@ -48,21 +46,8 @@ _ROWS_PER_BLOCK = 64
 _ROWS_PER_SORTED_BLOCK = 50_000
 """Staged rows that one task sends to their files: some 60 MB."""
 _FILE_INDEX = "file_index"
-_LOG_INTERVAL_S = 30.0
-_DRAIN_LIMIT_S = 20.0
-"""Schedulers kill what has not ended some 30 s after SIGTERM."""
-_TALLY_LIMIT_S = 5.0
 _CPUS_A_WRITER = 8
 """Without a bound, Ray sets a third of the cluster's processors aside for writers, and readers do without them."""
-_LOSS_INTERVAL_S = 0.5
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Who looks on while a run goes: metrics, and a watchdog that ends it when nothing moves for `max_silence_s`."""
-
-    metrics: RunMetrics
-    max_silence_s: float
 
 
 class _RunActor(ContentIndex, Tally):
@@ -143,8 +128,14 @@ def run_dataflow(
         **(batches | {"batch_size": locator.batch_size} if size.gpus else batches),
     )
     sink = _StageDatasink(stage, cluster.rows_per_part, shared)
-    look_on = _watchdog(index, watch, stage, reader.fetch)
-    with _progress_log(stage), look_on, _sigterm_drains(index), _loss_closes(index, lost):
+    look_on = supervise.watchdog(index, watch, stage, reader.fetch)
+    with (
+        _plain_errors(stage),
+        supervise.progress_log(stage),
+        look_on,
+        supervise.sigterm_drains(index),
+        supervise.loss_closes(index, lost),
+    ):
         photos.write_datasink(sink, ray_remote_args={"num_cpus": 0.1}, concurrency=max(2, size.cpus // _CPUS_A_WRITER))
     progress: Progress = ray.get(index.progress.remote())
     try:
@@ -158,7 +149,8 @@ def run_dataflow(
 
 def publish_on_ray(stage: Stage, above_rows: int = 2_000_000) -> Published:
     """Publish as `publish.publish` does; a run of more than `above_rows` rows is sorted and written by the cluster."""
-    return publish(stage, _sort_on_ray, above_rows)
+    with _plain_errors(stage):
+        return publish(stage, _sort_on_ray, above_rows)
 
 
 def _sort_on_ray(stage: Stage, selection: Selection) -> list[PublishedFile]:
@@ -180,149 +172,50 @@ def _sort_on_ray(stage: Stage, selection: Selection) -> list[PublishedFile]:
     return sorted((PublishedFile(**file) for file in written.take_all()), key=lambda file: file.path)
 
 
+@contextlib.contextmanager
+def _plain_errors(stage: Stage) -> Iterator[None]:
+    """Raise what a file system or store refused, in whichever process, as itself and with a note of what stays."""
+    try:
+        yield
+    except (OSError, ray.exceptions.RayTaskError) as error:
+        plain = error
+        if isinstance(error, ray.exceptions.RayTaskError):
+            if not isinstance(error.cause, _RefusedInWorkerError):
+                raise
+            plain = error.cause.error
+        with contextlib.suppress(OSError):
+            plain.add_note(f"{stage.staged_count()} photos are staged and stay.")
+        raise plain from None
+
+
+class _RefusedInWorkerError(Exception):
+    """Brings what a file system or store refused in a worker to the driver: Ray adds its own words to an error's."""
+
+    def __init__(self, error: OSError, *words: object) -> None:
+        super().__init__(error, *words)
+        self.error = error
+
+
+@contextlib.contextmanager
+def _refusals_told() -> Iterator[None]:
+    """Within it, a worker's task reads or writes the output; `_plain_errors` is the other end."""
+    try:
+        yield
+    except OSError as error:
+        raise _RefusedInWorkerError(error) from error
+
+
 def _configure_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     # A worker process that dies (out of memory, a node taken away) is retried by Ray; a bug in our code is not.
     context.max_errored_blocks = 0
     context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would write a dozen lines every ten seconds
+    for name in ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they say with a trace or two is raised as well
     # Advice for whoever tunes Ray, in the middle of the user's log.
     context.issue_detectors_config.detectors = []
     warnings.filterwarnings("ignore", message="The m(in|ax)imum number of concurrent (actors|tasks)")
-
-
-@contextlib.contextmanager
-def _progress_log(stage: Stage) -> Iterator[None]:
-    """Where there is no terminal for Ray's progress bars, log how many photos are staged every half minute."""
-    if sys.stdout.isatty():
-        yield
-        return
-    finished = threading.Event()
-
-    def watch() -> None:
-        while not finished.wait(_LOG_INTERVAL_S):
-            log.info("%d photos staged", stage.staged_count())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        watcher.join()
-
-
-@contextlib.contextmanager
-def _watchdog(index: Any, watch: Watch | None, stage: Stage, fetch: FetchSettings) -> Iterator[None]:
-    """Where somebody looks on, keep metrics up to date, and end the flow when nothing moves or the source went away."""
-    if watch is None:
-        yield
-        return
-
-    has_answered = False
-
-    def look() -> Progress | None:
-        nonlocal has_answered
-        try:
-            progress: Progress = ray.get(index.progress.remote(), timeout=_TALLY_LIMIT_S)
-        except ray.exceptions.RayError as error:  # in time it is there again, or there is no progress
-            if has_answered:  # before, it is being started
-                log.warning("how far the run has come can't be told now: %s", type(error).__name__)
-            return None
-        has_answered = True
-        watch.metrics.take(progress)
-        return progress
-
-    def judge() -> Progress | None:
-        progress = look()
-        if progress is not None:
-            source_gone.check(progress.last, fetch)
-        return progress
-
-    def report(silent_s: float) -> None:
-        watch.metrics.set("graticule_silent_seconds", silent_s)
-
-    report(0.0)
-    watch.metrics.set("graticule_silence_limit_seconds", watch.max_silence_s)
-    try:
-        with Watchdog(watch.max_silence_s, judge, functools.partial(_what_is_seen, watch.metrics, stage), report):
-            yield
-    except KeyboardInterrupt:  # what was staged before the stop counts
-        look()
-        raise
-    finally:
-        watch.metrics.set("graticule_silent_seconds", None)
-        watch.metrics.set("graticule_silence_limit_seconds", None)
-    look()
-
-
-def _what_is_seen(metrics: RunMetrics, stage: Stage) -> str:
-    nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
-    has, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
-    left = ", ".join(f"{free.get(name, 0):g} of {has[name]:g} {name}s free" for name in ("CPU", "GPU") if name in has)
-    return f"{stage.staged_count()} of {metrics.planned} photos are staged; {nodes} nodes are alive, {left}"
-
-
-@contextlib.contextmanager
-def _sigterm_drains(index: Any) -> Iterator[None]:
-    """Let SIGTERM end the flow in good order: no more photos are begun, those that were are staged.
-
-    KeyboardInterrupt after that; or at once, at a second SIGTERM, or when it takes longer than `_DRAIN_LIMIT_S`.
-    """
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
-        yield
-        return
-    asked, finished = threading.Event(), threading.Event()
-
-    def ask(*_: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    def watch() -> None:
-        asked.wait()
-        if finished.is_set():
-            return
-        log.warning("told to stop: what is begun is staged first, in at most %.0f s", _DRAIN_LIMIT_S)
-        index.close.remote()
-        if not finished.wait(_DRAIN_LIMIT_S):
-            log.warning("that takes too long: the rest is left to the next run")
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-
-    watcher = threading.Thread(target=watch, name="stop", daemon=True)
-    watcher.start()
-    before = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield
-        if asked.is_set():
-            raise KeyboardInterrupt
-    finally:
-        finished.set()
-        signal.signal(signal.SIGTERM, before)
-        asked.set()
-
-
-@contextlib.contextmanager
-def _loss_closes(index: Any, lost: threading.Event | None) -> Iterator[None]:
-    """Let no more photos be begun once the run's lease is lost: the workers' time is then spent in vain."""
-    if lost is None:
-        yield
-        return
-    finished = threading.Event()
-
-    def watch() -> None:
-        while not finished.wait(_LOSS_INTERVAL_S):
-            if lost.is_set():
-                index.close.remote()
-                return
-
-    watcher = threading.Thread(target=watch, name="lease loss", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        watcher.join()
 
 
 class _BlocksDatasource(Datasource):
@@ -352,7 +245,8 @@ def _plan_blocks(uri: str, shared: _Shared) -> Iterator[pa.Table]:
     if ray.get(shared.index.is_closed.remote()):
         yield schema.MANIFEST.empty_table()
         return
-    rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=schema.MANIFEST)
+    with _refusals_told():
+        rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=schema.MANIFEST)
     for start in range(0, rows.num_rows, _ROWS_PER_BLOCK):
         yield rows.slice(start, _ROWS_PER_BLOCK)
 
@@ -430,17 +324,19 @@ class _StageDatasink(Datasink[None]):
         index = self._shared.index
         copies, others = rows.filter(is_copy), rows.filter(pc.invert(is_copy))
         start_s = time.perf_counter()
-        if copies.num_rows:
-            index.note_waiting.remote(self._stage.put_copies(copies), copies.num_rows)
-        if others.num_rows:
-            index.note_staged.remote(self._stage.put_rows(others), outcomes(others))
+        with _refusals_told():
+            if copies.num_rows:
+                index.note_waiting.remote(self._stage.put_copies(copies), copies.num_rows)
+            if others.num_rows:
+                index.note_staged.remote(self._stage.put_rows(others), outcomes(others))
         self._shared.metrics.observe_staging(time.perf_counter() - start_s)
 
 
 def _staged_blocks(files: dict[str, list[int] | None], ranges: Sequence[FileRange]) -> Iterator[pa.Table]:
     """Yield the rows of staged files without those that are dropped, with the number of the file each belongs to."""
     for uri, dropped in files.items():
-        rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=schema.PHOTOS)
+        with _refusals_told():
+            rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=schema.PHOTOS)
         if dropped:
             kept = np.ones(rows.num_rows, bool)
             kept[dropped] = False
@@ -454,7 +350,8 @@ def _write_file(rows: pa.Table, stage: Stage, ranges: Sequence[FileRange]) -> pa
     assert rows.num_rows == ranges[index].row_count, (
         f"file {index}: {rows.num_rows} rows, not {ranges[index].row_count}"
     )
-    return pa.Table.from_pylist([asdict(put_file(stage, index, _sorted_groups(rows), ranges[index].bbox))])
+    with _refusals_told():
+        return pa.Table.from_pylist([asdict(put_file(stage, index, _sorted_groups(rows), ranges[index].bbox))])
 
 
 def _sorted_groups(rows: pa.Table) -> Iterator[pa.Table]:

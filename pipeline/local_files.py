@@ -72,9 +72,11 @@ def put(uri: str, data: bytes, is_locked: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno is not None:  # a full disk doesn't say which
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

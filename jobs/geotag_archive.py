@@ -37,6 +37,7 @@ from pipeline import (
     publish,
     staging,
     storage,
+    supervise,
     sweep,
     tally,
 )
@@ -232,7 +233,7 @@ def _run_held(
         )
         flow_start_s = time.monotonic()
         answered = copies.answered_contents(stage, answering, checkpoint.model_id, settings.cluster.known_contents)
-        watch = dataflow.Watch(metrics, 60 * settings.max_silence_minutes)
+        watch = supervise.Watch(metrics, 60 * settings.max_silence_minutes)
         unmatched = dataflow.run_dataflow(
             plan.files,
             stage,

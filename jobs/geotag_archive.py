@@ -124,6 +124,10 @@ class GeotagSettings:
     limits: DecodeLimits = field(default_factory=DecodeLimits)
 
 
+class OtherSettingsError(ValueError):
+    """The run that was named is unfinished, and was started with other settings."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended: its exit code, what it had planned, and its record if it published anything."""
@@ -200,7 +204,8 @@ def _run_held(
     held.prove()  # listing and planning may have taken hours, and another run may go by this one's silence
     if plan.todo == 0 and plan.staged == 0:
         sweep.unneeded_run(held, stage)
-        print(f"Nothing to do: all {plan.already_done} photos have their row at {output}{_whose(plan, checkpoint)}.")
+        which = f"{plan.already_done} photos" if plan.waiting else f"all {plan.already_done} photos"
+        print(f"Nothing to do: {which} have their row at {output}{_whose(plan, checkpoint)}.{_waiting(plan)}")
         return Outcome(0, plan)
 
     flow_s, unmatched, left, photos = 0.0, 0, 0, plan.photos
@@ -381,27 +386,43 @@ def _stage(settings: GeotagSettings, output: str, model_id: str, finished_runs: 
     unfinished = staging.unfinished_runs(output)
     if settings.run_id in finished_runs:
         raise ValueError(f"run {settings.run_id} is finished: give another --run-id, or none")
-    # The number alone tells it from all other runs, however clocks go; the time is for people.
-    new = f"{epoch:08d}-{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}"
-    stage = staging.Stage(output, settings.run_id or (unfinished[-1] if unfinished else new), epoch)
     wanted: dict[str, object] = {"model_id": model_id, "precision": settings.precision}
     if settings.context:
         wanted["context"] = asdict(settings.album)
-    started = stage.settings()
-    if started:
-        log.info("taking up unfinished run %s", stage.run_id)
-        if started != wanted:
-            raise ValueError(
-                f"unfinished run {stage.run_id} was started with {started}, not {wanted}: finish it with those, give"
-                f" another --run-id, or remove {stage.folder}"
-            )
+    started = {run_id: staging.Stage(output, run_id).settings() for run_id in unfinished}
+    if settings.run_id is None:
+        ours = [run_id for run_id in unfinished if started[run_id] in ({}, wanted)]
+        for run_id in sorted(set(unfinished) - set(ours)):
+            log.warning("left as it is: %s", _mixed(output, run_id, started[run_id], wanted))
+        # The number alone tells a new run from all others, however clocks go; the time is for people.
+        run_id = ours[-1] if ours else f"{epoch:08d}-{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}"
+    else:
+        run_id = settings.run_id
+        if started.get(run_id, {}) not in ({}, wanted):
+            raise OtherSettingsError(_mixed(output, run_id, started[run_id], wanted))
+    stage = staging.Stage(output, run_id, epoch)
+    if started.get(run_id):
+        log.info("taking up unfinished run %s", run_id)
     else:
         stage.put_settings(wanted)
     return stage
 
 
+def _mixed(output: str, run_id: str, started: dict[str, object], wanted: dict[str, object]) -> str:
+    return (
+        f"unfinished run {run_id} was started with {started}, not {wanted}: finish it by jobs.geotag_archive with"
+        f" --run-id {run_id} and those, or remove {staging.Stage(output, run_id).folder}"
+    )
+
+
 def _precision(record: dict[str, Any]) -> object:
     return record.get("settings", {}).get("precision")
+
+
+def _waiting(plan: Plan) -> str:
+    if not plan.waiting:
+        return ""
+    return f" {plan.waiting} more failed in passing; later runs try them again (--retry-failed does so now)."
 
 
 def _whose(plan: Plan, checkpoint: Checkpoint) -> str:
@@ -425,6 +446,8 @@ def _print_summary(
         table.add_row("done before, not in this run", str(plan.already_done))
     if plan.of_another_model:
         table.add_row("… of these by another model (--retag)", str(plan.of_another_model))
+    if plan.waiting:
+        table.add_row("failed in passing before, left for later runs to try", str(plan.waiting))
     if plan.excluded:
         table.add_row("left out by --include and --exclude", str(plan.excluded))
     if left:

@@ -2,25 +2,29 @@
 
     python -m jobs.nightly --photos SOURCE --output URI --max-hours 6
 
-A date is done once, however often the command runs. A night that was killed is finished by the next start.
+A date is done once, however often the command runs. A night that was killed is finished by the next start that has the
+same settings (model, precision, context); one of other settings is set aside: left as it is, for whoever continues it.
 """
 
 from __future__ import annotations
 
 import collections
 import datetime as dt
+import itertools
 import json
 import logging
 import os
+import re
 import time
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 import tyro
 
 from jobs import geotag_archive, night_metrics, run_command
-from jobs.geotag_archive import GeotagSettings, Outcome
+from jobs.geotag_archive import GeotagSettings, OtherSettingsError, Outcome
 from pipeline import catalog, logs, retention, schema, staging, storage
 from pipeline.plan import Order
 
@@ -81,17 +85,25 @@ def _run(settings: NightlySettings) -> tuple[int, dict[str, Any] | None]:
         return int(found["exit_code"]), found
     started_s, started_at = time.monotonic(), dt.datetime.now(dt.UTC)
     outcomes: list[tuple[str, Outcome]] = []
+    set_aside: list[str] = []
     for run_id in _runs_to_do(output, settings.date):
         budget = _budget_left(settings, outcomes, time.monotonic() - started_s)
         if budget is None:
             break
         outcome = _finished(output, run_id, archive.max_failed_fraction)
-        if outcome is None:
-            outcome = geotag_archive.geotag(replace(budget, run_id=run_id), count_gone=True)
+        try:
+            if outcome is None:
+                outcome = geotag_archive.geotag(replace(budget, run_id=run_id), count_gone=True)
+        except OtherSettingsError as error:
+            log.warning("set aside: %s", error)
+            set_aside.append(run_id)
+            continue
         outcomes.append((run_id, outcome))
-        if outcome.exit_code == 1:  # nothing is published: tonight's date is not done, the next start goes on
-            return 1, None
-    night = _described(settings.date, started_at, outcomes)
+        if outcome.exit_code == 1 or _is_own(run_id, settings.date):
+            break
+    if outcomes[-1][1].exit_code == 1:  # nothing is published: tonight's date is not done, the next start goes on
+        return 1, None
+    night = _described(settings.date, started_at, outcomes, set_aside)
     if settings.keep_days is not None:
         older_than = dt.timedelta(days=settings.keep_days)
         night["removed_runs"] = retention.remove_replaced_runs(output, older_than, archive.lease)
@@ -119,8 +131,10 @@ def summary_text(night: dict[str, Any]) -> str:
         f"of these changed photos   {night['changed']}",
         f"listed no more            {night['gone']}",
         f"left for the next night   {night['left']}",
+        *([f"failed, tried again later {night['waiting']}"] if night.get("waiting") else []),
         f"hours                     {night['hours']:.2f}",
         f"runs                      {' '.join(night['runs']) or 'none: there was nothing to do'}",
+        *(f"set aside, other settings {run_id}" for run_id in night.get("set_aside", ())),
         *(f"removed, all replaced     {run_id}" for run_id in night.get("removed_runs", ())),
     ]
     return "\n".join(lines) + "\n"
@@ -153,12 +167,23 @@ def _webhook(settings: NightlySettings) -> str:
     return settings.webhook or os.environ.get("GRATICULE_WEBHOOK", "")
 
 
-def _runs_to_do(output: str, date: str) -> list[str]:
-    """Return the runs to do tonight, in order: those that earlier nights left unfinished, and tonight's."""
+def _runs_to_do(output: str, date: str) -> Iterator[str]:
+    """Yield the runs to do tonight, in order: those that earlier nights left unfinished, and tonight's.
+
+    Tonight's has further names, for where earlier starts of other settings have left it unfinished: the first one that
+    is free, or of the same settings, is the night's.
+    """
     finished = {str(record["run_id"]) for record in catalog.run_records(output)}
-    own = f"nightly-{date}"
-    earlier = [run_id for run_id in staging.unfinished_runs(output) if run_id not in finished | {own}]
-    return [*earlier, own]
+    for run_id in staging.unfinished_runs(output):
+        if run_id not in finished and not _is_own(run_id, date):
+            yield run_id
+    yield f"nightly-{date}"
+    for number in itertools.count(2):
+        yield f"nightly-{date}-{number}"
+
+
+def _is_own(run_id: str, date: str) -> bool:
+    return re.fullmatch(rf"nightly-{date}(-\d+)?", run_id) is not None
 
 
 def _finished(output: str, run_id: str, max_failed_fraction: float) -> Outcome | None:
@@ -196,7 +221,9 @@ def _photos(outcome: Outcome) -> int:
     return int(photos["located"]) + int(photos["failed"])
 
 
-def _described(date: str, started_at: dt.datetime, outcomes: list[tuple[str, Outcome]]) -> dict[str, Any]:
+def _described(
+    date: str, started_at: dt.datetime, outcomes: list[tuple[str, Outcome]], set_aside: list[str]
+) -> dict[str, Any]:
     """Return the night's record. What was listed is what the last run saw; what was done is the sum over the runs."""
     finished_at = dt.datetime.now(dt.UTC)
     plans = [_plan(outcome) for _, outcome in outcomes]
@@ -205,7 +232,7 @@ def _described(date: str, started_at: dt.datetime, outcomes: list[tuple[str, Out
     for _, record in records:
         failed_by_code.update(record["photos"]["failed_by_code"])
     last = plans[-1]
-    photos = last["listed"] - last["duplicates"]
+    photos, waiting = last["listed"] - last["duplicates"], last.get("waiting", 0)
     return {
         "date": date,
         "started_at": started_at.isoformat(),
@@ -220,7 +247,9 @@ def _described(date: str, started_at: dt.datetime, outcomes: list[tuple[str, Out
         "changed": sum(plan["changed"] for plan in plans),
         "gone": last["gone"],
         # What the limit kept out of the last run, and what that run had no time for.
-        "left": photos - last["already_done"] - last["staged"] - last["todo"] + last.get("left", 0),
+        "left": photos - last["already_done"] - last["staged"] - last["todo"] - waiting + last.get("left", 0),
+        "waiting": waiting,
+        "set_aside": set_aside,
     }
 
 

@@ -312,6 +312,7 @@ class TestUsageErrors:
     ) -> None:
         Stage(f"{tmp_path}/out", "r1").put_settings({"model_id": "other-1", "precision": "street"})
         options = ("--photos", tmp_path / "photos", "--output", tmp_path / "out", "--model", tiny_checkpoint)
+        options = (*options, "--run-id", "r1")
         assert "unfinished run r1 was started with" in self.usage_error(capsys, monkeypatch, *options)
 
     def test_as_a_process(self, tmp_path: Path) -> None:

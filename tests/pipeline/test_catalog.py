@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,50 +13,13 @@ import pytest
 from model import geodesy
 from pipeline import schema, storage
 from pipeline.catalog import Catalog, published_files, run_records
-from pipeline.publish import publish, put_record
+from pipeline.publish import put_record
 from pipeline.schema import ErrorCode
-from pipeline.staging import Stage, parquet_bytes
-from tests.photo_rows import NOON, failed_row, located_row, photos
+from pipeline.staging import Stage
+from tests.photo_rows import NOON, failed_row, located_row
+from tests.published_rows import publish_run
 
 Row = dict[str, Any]
-
-
-def publish_run(
-    output: str,
-    run_id: str,
-    rows: Sequence[Row],
-    commit: bool = True,
-    precision: str = "street",
-    sequence: int | None = None,
-    clock_h: int = 0,
-) -> None:
-    """Publish `rows` as the run `run_id`, as the job does: with a sequence number, or without as older versions did.
-
-    It ends an hour after run r0 for each of its number, by a clock that is `clock_h` hours ahead.
-    """
-    hour = dt.timedelta(hours=int(run_id[1:]) + clock_h)
-    stage = Stage(output, run_id)
-    planned = [{name: row.get(name) for name in schema.MANIFEST.names} for row in rows]
-    table = pa.Table.from_pylist(planned, schema=schema.MANIFEST)
-    storage.write_bytes(stage.plan_uri("todo", 0), parquet_bytes(table))
-    stage.put_rows(photos([row | {schema.RUN_ID: run_id, schema.PROCESSED_AT: NOON + hour} for row in rows]))
-    published = publish(stage)
-    if commit:
-        record = {
-            "run_id": run_id,
-            "finished_at": (NOON + hour).isoformat(),
-            "model_id": "m-1",
-            "started_at": NOON.isoformat(),
-            "wall_s": 3600.0,
-            "settings": {"precision": precision},
-            "photos": {
-                "located": published.located,
-                "failed": published.failed,
-                "failed_by_code": published.failed_by_code,
-            },
-            "files": [{"path": file.path} for file in published.files],
-        }
-        put_record(stage, record | ({} if sequence is None else {"sequence": sequence}))
 
 
 def two_runs(output: str) -> None:

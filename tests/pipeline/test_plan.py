@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import datetime as dt
-import random
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,56 +12,16 @@ import pytest
 from pipeline import plan as plan_module
 from pipeline import schema
 from pipeline.photo_set import PhotoSet, UnaccountedError
-from pipeline.plan import Plan, local_photos, make_plan
+from pipeline.plan import local_photos, make_plan
 from pipeline.schema import ErrorCode
-from pipeline.staging import Stage, parquet_bytes
-from tests.photo_rows import NOON, failed_row, located_row, photos
-
-Row = dict[str, Any]
-
-
-class World:
-    """An output with published files, a run's stage, and a CSV manifest as its source."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.stage = Stage(str(folder / "output"), "r1")
-        self.published: list[str] = []
-        self.source = folder / "m.csv"
-
-    def list(self, *photos_listed: tuple[str, str | None]) -> World:
-        with open(self.source, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("uri", "etag"), *((uri, etag or "") for uri, etag in photos_listed)])
-        return self
-
-    def publish(self, *rows: Row) -> World:
-        path = self.folder / f"published-{len(self.published)}.parquet"
-        path.write_bytes(parquet_bytes(photos(rows)))
-        self.published.append(str(path))
-        return self
-
-    def staged(self, *rows: Row) -> World:
-        self.stage.put_rows(photos(rows))
-        return self
-
-    def plan(
-        self, model_id: str = "m-1", retry_failed: bool = False, limit: int | None = None, retag: bool = False
-    ) -> Plan:
-        return make_plan([str(self.source)], self.stage, self.published, model_id, retry_failed, limit, retag=retag)
+from pipeline.staging import Stage
+from tests.photo_rows import NOON, failed_row, located_row
+from tests.planning import OTHER, Row, World, later, todo
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
-
-
-def todo(plan: Plan) -> list[str]:
-    """URIs of the photos in the plan's files, which is what the readers get."""
-    return [uri for file in plan.files for uri in pq.read_table(file).column(schema.URI).to_pylist()]
-
-
-def later(minutes: int) -> dt.datetime:
-    return NOON + dt.timedelta(minutes=minutes)
 
 
 def test_a_new_archive_is_all_to_do(world: World) -> None:
@@ -106,7 +61,6 @@ def test_of_a_photo_listed_in_two_versions_the_same_one_is_always_taken(world: W
     ).changed
 
 
-OURS, OTHER = "m-1", "m-2"  # rows are ours if nothing else is said
 RULES: list[tuple[str, str | None, Row, set[str] | None]] = [
     # name, ETag listed, the newest published row, what makes it be taken again: nothing (empty), a flag, all (None)
     ("same", "v1", located_row("", 1, 1), set()),
@@ -118,6 +72,9 @@ RULES: list[tuple[str, str | None, Row, set[str] | None]] = [
     ("failed for good, no version", None, failed_row("", ErrorCode.CORRUPT), {"retry_failed"}),
     ("failed for now", "v1", failed_row("", ErrorCode.FETCH_FAILED), None),
     ("failed for now, no version", None, failed_row("", ErrorCode.FETCH_FAILED), None),
+    ("listed and not found", "v1", failed_row("", ErrorCode.NOT_FOUND), None),
+    ("listed and not found, no version", None, failed_row("", ErrorCode.NOT_FOUND), None),
+    ("refused", "v1", failed_row("", ErrorCode.FORBIDDEN), {"retry_failed"}),
     ("other model", "v1", located_row("", 1, 1, model_id=OTHER), {"retag"}),
     ("other model, changed", "v2", located_row("", 1, 1, model_id=OTHER), None),
     ("other model, no version", None, located_row("", 1, 1, model_id=OTHER), {"retag"}),
@@ -148,31 +105,34 @@ def test_what_counts_as_done(world: World, flags: set[str]) -> None:
 def test_failures_of_the_moment_are_taken_again_and_others_when_asked(world: World) -> None:
     world.list(*((f"/{code}", "v1") for code in ErrorCode), ("/good", "v1"))
     world.publish(*(failed_row(f"/{code}", code) for code in ErrorCode), located_row("/good", 1, 1))
-    assert todo(world.plan()) == ["/fetch_failed", "/fetch_timeout"]
+    assert todo(world.plan()) == ["/fetch_failed", "/fetch_timeout", "/not_found"]
     assert todo(world.plan(retry_failed=True)) == sorted(f"/{code}" for code in ErrorCode)
 
 
 def test_only_the_newest_row_counts(world: World) -> None:
-    """Changed and changed back is changed; failed and later located is done; located, later failed for now is not."""
-    world.list(("/back", "v1"), ("/healed", "v1"), ("/lost", "v1"))
+    """Changed and changed back is changed; failed and later located is done; whatever a worker's clock said."""
+    world.list(("/back", "v1"), ("/healed", "v1"), ("/broken", "v1"), ("/lost", "v1"))
     world.publish(
-        located_row("/back", 1, 1, "v1"),
-        failed_row("/healed", ErrorCode.FETCH_FAILED),
-        located_row("/lost", 1, 1),
+        located_row("/back", 1, 1, "v1", processed_at=later(600_000)),
+        failed_row("/healed", ErrorCode.FETCH_FAILED, processed_at=later(600_000)),
+        located_row("/broken", 1, 1),
+        located_row("/lost", 1, 1, "v0"),
     )
     world.publish(
-        located_row("/back", 2, 2, "v2", processed_at=later(1)),
-        located_row("/healed", 1, 1, processed_at=later(1)),
-        failed_row("/lost", ErrorCode.FETCH_TIMEOUT, processed_at=later(1)),
+        located_row("/back", 2, 2, "v2"),
+        located_row("/healed", 1, 1),
+        failed_row("/broken", ErrorCode.CORRUPT),
+        failed_row("/lost", ErrorCode.FETCH_TIMEOUT),
     )
     assert todo(world.plan()) == ["/back", "/lost"]
+    assert todo(world.plan(retry_failed=True)) == ["/back", "/broken", "/lost"]
 
 
 def test_the_newest_row_counts_whatever_model_made_it(world: World) -> None:
     world.list(("/a", "v1"), ("/b", "v1")).publish(located_row("/a", 1, 1), located_row("/b", 1, 1))
     world.publish(
-        located_row("/a", 1, 1, "v0", model_id=OTHER, processed_at=later(1)),
-        located_row("/b", 1, 1, model_id=OTHER, processed_at=later(1)),
+        located_row("/a", 1, 1, "v0", model_id=OTHER),
+        located_row("/b", 1, 1, model_id=OTHER),
     )
     plan = world.plan()
     assert (todo(plan), plan.changed, plan.of_another_model) == (["/a"], 1, 1)
@@ -185,11 +145,11 @@ def test_a_new_model_takes_on_only_what_is_new_until_asked_to_retag(world: World
     world.list(("/a", "v1"), ("/b", "v1"), ("/c", "v1"))
     plan = world.plan(model_id=OTHER)
     assert (todo(plan), plan.already_done, plan.of_another_model) == (["/c"], 2, 2)
-    world.publish(located_row("/c", 1, 1, model_id=OTHER, processed_at=later(1)))
+    world.publish(located_row("/c", 1, 1, model_id=OTHER))
     plan = world.plan(model_id=OTHER, retag=True)
     assert (todo(plan), plan.already_done, plan.of_another_model) == (["/a", "/b"], 1, 0)
     world.publish(
-        *(located_row(uri, 1, 1, model_id=OTHER, processed_at=later(2)) for uri in ("/a", "/b")),
+        *(located_row(uri, 1, 1, model_id=OTHER) for uri in ("/a", "/b")),
     )
     plan = world.plan(model_id=OTHER, retag=True)
     assert (todo(plan), plan.already_done, plan.of_another_model) == ([], 3, 0)
@@ -201,7 +161,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(world: World) -> None:
     world.staged(failed_row("/d", ErrorCode.FETCH_FAILED), located_row("/gone", 1, 1))
     for retry_failed in (False, True):  # what this run has tried itself is not tried again
         plan = world.plan(retry_failed=retry_failed)
-        assert todo(plan) == ["/c", "/d", "/e"]
+        assert todo(plan) == ["/c", "/e", "/d"]  # what this run has failed at comes last
         assert (plan.staged, plan.todo) == (2, 3)
     planned = [uri for file in world.stage.plan_files() for uri in pq.read_table(file).column(schema.URI).to_pylist()]
     assert sorted(planned) == ["/a", "/b", "/c", "/d", "/e"]  # publishing checks against all of them
@@ -336,61 +296,6 @@ def test_a_remote_output_that_duckdb_can_not_name_is_refused(s3_bucket: str, wor
         world.stage = Stage(f"s3://{s3_bucket}/{name}", "r1")
         with pytest.raises(ValueError, match="choose one without"):
             world.list(("/a", "v1")).plan()
-
-
-def naive_todo(
-    listed: Sequence[tuple[str, str | None]],
-    published: Sequence[Row],
-    staged: Sequence[Row],
-    retry_failed: bool,
-    retag: bool,
-) -> set[str]:
-    """Say the plan's rule once more, a photo at a time."""
-
-    def newest(rows: Sequence[Row], uri: str) -> Row | None:
-        mine = [row for row in rows if row[schema.URI] == uri]
-        return max(mine, key=lambda row: row[schema.PROCESSED_AT]) if mine else None
-
-    taken = set()
-    for uri in {uri for uri, _ in listed}:
-        etags = [etag for other, etag in listed if other == uri and etag]
-        etag = max(etags) if etags else None
-        old, own = newest(published, uri), newest(staged, uri)
-        good = old is not None and etag in (None, old[schema.ETAG])
-        if old is not None:
-            good = good and old[schema.ERROR_CODE] not in schema.TRANSIENT_ERRORS
-            good = good and not (retry_failed and old[schema.ERROR_CODE])
-            good = good and not (retag and old[schema.MODEL_ID] != OURS)
-        own_good = own and etag in (None, own[schema.ETAG]) and own[schema.ERROR_CODE] not in schema.FETCH_ERRORS
-        if not good and not own_good:
-            taken.add(uri)
-    return taken
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_against_the_rule_said_naively(world: World, seed: int) -> None:
-    chance = random.Random(seed)
-    uris = [f"/{index}" for index in range(25)]
-
-    def random_rows(count: int) -> list[Row]:
-        rows = []
-        for minute in chance.sample(range(1000), count):
-            code = chance.choice([None, None, ErrorCode.CORRUPT, ErrorCode.FETCH_FAILED])
-            facts = {"processed_at": later(minute), "model_id": chance.choice(["m-1", "m-1", "m-2"])}
-            uri, etag = chance.choice(uris), chance.choice(["v1", "v2"])
-            row = located_row(uri, 1, 1, etag, **facts) if code is None else failed_row(uri, code, etag, **facts)
-            rows.append({schema.ERROR_CODE: None} | row)
-        return rows
-
-    listed = [(chance.choice(uris), chance.choice([None, "v1", "v2"])) for _ in range(30)]
-    published, staged = random_rows(60), random_rows(8)
-    world.list(*listed).publish(*published[:30]).publish(*published[30:]).staged(*staged)
-    retry_failed = chance.random() < 0.5
-    retag = chance.random() < 0.5
-    plan = world.plan(retry_failed=retry_failed, retag=retag)
-    assert set(todo(plan)) == naive_todo(listed, published, staged, retry_failed, retag)
-    assert len(todo(plan)) == plan.todo
-    assert plan.already_done + plan.staged + plan.todo == plan.listed - plan.duplicates
 
 
 def test_the_order_says_which_photos_come_first(world: World) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
 import os
 import shutil
@@ -116,15 +115,6 @@ def test_an_archive_from_first_run_to_changes(ray_cluster: RayCluster, tiny_chec
     assert by_run == [(len(expected) - failed, failed), (2, 0)]
 
 
-def process_titles() -> set[str]:
-    """Return the titles of the machine's processes: Ray writes into them what a worker runs."""
-    titles = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            titles.add((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip())
-    return titles
-
-
 @pytest.mark.ray
 def test_a_killed_run_goes_on_where_it_stopped(ray_cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """kill -9 in the middle; and on the way there: decoding and the engine have processes of their own."""
@@ -142,7 +132,7 @@ def test_a_killed_run_goes_on_where_it_stopped(ray_cluster: RayCluster, tiny_che
         try:
             deadline_s = time.monotonic() + 120
             while not stage.row_files() and driver.poll() is None and time.monotonic() < deadline_s:
-                titles |= process_titles()
+                titles |= set(ray_cluster.processes().values())
                 time.sleep(0.05)
             assert driver.poll() is None, (tmp_path / "log").read_text()
         finally:
@@ -153,7 +143,7 @@ def test_a_killed_run_goes_on_where_it_stopped(ray_cluster: RayCluster, tiny_che
     assert any("_read_rows" in title for title in ours), ours
     assert not any("_LocatorActor" in title and "_read_rows" in title for title in ours), ours
 
-    staged = wait_until_still(stage)
+    staged = wait_until_still(stage, ray_cluster)
     assert 0 < len(staged) < 640
     with pytest.raises(ValueError, match="nothing is published"):
         Catalog(stage.output)
@@ -168,13 +158,13 @@ def test_a_killed_run_goes_on_where_it_stopped(ray_cluster: RayCluster, tiny_che
         assert rows[photo_id] == processed_at  # not done again
 
 
-def wait_until_still(stage: Stage) -> dict[bytes, object]:
+def wait_until_still(stage: Stage, cluster: RayCluster) -> dict[bytes, object]:
     """Return what is staged (photo → when it was processed) once the killed driver's workers have stopped writing."""
     files: list[str] = []
     for _ in range(60):
         time.sleep(1)
         before, files = files, stage.row_files()
-        if files == before and not any("_LocatorActor" in title for title in process_titles()):
+        if files == before and not any("_LocatorActor" in title for title in cluster.processes().values()):
             break
     tables = [pq.read_table(file, columns=[schema.PHOTO_ID, schema.PROCESSED_AT]) for file in files]
     return {row[schema.PHOTO_ID]: row[schema.PROCESSED_AT] for table in tables for row in table.to_pylist()}

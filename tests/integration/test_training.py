@@ -85,17 +85,9 @@ def wait_for_step(output: Path, step: int, process: subprocess.Popen[bytes], tim
     pytest.fail(f"step {step} was not reached (exit code {process.poll()})")
 
 
-def worker_pids() -> list[int]:
-    """Return the processes of Ray Train's workers on this machine."""
-    pids = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                if b"RayTrainWorker" in (folder / "cmdline").read_bytes():
-                    pids.append(int(folder.name))
-            except OSError:
-                continue
-    return pids
+def worker_pids(cluster: RayCluster) -> list[int]:
+    """Return the processes of Ray Train's workers."""
+    return [pid for pid, title in cluster.processes().items() if "RayTrainWorker" in title]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +133,11 @@ def test_a_killed_worker_costs_nothing_but_time(
     ray_cluster: RayCluster, manifest: str, undisturbed: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "model"
-    assert killed(manifest, output, ray_cluster.environment, lambda _: os.kill(worker_pids()[0], signal.SIGKILL)) == 0
+
+    def kill_a_worker(_: int) -> None:
+        os.kill(worker_pids(ray_cluster)[0], signal.SIGKILL)
+
+    assert killed(manifest, output, ray_cluster.environment, kill_a_worker) == 0
     assert_same(output, undisturbed)
 
 

@@ -17,7 +17,7 @@ from tests.photo_samples import china_image, encode
 
 log = logging.getLogger(__name__)
 
-PHOTOS = 200
+PHOTOS = 80
 
 
 @pytest.mark.ray

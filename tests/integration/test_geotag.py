@@ -207,13 +207,14 @@ def test_without_a_cluster_the_job_starts_its_own(tiny_checkpoint: Path, tmp_pat
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(900)
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_the_shared_collection_gives_one_row_a_file(
     ray_cluster: RayCluster, tiny_checkpoint: Path, shared_data: Path, tmp_path: Path
 ) -> None:
     photos = shared_data / "photos"
     arguments = ("--photos", photos, "--output", tmp_path / "out", "--model", tiny_checkpoint)
-    answer = geotag(ray_cluster.environment, *arguments, timeout_s=800)
+    answer = geotag(ray_cluster.environment, *arguments, timeout_s=1700)
     assert answer.returncode == 0, answer.stderr
     files = {str(path) for path in photos.rglob("*") if path.is_file()}
     assert set(codes(f"{tmp_path}/out")) == files

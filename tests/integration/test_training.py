@@ -101,8 +101,12 @@ def undisturbed(manifest: str, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.mark.ray
 @pytest.mark.parametrize(
     "workers",
-    [("--num-workers", "2"), ("--num-workers", "4"), ("--num-workers", "2", "--workers.sharding", "fsdp")],
-    ids=["two", "four", "two sharded"],
+    [
+        # Two that share nothing are below, one of them killed.
+        pytest.param(("--num-workers", "2"), id="two", marks=pytest.mark.soak),
+        pytest.param(("--num-workers", "4"), id="four", marks=pytest.mark.soak),
+        pytest.param(("--num-workers", "2", "--workers.sharding", "fsdp"), id="two sharded"),
+    ],
 )
 def test_any_number_of_workers_gives_the_same_curve(
     ray_cluster: RayCluster, manifest: str, undisturbed: Path, tmp_path: Path, workers: tuple[str, ...]

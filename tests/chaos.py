@@ -60,7 +60,7 @@ class Tally:
 class Chaos:
     """An archive, its output, and somebody who pulls plugs; `folder` is local, `root` may be on S3."""
 
-    def __init__(self, root: str, folder: Path, model: Path, seed: int) -> None:
+    def __init__(self, root: str, folder: Path, model: Path, seed: int, cache_home: Path | None = None) -> None:
         self.photos, self.output = f"{root}/photos", f"{root}/out"
         self.tally = Tally()
         self._folder, self._model = folder, model
@@ -71,7 +71,7 @@ class Chaos:
         temporary = tempfile.mkdtemp(prefix="chaos", dir="/tmp")  # the path of a Unix socket has at most 107 bytes
         self._ray_folder = Path(temporary)
         self._environment = os.environ | ray_environment(folder / "token") | {MARK: self._mark, "RAY_TMPDIR": temporary}
-        self._environment["XDG_CACHE_HOME"] = str(folder / "cache")
+        self._environment["XDG_CACHE_HOME"] = str(cache_home or folder / "cache")
         self._environment.pop("RAY_ADDRESS", None)
 
     def grow(self, count: int) -> None:

@@ -152,13 +152,22 @@ class RayCluster:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh XDG_CACHE_HOME for clusters, one for all of pytest's processes: compiling an engine takes a core 15 s."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server: str, cache_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     """One head node in processes of its own, as `ray start --head` makes it, token authentication and all."""
     # Not under pytest's folder: the path of a Unix socket has at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
     # Else the first start would write a token into the home folder of whoever runs the tests.
     environment = os.environ | ray_environment(tmp_path_factory.mktemp("token") / "token")
-    environment["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    environment["XDG_CACHE_HOME"] = str(cache_home)
     # As in an activated environment: the `python` of a submitted job is the one that the cluster's shell would find.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment.pop("RAY_ADDRESS", None)

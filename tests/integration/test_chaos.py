@@ -11,9 +11,9 @@ from tests.chaos import Chaos
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_kills_lose_and_double_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_kills_lose_and_double_nothing(tiny_checkpoint: Path, cache_home: Path, tmp_path: Path) -> None:
     """This seed kills a worker, the driver and, while it publishes, the machine."""
-    chaos = Chaos(str(tmp_path), tmp_path, tiny_checkpoint, seed=1)
+    chaos = Chaos(str(tmp_path), tmp_path, tiny_checkpoint, seed=1, cache_home=cache_home)
     chaos.grow(500)
     chaos.run(kills=3)
     print(chaos.tally)  # noqa: T201
@@ -23,9 +23,11 @@ def test_kills_lose_and_double_nothing(tiny_checkpoint: Path, tmp_path: Path) ->
 @pytest.mark.s3
 @pytest.mark.alone
 @pytest.mark.timeout(900)
-def test_kills_lose_and_double_nothing_on_s3(s3_bucket: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_kills_lose_and_double_nothing_on_s3(
+    s3_bucket: str, tiny_checkpoint: Path, cache_home: Path, tmp_path: Path
+) -> None:
     """This seed kills the driver and, while it publishes, the server, where it is one that may be killed."""
-    chaos = Chaos(f"s3://{s3_bucket}/chaos", tmp_path, tiny_checkpoint, seed=2)
+    chaos = Chaos(f"s3://{s3_bucket}/chaos", tmp_path, tiny_checkpoint, seed=2, cache_home=cache_home)
     chaos.grow(300)
     chaos.run(kills=2)
     print(chaos.tally)  # noqa: T201

@@ -192,11 +192,11 @@ def test_a_bug_stops_the_run_and_publishes_nothing(
 
 
 @pytest.mark.ray
-def test_without_a_cluster_the_job_starts_its_own(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_without_a_cluster_the_job_starts_its_own(tiny_checkpoint: Path, cache_home: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(china_jpeg())
     (tmp_path / "m.csv").write_text("path\na.jpg\na.jpg\nmissing.jpg\n")
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment |= ray_environment(tmp_path / "token") | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment |= ray_environment(tmp_path / "token") | {"XDG_CACHE_HOME": str(cache_home)}
     arguments = ("--photos", tmp_path / "m.csv", "--output", tmp_path / "out", "--model", tiny_checkpoint)
     answer = geotag(environment, *arguments, "--precision", "country")
     assert answer.returncode == 0, answer.stderr

@@ -99,14 +99,15 @@ def undisturbed(manifest: str, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.mark.ray
+@pytest.mark.soak  # the short forms are below: two workers of which one is killed, and some that are sharded
 @pytest.mark.parametrize(
     "workers",
     [
-        # Two that share nothing are below, one of them killed.
-        pytest.param(("--num-workers", "2"), id="two", marks=pytest.mark.soak),
-        pytest.param(("--num-workers", "4"), id="four", marks=pytest.mark.soak),
-        pytest.param(("--num-workers", "2", "--workers.sharding", "fsdp"), id="two sharded"),
+        ("--num-workers", "2"),
+        ("--num-workers", "4"),
+        ("--num-workers", "2", "--workers.sharding", "fsdp"),
     ],
+    ids=["two", "four", "two sharded"],
 )
 def test_any_number_of_workers_gives_the_same_curve(
     ray_cluster: RayCluster, manifest: str, undisturbed: Path, tmp_path: Path, workers: tuple[str, ...]
@@ -168,9 +169,9 @@ def test_a_killed_driver_costs_nothing_but_time(
 def test_as_many_workers_as_can_be_had(
     ray_cluster: RayCluster, manifest: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """The cluster has four processors: of three workers with two each only one or two fit."""
+    """The cluster has four processors: of three workers with two each only one or two fit. They are sharded, too."""
     output = tmp_path / "model"
-    elastic = ("--num-workers", "3", "--workers.least", "1", "--workers.cpus-each", "2")
+    elastic = ("--num-workers", "3", "--workers.least", "1", "--workers.cpus-each", "2", "--workers.sharding", "fsdp")
     finish(command(manifest, output, *elastic), ray_cluster.environment)
     workers = {x["workers"] for x in read_journal(str(output)) if x["kind"] == "step"}
     assert workers <= {1, 2}

@@ -52,7 +52,7 @@ ARCHIVE: dict[str, tuple[bytes, str | None]] = {
 
 
 def geotag(
-    environment: Mapping[str, str], *arguments: object, cwd: Path = REPOSITORY, timeout_s: float = 240
+    environment: Mapping[str, str], *arguments: object, cwd: Path = REPOSITORY, timeout_s: float = 400
 ) -> subprocess.CompletedProcess[str]:
     """Run the job to its end, as a process of its own."""
     command = [sys.executable, "-m", "jobs.geotag_archive", *map(str, arguments)]

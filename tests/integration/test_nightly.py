@@ -56,7 +56,7 @@ def start(ray_cluster: RayCluster, *arguments: object) -> subprocess.Popen[str]:
 
 def nightly(ray_cluster: RayCluster, *arguments: object) -> tuple[int, str, str]:
     process = start(ray_cluster, *arguments)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=400)
     return process.returncode, out, err
 
 
@@ -179,7 +179,7 @@ def test_a_night_that_is_out_of_time_publishes_what_it_has(
         put(photos / f"{index:03}.png", png + b"%d" % index, age_days=index)
     arguments = ("--photos", photos, "--output", output, "--model", tiny_checkpoint, "--cluster.readers", 1)
     process = start(ray_cluster, *arguments, "--date", "2026-11-01", "--max-hours", 25 / 3600)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=400)
     night = record(output, "2026-11-01") if process.returncode == 0 else None
     assert night is not None, err
     assert 0 < night["left"] < 500, out

@@ -86,7 +86,7 @@ class Site:
 
     def finished(self, job: subprocess.Popen[str]) -> str:
         """Wait for a job's end and return its output."""
-        out, _ = job.communicate(timeout=240)
+        out, _ = job.communicate(timeout=400)
         assert job.returncode == 0, out[-6000:]
         return out
 
@@ -136,7 +136,7 @@ def site(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def test_a_local_path_is_refused(site: Site) -> None:
     """Nobody has written anything yet, and there is no model to be had: the path is what counts."""
     job = site.submit("jobs/geotag_archive.py", "--photos", "s3://a/photos", "--output", "/tmp/answers")
-    out, _ = job.communicate(timeout=120)
+    out, _ = job.communicate(timeout=240)
     assert job.returncode != 0
     assert "error: --output /tmp/answers: the cluster has 3 nodes, and a local path is another place on each" in out
     assert "--shared-filesystem if every node has this path mounted" in out

@@ -76,7 +76,7 @@ def assert_same(output: Path, undisturbed: Path) -> None:
     assert checkpoints[0].training["identity"] == checkpoints[1].training["identity"]
 
 
-def wait_for_step(output: Path, step: int, process: subprocess.Popen[bytes], timeout_s: float = 240) -> None:
+def wait_for_step(output: Path, step: int, process: subprocess.Popen[bytes], timeout_s: float = 400) -> None:
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s and process.poll() is None:
         if max((record["step"] for record in read_journal(str(output))), default=0) >= step:

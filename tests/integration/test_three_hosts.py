@@ -48,7 +48,7 @@ try:
 except RuntimeError as error:
     print(str(error).splitlines()[-1])
 """
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(900)]
 
 
 @dataclass

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test integration lint bench
+.PHONY: setup demo test integration soak lint bench
 setup: .venv/installed
 
 # Made again when what it is made from changes; otherwise this costs nothing.
@@ -14,13 +14,21 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/python -m jobs.demo $(if $(PHOTOS),--photos "$(PHOTOS)")
 
-test: setup
-	$(BIN)/python -m pytest --ignore=tests/integration --numprocesses 2 --dist loadfile
+# Two processes are what two cores carry, and each has a Ray cluster of its own.
+IN_TWO := --numprocesses 2 --dist loadfile
 
-# Against the S3 server that AWS_ENDPOINT_URL names, else against moto's; on a Ray cluster of several processes.
+test: setup
+	$(BIN)/python -m pytest --ignore=tests/integration $(IN_TWO)
+
+# Against the S3 server that AWS_ENDPOINT_URL names, else against moto's; on Ray clusters of several processes.
+# What takes the server away from others (`alone`) has it for itself, at the end.
 integration: setup
-	$(BIN)/python -m pytest tests/integration
-	$(BIN)/python -m pytest tests/pipeline -m s3
+	$(BIN)/python -m pytest tests/integration $(IN_TWO) -m "not alone and not soak"
+	$(BIN)/python -m pytest tests/pipeline tests/integration/test_chaos.py -m "s3 and not soak"
+
+# What takes hours and is run by hand, before an issue is called resolved; see tests/soak.py for its parts.
+soak: setup
+	.ci/with-s3 $(BIN)/python -m tests.soak $(if $(ONLY),--only $(ONLY))
 
 lint: setup
 	$(BIN)/ruff check .

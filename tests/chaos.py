@@ -1,6 +1,6 @@
 """Kill the parts of a run at random moments, again and again, and see that every photo still gets its one row.
 
-    python -m tests.chaos --kills 100 --photos 4000 [--s3 s3://BUCKET/PREFIX] [--seed 0]
+    python -m tests.chaos --kills 100 --photos 4000 [--s3 [s3://BUCKET/PREFIX]] [--seed 0]
 
 The victims: the driver, one of Ray's workers, a decoder's process, the raylet, the whole machine (every process of the
 run), and, on S3, the server itself, which then stays away for a while; a third of the kills wait for the publishing.
@@ -32,8 +32,9 @@ import duckdb
 from pipeline import storage
 from pipeline.catalog import Catalog
 from pipeline.verify import verify_output
-from tests.conftest import REPOSITORY, ray_environment
+from tests.conftest import REPOSITORY, fresh_bucket, ray_environment, write_tiny_checkpoint
 from tests.photo_samples import china_image, encode
+from tests.processes import processes_with
 
 MARK = "GRATICULE_CHAOS"
 LATEST_KILL_S = 20.0
@@ -59,7 +60,7 @@ class Tally:
 class Chaos:
     """An archive, its output, and somebody who pulls plugs; `folder` is local, `root` may be on S3."""
 
-    def __init__(self, root: str, folder: Path, model: Path, seed: int) -> None:
+    def __init__(self, root: str, folder: Path, model: Path, seed: int, cache_home: Path | None = None) -> None:
         self.photos, self.output = f"{root}/photos", f"{root}/out"
         self.tally = Tally()
         self._folder, self._model = folder, model
@@ -70,7 +71,7 @@ class Chaos:
         temporary = tempfile.mkdtemp(prefix="chaos", dir="/tmp")  # the path of a Unix socket has at most 107 bytes
         self._ray_folder = Path(temporary)
         self._environment = os.environ | ray_environment(folder / "token") | {MARK: self._mark, "RAY_TMPDIR": temporary}
-        self._environment["XDG_CACHE_HOME"] = str(folder / "cache")
+        self._environment["XDG_CACHE_HOME"] = str(cache_home or folder / "cache")
         self._environment.pop("RAY_ADDRESS", None)
 
     def grow(self, count: int) -> None:
@@ -194,16 +195,6 @@ class Chaos:
         return True
 
 
-def processes_with(variable: str) -> dict[int, str]:
-    """Return every process that has NAME=VALUE in its environment by its number, with its command line."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if variable.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-    return found
-
-
 @contextlib.contextmanager
 def opened_files(folders: Callable[[], list[Path]], tally: Tally) -> Iterator[None]:
     """Count into `tally.reads` how often files in the folders are opened (Linux's inotify)."""
@@ -240,16 +231,22 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--photos", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--s3", help="a prefix; the server is the environment's")
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument(
+        "--s3", nargs="?", const="", help="a prefix, else a bucket of its own; the environment's server"
+    )
+    parser.add_argument("--model", type=Path, help="a checkpoint's folder; a tiny one with random weights if left out")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        chaos = Chaos(arguments.s3 or folder, Path(folder), arguments.model, arguments.seed)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as around:
+        model = arguments.model or write_tiny_checkpoint(Path(folder) / "tiny")
+        if arguments.s3 is None:
+            root = folder
+        else:
+            root = arguments.s3 or f"s3://{around.enter_context(fresh_bucket())}/chaos"
+        chaos = Chaos(root, Path(folder), model, arguments.seed)
         chaos.grow(arguments.photos)
-        with contextlib.ExitStack() as watching:
-            if not arguments.s3:
-                watching.enter_context(opened_files(lambda: list(Path(chaos.photos).glob("*/")), chaos.tally))
-            chaos.run(arguments.kills)
+        if arguments.s3 is None:
+            around.enter_context(opened_files(lambda: list(Path(chaos.photos).glob("*/")), chaos.tally))
+        chaos.run(arguments.kills)
         print(chaos.tally)  # noqa: T201
 
 

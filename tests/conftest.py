@@ -33,6 +33,7 @@ from pipeline.publish import publish, put_record
 from pipeline.reader import Reader, ReaderSettings
 from pipeline.staging import Stage
 from tests.photo_samples import china_jpeg, flower_jpeg
+from tests.processes import processes_with
 from training.partition import PartitionConfig, build_hierarchy
 
 REPOSITORY = Path(__file__).parent.parent
@@ -42,11 +43,15 @@ SHARED = REPOSITORY.parent / "shared"
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a whole checkpoint: a tiny network with random weights over a small world. Do not change it."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+def write_tiny_checkpoint(folder: Path) -> Path:
+    """Write the tiny checkpoint, the same each time, and return its folder."""
     rng = np.random.default_rng(0)
     lat_deg_N, lon_deg_N = np.degrees(np.arcsin(rng.uniform(-1, 1, 3000))), rng.uniform(-180, 180, 3000)
     hierarchy = build_hierarchy(lat_deg_N, lon_deg_N, PartitionConfig(tau_min=2, tau_max=(400, 100, 20)))
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     Checkpoint.save(folder, GeoDecoder(tiny(), hierarchy.class_counts), hierarchy, name="tiny")
     return folder
 
@@ -82,14 +87,23 @@ def s3_server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def s3_bucket(s3_server: str) -> Iterator[str]:
     """Name of a fresh bucket on a real S3 server; each test takes a prefix of its own in it."""
+    with fresh_bucket() as name:
+        yield name
+
+
+@contextlib.contextmanager
+def fresh_bucket() -> Iterator[str]:
+    """Make a bucket on the environment's S3 server, yield its name, and remove it with all that is in it."""
     name = f"graticule-test-{uuid.uuid4().hex[:12]}"
     client = boto3.Session().client("s3", region_name=os.environ.get("AWS_REGION", "us-east-1"))
     client.create_bucket(Bucket=name)
-    yield name
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
-        for item in page.get("Contents", ()):
-            client.delete_object(Bucket=name, Key=item["Key"])
-    client.delete_bucket(Bucket=name)
+    try:
+        yield name
+    finally:
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+            for item in page.get("Contents", ()):
+                client.delete_object(Bucket=name, Key=item["Key"])
+        client.delete_bucket(Bucket=name)
 
 
 def forget_s3_clients() -> None:
@@ -132,15 +146,28 @@ class RayCluster:
     folder: Path = Path("/nowhere")
     """Where Ray keeps its logs, and names its agents to Prometheus."""
 
+    def processes(self) -> dict[int, str]:
+        """Return what runs of this cluster, drivers too: each process by its number, with its command line."""
+        return processes_with(f"RAY_AUTH_TOKEN_PATH={self.environment['RAY_AUTH_TOKEN_PATH']}")
+
 
 @pytest.fixture(scope="session")
-def ray_cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh XDG_CACHE_HOME for clusters, one for all of pytest's processes: compiling an engine takes a core 15 s."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server: str, cache_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     """One head node in processes of its own, as `ray start --head` makes it, token authentication and all."""
     # Not under pytest's folder: the path of a Unix socket has at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
     # Else the first start would write a token into the home folder of whoever runs the tests.
     environment = os.environ | ray_environment(tmp_path_factory.mktemp("token") / "token")
-    environment["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    environment["XDG_CACHE_HOME"] = str(cache_home)
     # As in an activated environment: the `python` of a submitted job is the one that the cluster's shell would find.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment.pop("RAY_ADDRESS", None)
@@ -153,6 +180,9 @@ def ray_cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "num-cpus": 4,
         "object-store-memory": 500_000_000,
         "temp-dir": folder,
+        # Any free port, as each of pytest's processes has a cluster of its own and the default is a range.
+        "min-worker-port": 0,
+        "max-worker-port": 0,
     }
     command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--disable-usage-stats"]
     log = open(folder / "start.log", "wb")  # noqa: SIM115 - open as long as the process is

@@ -191,7 +191,7 @@ def _start_ray(host: Host, options: list[str]) -> None:
     assert code == 0, out
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 240) -> None:
     """Return as soon as `condition` holds; AssertionError if it doesn't in time."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():

@@ -22,7 +22,7 @@ def night(cluster: RayCluster, name: str, arguments: list[str]) -> subprocess.Co
     environment = {key: value for key, value in cluster.environment.items() if key != "RAY_ADDRESS"}
     return subprocess.run(
         [sys.executable, "-c", script], cwd=AIRFLOW, env=environment, capture_output=True, text=True, check=False,
-        timeout=240,
+        timeout=400,
     )  # fmt: skip
 
 

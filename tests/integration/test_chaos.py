@@ -1,4 +1,4 @@
-"""A few kills at random moments (the long version, by hand: `python -m tests.chaos`): nothing lost, nothing twice."""
+"""A few kills, nothing lost and nothing twice. By the dozen: `make soak`, by hand `python -m tests.chaos`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ import pytest
 
 from tests.chaos import Chaos
 
-KILLS = {"local": 4, "s3": 4}
-
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_kills_lose_and_double_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    chaos = Chaos(str(tmp_path), tmp_path, tiny_checkpoint, seed=1)
-    chaos.grow(1000)
-    chaos.run(KILLS["local"])
+def test_kills_lose_and_double_nothing(tiny_checkpoint: Path, cache_home: Path, tmp_path: Path) -> None:
+    """This seed kills the machine while it publishes, then the driver in the middle of the work."""
+    chaos = Chaos(str(tmp_path), tmp_path, tiny_checkpoint, seed=6, cache_home=cache_home)
+    chaos.grow(500)
+    chaos.run(kills=2)
     print(chaos.tally)  # noqa: T201
 
 
 @pytest.mark.ray
 @pytest.mark.s3
+@pytest.mark.alone
 @pytest.mark.timeout(900)
-def test_kills_lose_and_double_nothing_on_s3(s3_bucket: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    chaos = Chaos(f"s3://{s3_bucket}/chaos", tmp_path, tiny_checkpoint, seed=2)
-    chaos.grow(600)
-    chaos.run(KILLS["s3"])
+def test_kills_lose_and_double_nothing_on_s3(
+    s3_bucket: str, tiny_checkpoint: Path, cache_home: Path, tmp_path: Path
+) -> None:
+    """This seed kills the driver and, while it publishes, the server, where it is one that may be killed."""
+    chaos = Chaos(f"s3://{s3_bucket}/chaos", tmp_path, tiny_checkpoint, seed=2, cache_home=cache_home)
+    chaos.grow(300)
+    chaos.run(kills=2)
     print(chaos.tally)  # noqa: T201

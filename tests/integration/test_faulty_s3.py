@@ -17,14 +17,14 @@ from tests.photo_samples import china_image, encode
 
 log = logging.getLogger(__name__)
 
-PHOTOS = 200
+PHOTOS = 80
 
 
 @pytest.mark.ray
 @pytest.mark.s3
 @pytest.mark.timeout(900)
 def test_an_archive_behind_a_faulty_store_is_healed_by_the_next_run(
-    s3_bucket: str, tiny_checkpoint: Path, tmp_path: Path
+    s3_bucket: str, tiny_checkpoint: Path, cache_home: Path, tmp_path: Path
 ) -> None:
     root, photo = f"s3://{s3_bucket}/faulty", encode(china_image().resize((160, 107)), "jpeg")
     uris = [f"{root}/photos/{index:03d}.jpg" for index in range(PHOTOS)]
@@ -36,7 +36,7 @@ def test_an_archive_behind_a_faulty_store_is_healed_by_the_next_run(
     with FaultyStore(os.environ["AWS_ENDPOINT_URL"], f"/{s3_bucket}/faulty/photos/", others=others) as proxy:
         # Not the shared cluster: its workers would go past the proxy.
         environment = os.environ | ray_environment(tmp_path / "token") | {"AWS_ENDPOINT_URL": proxy.endpoint}
-        environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+        environment["XDG_CACHE_HOME"] = str(cache_home)
         environment.pop("RAY_ADDRESS", None)
         hasty = ("--fetch.budget-s", 2, "--fetch.attempt-timeout-s", 0.5, "--max-failed-fraction", 1)
         # The proxy's faults depend on names: with a run of the clock's name they would be others each time.

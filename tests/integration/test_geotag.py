@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
 import os
 import shutil
@@ -53,7 +52,7 @@ ARCHIVE: dict[str, tuple[bytes, str | None]] = {
 
 
 def geotag(
-    environment: Mapping[str, str], *arguments: object, cwd: Path = REPOSITORY, timeout_s: float = 240
+    environment: Mapping[str, str], *arguments: object, cwd: Path = REPOSITORY, timeout_s: float = 400
 ) -> subprocess.CompletedProcess[str]:
     """Run the job to its end, as a process of its own."""
     command = [sys.executable, "-m", "jobs.geotag_archive", *map(str, arguments)]
@@ -116,15 +115,6 @@ def test_an_archive_from_first_run_to_changes(ray_cluster: RayCluster, tiny_chec
     assert by_run == [(len(expected) - failed, failed), (2, 0)]
 
 
-def process_titles() -> set[str]:
-    """Return the titles of the machine's processes: Ray writes into them what a worker runs."""
-    titles = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            titles.add((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip())
-    return titles
-
-
 @pytest.mark.ray
 def test_a_killed_run_goes_on_where_it_stopped(ray_cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """kill -9 in the middle; and on the way there: decoding and the engine have processes of their own."""
@@ -142,7 +132,7 @@ def test_a_killed_run_goes_on_where_it_stopped(ray_cluster: RayCluster, tiny_che
         try:
             deadline_s = time.monotonic() + 120
             while not stage.row_files() and driver.poll() is None and time.monotonic() < deadline_s:
-                titles |= process_titles()
+                titles |= set(ray_cluster.processes().values())
                 time.sleep(0.05)
             assert driver.poll() is None, (tmp_path / "log").read_text()
         finally:
@@ -153,7 +143,7 @@ def test_a_killed_run_goes_on_where_it_stopped(ray_cluster: RayCluster, tiny_che
     assert any("_read_rows" in title for title in ours), ours
     assert not any("_LocatorActor" in title and "_read_rows" in title for title in ours), ours
 
-    staged = wait_until_still(stage)
+    staged = wait_until_still(stage, ray_cluster)
     assert 0 < len(staged) < 640
     with pytest.raises(ValueError, match="nothing is published"):
         Catalog(stage.output)
@@ -168,13 +158,13 @@ def test_a_killed_run_goes_on_where_it_stopped(ray_cluster: RayCluster, tiny_che
         assert rows[photo_id] == processed_at  # not done again
 
 
-def wait_until_still(stage: Stage) -> dict[bytes, object]:
+def wait_until_still(stage: Stage, cluster: RayCluster) -> dict[bytes, object]:
     """Return what is staged (photo → when it was processed) once the killed driver's workers have stopped writing."""
     files: list[str] = []
     for _ in range(60):
         time.sleep(1)
         before, files = files, stage.row_files()
-        if files == before and not any("_LocatorActor" in title for title in process_titles()):
+        if files == before and not any("_LocatorActor" in title for title in cluster.processes().values()):
             break
     tables = [pq.read_table(file, columns=[schema.PHOTO_ID, schema.PROCESSED_AT]) for file in files]
     return {row[schema.PHOTO_ID]: row[schema.PROCESSED_AT] for table in tables for row in table.to_pylist()}
@@ -202,11 +192,11 @@ def test_a_bug_stops_the_run_and_publishes_nothing(
 
 
 @pytest.mark.ray
-def test_without_a_cluster_the_job_starts_its_own(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_without_a_cluster_the_job_starts_its_own(tiny_checkpoint: Path, cache_home: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(china_jpeg())
     (tmp_path / "m.csv").write_text("path\na.jpg\na.jpg\nmissing.jpg\n")
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment |= ray_environment(tmp_path / "token") | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment |= ray_environment(tmp_path / "token") | {"XDG_CACHE_HOME": str(cache_home)}
     arguments = ("--photos", tmp_path / "m.csv", "--output", tmp_path / "out", "--model", tiny_checkpoint)
     answer = geotag(environment, *arguments, "--precision", "country")
     assert answer.returncode == 0, answer.stderr
@@ -217,13 +207,14 @@ def test_without_a_cluster_the_job_starts_its_own(tiny_checkpoint: Path, tmp_pat
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(900)
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_the_shared_collection_gives_one_row_a_file(
     ray_cluster: RayCluster, tiny_checkpoint: Path, shared_data: Path, tmp_path: Path
 ) -> None:
     photos = shared_data / "photos"
     arguments = ("--photos", photos, "--output", tmp_path / "out", "--model", tiny_checkpoint)
-    answer = geotag(ray_cluster.environment, *arguments, timeout_s=800)
+    answer = geotag(ray_cluster.environment, *arguments, timeout_s=1700)
     assert answer.returncode == 0, answer.stderr
     files = {str(path) for path in photos.rglob("*") if path.is_file()}
     assert set(codes(f"{tmp_path}/out")) == files

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import processes_with
 from tests.conftest import REPOSITORY, ray_environment
+from tests.processes import processes_with
 
 _START = "import logging; from pipeline import cluster; cluster._START_LIMIT_S = 20.0; cluster.start_ray()"
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.catalog import Catalog
 from tests.conftest import REPOSITORY, RayCluster
-from tests.integration.test_geotag import codes, geotag, process_titles
+from tests.integration.test_geotag import codes, geotag
 from tests.photo_samples import china_jpeg, flower_jpeg
 from tests.pipeline.bad_decoders import BLOAT, CRASH, SLEEP
 
@@ -60,7 +60,11 @@ def test_bad_files_cost_their_own_rows_only(ray_cluster: RayCluster, tiny_checkp
     assert dict(failed) == {f"{photos}/{name}.jpg": message for name, (_, _, message) in BAD.items()}
     distinct = "SELECT count(DISTINCT (lat_deg, lon_deg, content_hash)) FROM photos WHERE status = 'located'"
     assert Catalog(output).sql(distinct).fetchall() == [(2,)]  # both pictures' rows are all alike
+
+    def is_decoder(title: str) -> bool:
+        return "pipeline.isolation" in title and str(tmp_path) in title
+
     deadline_s = time.monotonic() + 60
-    while decoders := [title for title in process_titles() if "pipeline.isolation" in title and str(tmp_path) in title]:
+    while decoders := [title for title in ray_cluster.processes().values() if is_decoder(title)]:
         assert time.monotonic() < deadline_s, f"left behind by the job's workers: {decoders}"
         time.sleep(0.5)

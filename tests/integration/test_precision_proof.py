@@ -277,7 +277,7 @@ def test_nor_in_what_only_the_job_writes(
             capture_output=True,
             text=True,
             check=False,
-            timeout=240,
+            timeout=400,
         )
         assert answer.returncode == wanted, answer.stderr
         files = kept(tmp_path) | {"log": (answer.stdout + answer.stderr).encode()}

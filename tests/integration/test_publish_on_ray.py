@@ -82,7 +82,7 @@ def publish_on_cluster(cluster: RayCluster, stage: Stage, change: str) -> subpro
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=400,
     )
 
 

@@ -46,7 +46,7 @@ def test_a_submitted_job(ray_cluster: RayCluster, tiny_checkpoint: Path, tmp_pat
 
 
 @pytest.mark.ray
-def test_a_job_that_is_stopped_stages_what_is_done(
+def test_a_night_that_is_stopped_stages_what_is_done(
     ray_cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     """Though no part of the default size is full, by far; and within the 30 s that Ray is told to wait."""
@@ -55,10 +55,10 @@ def test_a_job_that_is_stopped_stages_what_is_done(
     jpeg = encode(china_image().resize((4000, 3000)), "jpeg")
     for index in range(1000):
         (photos / f"{index:03}.jpg").write_bytes(jpeg + b"%d" % index)
-    options = ["--photos", str(photos), "--output", output, "--model", str(tiny_checkpoint), "--run-id", "r1"]
+    options = ["--photos", str(photos), "--output", output, "--model", str(tiny_checkpoint), "--date", "2026-11-01"]
     waiting = ["--no-wait", "--submission-id", "to-be-stopped", "--runtime-env-json"]
     waiting.append(json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "30"}}))
-    answer = submit(ray_cluster, ["python", "jobs/geotag_archive.py", *options], *waiting)
+    answer = submit(ray_cluster, ["python", "jobs/nightly.py", *options], *waiting)
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
     def log() -> str:
@@ -66,7 +66,7 @@ def test_a_job_that_is_stopped_stages_what_is_done(
 
     wait_until(lambda: "engine(s) over" in log(), "the run did not begin")
     time.sleep(5)  # photos are on their way by now
-    stage = Stage(output, "r1")
+    stage = Stage(output, "nightly-2026-11-01")
     assert not stage.row_files()
     start_s = time.monotonic()
     answer = ray_job(ray_cluster, "stop", "to-be-stopped")
@@ -77,6 +77,7 @@ def test_a_job_that_is_stopped_stages_what_is_done(
     assert "told to stop: what is begun is staged first" in log()
     assert "stopped: run the same command again" in log()
     assert json.loads(storage.read_bytes(f"{output}/lease.json"))["process"] == ""
+    assert not storage.exists(f"{output}/nights/2026-11-01.json")
 
 
 @pytest.mark.ray

@@ -103,7 +103,7 @@ def test_secrets_stay_where_they_are(tiny_checkpoint: Path, tmp_path: Path) -> N
         with process_list() as command_lines:
             start_s = time.monotonic()
             run = subprocess.run(
-                command, cwd=REPOSITORY, env=environment, capture_output=True, check=False, timeout=240
+                command, cwd=REPOSITORY, env=environment, capture_output=True, check=False, timeout=400
             )
         assert run.returncode == 0, run.stderr.decode()
         assert b"could not be posted" in run.stderr

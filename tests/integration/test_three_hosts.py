@@ -48,7 +48,7 @@ try:
 except RuntimeError as error:
     print(str(error).splitlines()[-1])
 """
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(900)]
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Site:
 
     def finished(self, job: subprocess.Popen[str]) -> str:
         """Wait for a job's end and return its output."""
-        out, _ = job.communicate(timeout=240)
+        out, _ = job.communicate(timeout=400)
         assert job.returncode == 0, out[-6000:]
         return out
 
@@ -136,7 +136,7 @@ def site(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def test_a_local_path_is_refused(site: Site) -> None:
     """Nobody has written anything yet, and there is no model to be had: the path is what counts."""
     job = site.submit("jobs/geotag_archive.py", "--photos", "s3://a/photos", "--output", "/tmp/answers")
-    out, _ = job.communicate(timeout=120)
+    out, _ = job.communicate(timeout=240)
     assert job.returncode != 0
     assert "error: --output /tmp/answers: the cluster has 3 nodes, and a local path is another place on each" in out
     assert "--shared-filesystem if every node has this path mounted" in out
@@ -167,6 +167,7 @@ def test_an_archive_though_a_machine_loses_its_power(site: Site, s3_bucket: str,
     for path in tiny_checkpoint.iterdir():
         storage.write_bytes(f"{root}/model/{path.name}", path.read_bytes())
     options = f"--photos {root}/photos --output {root}/out --model {root}/model --run-id r1 --cluster.rows-per-part 16"
+    options += " --engine torch"  # each host would have to compile another one for itself
     job = site.submit("jobs/geotag_archive.py", *options.split())
     try:
         stage = Stage(f"{root}/out", "r1")
@@ -190,13 +191,22 @@ def test_an_archive_though_a_machine_loses_its_power(site: Site, s3_bucket: str,
     assert not list(storage.list_files(f"{root}/out/staging"))
 
 
-def test_a_training_on_two_machines(site: Site, s3_bucket: str) -> None:
-    """One of them comes new, with other code of its own: the job brings its code along."""
+@pytest.fixture(scope="module")
+def other_worker(site: Site) -> Host:
+    """A machine that comes new, with other code of its own."""
     changed = site.folder / "pipeline"
     shutil.copytree(REPOSITORY / "pipeline", changed)
     with open(changed / "schema.py", "a") as file:
         file.write("# a version of its own\n")
-    new = site.add_worker(5, {REPOSITORY / "pipeline": changed})
+    return site.add_worker(5, {REPOSITORY / "pipeline": changed})
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("other_worker")
+def test_a_training_on_two_machines(site: Site, s3_bucket: str) -> None:
+    """One of them with other code of its own: the job brings its code along."""
+    while len(site.workers) > 2:  # run by itself: nobody has lost power yet
+        site.workers.pop(0).cut_off()
     root = f"s3://{s3_bucket}/hosts-training"
     manifest = write_archive(
         Globe(GlobeConfig(climates=3, countries=2, towns=2)), f"{root}/globe", {"train": 16, "validation": 4}
@@ -217,10 +227,9 @@ def test_a_training_on_two_machines(site: Site, s3_bucket: str) -> None:
     assert [record["step"] for record in steps] == list(range(1, STEPS + 1))
     assert {record["workers"] for record in steps} == {2}
     assert storage.exists(f"{root}/model/config.json")
-    assert_other_code_is_refused(site, new, s3_bucket)
 
 
-def assert_other_code_is_refused(site: Site, other: Host, s3_bucket: str) -> None:
+def test_other_code_is_refused(site: Site, other_worker: Host, s3_bucket: str) -> None:
     """A driver on the head that brings nothing along meets the node's own code."""
     root = f"s3://{s3_bucket}/hosts-code"
     storage.write_bytes(f"{root}/photos/empty.jpg", b"")
@@ -228,7 +237,9 @@ def assert_other_code_is_refused(site: Site, other: Host, s3_bucket: str) -> Non
     site.head.environment["RAY_ADDRESS"] = site.address
     code, out = site.head.run(command)
     assert code == 1, out
-    assert re.search(rf"^error: the node {re.escape(other.address)} runs other code than this run's driver", out, re.M)
+    assert re.search(
+        rf"^error: the node {re.escape(other_worker.address)} runs other code than this run's driver", out, re.M
+    )
     assert "Traceback" not in out
     # The lease was given back: the next run does not wait.
     assert b'"process": ""' in storage.read_bytes(f"{root}/out/lease.json")

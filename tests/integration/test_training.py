@@ -76,7 +76,7 @@ def assert_same(output: Path, undisturbed: Path) -> None:
     assert checkpoints[0].training["identity"] == checkpoints[1].training["identity"]
 
 
-def wait_for_step(output: Path, step: int, process: subprocess.Popen[bytes], timeout_s: float = 240) -> None:
+def wait_for_step(output: Path, step: int, process: subprocess.Popen[bytes], timeout_s: float = 400) -> None:
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s and process.poll() is None:
         if max((record["step"] for record in read_journal(str(output))), default=0) >= step:
@@ -85,17 +85,9 @@ def wait_for_step(output: Path, step: int, process: subprocess.Popen[bytes], tim
     pytest.fail(f"step {step} was not reached (exit code {process.poll()})")
 
 
-def worker_pids() -> list[int]:
-    """Return the processes of Ray Train's workers on this machine."""
-    pids = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                if b"RayTrainWorker" in (folder / "cmdline").read_bytes():
-                    pids.append(int(folder.name))
-            except OSError:
-                continue
-    return pids
+def worker_pids(cluster: RayCluster) -> list[int]:
+    """Return the processes of Ray Train's workers."""
+    return [pid for pid, title in cluster.processes().items() if "RayTrainWorker" in title]
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +99,14 @@ def undisturbed(manifest: str, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.mark.ray
+@pytest.mark.soak  # the short forms are below: two workers of which one is killed, and some that are sharded
 @pytest.mark.parametrize(
     "workers",
-    [("--num-workers", "2"), ("--num-workers", "4"), ("--num-workers", "2", "--workers.sharding", "fsdp")],
+    [
+        ("--num-workers", "2"),
+        ("--num-workers", "4"),
+        ("--num-workers", "2", "--workers.sharding", "fsdp"),
+    ],
     ids=["two", "four", "two sharded"],
 )
 def test_any_number_of_workers_gives_the_same_curve(
@@ -141,7 +138,11 @@ def test_a_killed_worker_costs_nothing_but_time(
     ray_cluster: RayCluster, manifest: str, undisturbed: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "model"
-    assert killed(manifest, output, ray_cluster.environment, lambda _: os.kill(worker_pids()[0], signal.SIGKILL)) == 0
+
+    def kill_a_worker(_: int) -> None:
+        os.kill(worker_pids(ray_cluster)[0], signal.SIGKILL)
+
+    assert killed(manifest, output, ray_cluster.environment, kill_a_worker) == 0
     assert_same(output, undisturbed)
 
 
@@ -168,9 +169,9 @@ def test_a_killed_driver_costs_nothing_but_time(
 def test_as_many_workers_as_can_be_had(
     ray_cluster: RayCluster, manifest: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """The cluster has four processors: of three workers with two each only one or two fit."""
+    """The cluster has four processors: of three workers with two each only one or two fit. They are sharded, too."""
     output = tmp_path / "model"
-    elastic = ("--num-workers", "3", "--workers.least", "1", "--workers.cpus-each", "2")
+    elastic = ("--num-workers", "3", "--workers.least", "1", "--workers.cpus-each", "2", "--workers.sharding", "fsdp")
     finish(command(manifest, output, *elastic), ray_cluster.environment)
     workers = {x["workers"] for x in read_journal(str(output)) if x["kind"] == "step"}
     assert workers <= {1, 2}

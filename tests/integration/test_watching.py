@@ -24,7 +24,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import storage
 from pipeline.staging import Stage
-from tests.chaos import processes_with
 from tests.conftest import REPOSITORY, RayCluster, free_ports
 from tests.hosts import wait_until
 from tests.infra.test_monitoring import RAYS
@@ -180,11 +179,9 @@ def ask(prometheus: str, query: str) -> list[dict[str, Any]]:
 
 def workers(cluster: RayCluster) -> list[int]:
     """Every process of the cluster that works on photos; a node whose agents are gone ends itself."""
-    mark = f"RAY_AUTH_TOKEN_PATH={cluster.environment['RAY_AUTH_TOKEN_PATH']}"
-    titles = processes_with(mark).items()
     return [
         pid
-        for pid, title in titles
+        for pid, title in cluster.processes().items()
         if (title.startswith("ray::") and "Agent" not in title) or "pipeline.isolation" in title
     ]
 

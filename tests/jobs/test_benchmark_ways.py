@@ -65,7 +65,8 @@ def test_other_ways_find_the_same_cells(way: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.skipif("GRATICULE_LONG_TESTS" not in os.environ, reason="takes minutes: set GRATICULE_LONG_TESTS=1")
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_prints_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
     without = () if importlib.util.find_spec("daft") else ("daft",)
     figures = WaysBenchmark(sizes=("640x480",), photos_each=160, without=without).measure()

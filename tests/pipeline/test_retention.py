@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -123,6 +124,19 @@ def test_whatever_interrupts_it_the_next_call_goes_on(
     assert [record["run_id"] for record in Catalog(output).records] == ["day-2", "day-3"]
     assert list(storage.list_files(f"{output}/photos/run=day-1")) == []
     assert list(storage.list_files(f"{output}/removed")) == []
+    assert newest(output) == before
+    assert verify_output(output) == []
+
+
+def test_the_files_of_a_run_that_still_counts_stay_whatever_is_noted(output: str) -> None:
+    """Killed between the note and the record's removal, and never asked again to let go of so young a run."""
+    before = newest(output)
+    for run_id in ("day-1", "day-2"):
+        record = json.loads(storage.read_bytes(f"{output}/runs/{run_id}.json"))
+        noted = record | {"removed_at": NOON.isoformat()}
+        storage.write_bytes(f"{output}/removed/{run_id}.json", json.dumps(noted).encode())
+    assert remove_replaced_runs(output, NEVER, LeaseSettings(), grace=dt.timedelta(0)) == []
+    assert [record["run_id"] for record in Catalog(output).records] == ["day-1", "day-2", "day-3"]
     assert newest(output) == before
     assert verify_output(output) == []
 

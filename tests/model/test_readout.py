@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from model import s2
 from model.geodecoder import GeoDecoderOutput
+from model.geodesy import unit_vectors_N3
 from model.hierarchy import Hierarchy, Level
 from model.readout import PRECISION_RADII_KM, Answers, PointRule, ReadOut
 
@@ -236,6 +237,24 @@ def test_between_two_places_the_point_is_where_nothing_is_far() -> None:
     lon_deg, answers = least_distance(hierarchy, beside)
     assert lon_deg == 3
     assert hierarchy.levels[0].lon_deg_K.tolist().index(3.0) not in answers.top_index_BT[0].tolist()
+
+
+def test_the_median_does_not_stay_with_a_cell_that_it_comes_upon() -> None:
+    """The search begins at the mean, where there is a cell of hardly any probability: it must go on to where most is.
+
+    East of the place that nothing is far from, half of the probability lies: two of the six towns and the far one. It
+    is none of the top five, so that only the median finds it.
+    """
+    towns = dict.fromkeys((0.0, 1.0, 2.0, 3.0, 5.0, 6.0), 0.79 / 6) | {4.0: 0.01, 30.0: 0.2}
+    unit_N3 = unit_vectors_N3(np.zeros(len(towns)), np.array(list(towns)))
+    mean_3 = np.array(list(towns.values())) @ unit_N3
+    at_mean = math.degrees(math.atan2(mean_3[1], mean_3[0]))
+    probability = {lon: 0.995 * p for lon, p in towns.items()} | {at_mean: 0.005}
+    hierarchy = one_level((0.0,) * len(probability), tuple(probability), (5.0,) * len(probability))
+    lon_deg, answers = least_distance(hierarchy, probability)
+    assert 8 < at_mean < 9
+    assert hierarchy.levels[0].lon_deg_K.tolist().index(4.0) not in answers.top_index_BT[0].tolist()
+    assert lon_deg == 4
 
 
 def test_one_clear_place_is_the_point_under_both_rules() -> None:

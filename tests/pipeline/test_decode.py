@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
@@ -144,6 +145,20 @@ def test_heic_is_turned_by_its_container_alone() -> None:
     assert difference(photo.pixels_HWC, reference_HWC(upright)) < 2
 
 
+def test_exif_behind_a_png_s_picture_data_is_read_and_obeyed() -> None:
+    """The PNG specification allows it there, and so do programs that add a position to a finished file."""
+    stored = china_image().transpose(Image.Transpose.ROTATE_90)
+    data = encode(stored, "png", exif=exif_block(-33.8568, 151.2153, orientation=6))
+    start = data.index(b"eXIf") - 4
+    chunk = data[start : start + 12 + int.from_bytes(data[start : start + 4], "big")]
+    end = data.index(b"IEND") - 4
+    assert start < data.index(b"IDAT") < end
+    photo = decode_photo(data[:start] + data[start + len(chunk) : end] + chunk + data[end:], TARGET)
+    assert (photo.exif.lat_deg, photo.exif.lon_deg) == pytest.approx((-33.8568, 151.2153), abs=1e-5)
+    assert (photo.width_px, photo.height_px) == (640, 427)
+    assert np.array_equal(photo.pixels_HWC, decode_photo(encode(china_image(), "png"), TARGET).pixels_HWC)
+
+
 # --- oddities of good JPEGs
 
 
@@ -251,6 +266,21 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert difference(decode_photo(encode(floats, "tiff"), TARGET).pixels_HWC, expected) < 1
 
 
+def test_white_of_a_twelve_bit_tiff_is_what_twelve_bits_hold() -> None:
+    """As scientific and film scanners write it: two samples in three bytes."""
+    grey_HW = np.asarray(china_image().convert("L"))
+    samples_H2 = (grey_HW.astype(np.uint32) * 4095 // 255).reshape(len(grey_HW), -1, 2)
+    words = samples_H2[..., 0] << 12 | samples_H2[..., 1]
+    strip = np.stack([words >> 16, words >> 8 & 255, words & 255], axis=-1).astype(np.uint8).tobytes()
+    height, width = grey_HW.shape
+    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(strip)}
+    directory = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags.items())
+    start = struct.pack("<LH", 8 + len(strip), len(tags))
+    data = b"II\x2a\0" + start[:4] + strip + start[4:] + directory + bytes(4)
+    photo = decode_photo(data, TARGET)
+    assert difference(photo.pixels_HWC, reference_HWC(Image.fromarray(grey_HW))) < 1
+
+
 @pytest.mark.parametrize(("mode", "name"), [("LA", "png"), ("RGBA", "png"), ("RGBA", "webp"), ("RGBA", "tiff")])
 def test_transparency_lies_on_white(mode: str, name: str) -> None:
     image = china_image().convert(mode)
@@ -269,15 +299,31 @@ def test_few_colours(mode: str) -> None:
     assert decode_photo(encode(transparent, "png", transparency=7), TARGET).pixels_HWC.min() == 255
 
 
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def swapped_profile() -> bytes:
+    """Return a profile that takes red for green."""
+    swapped = SRGB.replace(b"rXYZ", b"tmp1").replace(b"gXYZ", b"rXYZ").replace(b"tmp1", b"gXYZ")
+    return swapped.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+
+
+@pytest.mark.parametrize(("more_bytes", "is_applied"), [(0, True), (1, False)])
+def test_a_profile_is_applied_up_to_four_mebibytes(more_bytes: int, is_applied: bool) -> None:
+    """Larger ones are no profiles but attempts to fill the memory: each is kept for the next picture."""
+    profile = swapped_profile().ljust((4 << 20) + more_bytes, b"\0")
+    green = encode(Image.new("RGB", (64, 64), (20, 230, 20)), "tiff", icc_profile=profile)
+    red_seen = decode_photo(green, TARGET).pixels_HWC[..., 0].mean()
+    assert (red_seen > 150) == is_applied
+
+
 def test_embedded_profile_is_applied_and_a_broken_one_ignored() -> None:
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    swapped = srgb.replace(b"rXYZ", b"tmp1").replace(b"gXYZ", b"rXYZ").replace(b"tmp1", b"gXYZ")
-    swapped = swapped.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+    swapped = swapped_profile()
     red = Image.new("RGB", (64, 64), (230, 20, 20))
     for name in ("png", "jpeg", "webp", "tiff"):
         seen = decode_photo(encode(red, name, icc_profile=swapped), TARGET).pixels_HWC.mean(axis=(0, 1))
         assert seen[1] > 150 > seen[0], name
-        for harmless in (srgb, b"broken", swapped[:200], bytes(900_000) if name == "png" else b"x" * 65_000):
+        for harmless in (SRGB, b"broken", swapped[:200], bytes(900_000) if name == "png" else b"x" * 65_000):
             seen = decode_photo(encode(red, name, icc_profile=harmless), TARGET).pixels_HWC.mean(axis=(0, 1))
             assert seen == pytest.approx((230, 20, 20), abs=4), name
 

@@ -242,6 +242,15 @@ def test_what_the_output_holds_is_no_photo(world: World) -> None:
     assert (plan.listed, plan.todo, todo(plan)) == (1, 1, [str(world.folder / "a.jpg")])
 
 
+def test_a_folder_whose_name_begins_with_the_outputs_is_part_of_the_archive(world: World) -> None:
+    sibling = Path(f"{world.stage.output}-2024")
+    sibling.mkdir()
+    (sibling / "a.jpg").write_bytes(b"1")
+    (world.folder / "output.jpg").write_bytes(b"1")
+    plan = make_plan([str(world.folder)], world.stage, [], "m-1", False, None)
+    assert todo(plan) == [str(sibling / "a.jpg"), str(world.folder / "output.jpg")]
+
+
 def test_patterns_leave_out_and_are_counted(world: World) -> None:
     folders = [world.folder / "one", world.folder / "two"]
     for folder in folders:

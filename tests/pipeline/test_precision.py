@@ -47,6 +47,18 @@ def rows() -> pa.Table:
     return photos([*located, bare, failed_row("/failed", ErrorCode.MODEL_FAILED, **only_exif)])
 
 
+def context_of(lat_deg: float, lon_deg: float) -> dict[str, Any]:
+    """What a row holds of the folder's other photos, as `pipeline.context` puts it in."""
+    return {
+        schema.CONTEXT_LAT_DEG: lat_deg,
+        schema.CONTEXT_LON_DEG: lon_deg,
+        schema.CONTEXT_RADIUS_KM: 2.5,
+        schema.CONTEXT_CONFIDENCE: 0.75,
+        schema.CONTEXT_CELL_ID: int(s2.leaf_id_N([lat_deg], [lon_deg])[0]),
+        schema.CONTEXT_PHOTOS: 3,
+    }
+
+
 def positions_deg(table: pa.Table) -> list[tuple[float, float]]:
     """Every position that the table holds, whichever column it is in."""
     found = []
@@ -102,12 +114,15 @@ def test_no_cell_is_finer_than_allowed(precision: PrecisionName, gazetteer: Gaze
 @pytest.mark.parametrize("precision", ["city", "region", "country"])
 def test_two_photos_of_one_cell_can_not_be_told_apart_by_place(precision: PrecisionName, gazetteer: Gazetteer) -> None:
     """Whatever differs between two photos a few metres apart is gone: nothing finer hides in any column."""
-    exif = {schema.EXIF_LAT_DEG: 48.1, schema.EXIF_LON_DEG: 11.5}
-    near = {schema.EXIF_LAT_DEG: 48.1001, schema.EXIF_LON_DEG: 11.5001}
-    one, two = (
-        coarsen(photos([named(row, gazetteer)]), precision, gazetteer).to_pylist()[0]
-        for row in (located_row("/a", 48.1, 11.5, **exif), located_row("/a", 48.1001, 11.5001, **near))
-    )
+    places = ((48.1, 11.5), (48.1001, 11.5001))
+    rows_before = [
+        located_row("/a", lat, lon, **{schema.EXIF_LAT_DEG: lat, schema.EXIF_LON_DEG: lon}, **context_of(lat, lon))
+        for lat, lon in places
+    ]
+    told_apart = {name for name in rows_before[0] if rows_before[0][name] != rows_before[1][name]}
+    implied = ("_deg", "cell_id", schema.GEOMETRY, schema.LEVELS, schema.ALTERNATIVES)
+    assert told_apart == {name for name in schema.PHOTOS.names if name.endswith(implied)}, "give them all a place here"
+    one, two = (coarsen(photos([named(row, gazetteer)]), precision, gazetteer).to_pylist()[0] for row in rows_before)
     for cell_of_one, cell_of_two in zip(one[schema.LEVELS], two[schema.LEVELS], strict=True):
         if cell_of_one[schema.S2_LEVEL] < ALLOWED_S2_LEVEL[precision]:
             # The test's rows have the photo's position there; a model's have the cell's own mean.
@@ -125,11 +140,28 @@ def test_radius_and_named_precision_are_honest(precision: PrecisionName, gazette
             located_row("/large", 1, 1, radius_km=9000.0, precision="country"),
             located_row("/none", 1, 1, precision=None),
             failed_row("/failed", ErrorCode.EMPTY),
+            located_row("/context", 1, 1, **context_of(1, 1)),
+            located_row("/vague context", 1, 1, **context_of(1, 1) | {schema.CONTEXT_RADIUS_KM: 8000.0}),
         ]
     )
     coarse = coarsen(table, precision, gazetteer)
-    assert coarse.column(schema.RADIUS_KM).to_pylist() == [cell_km, 9000.0, cell_km, None]
-    assert coarse.column(schema.PRECISION).to_pylist() == [precision, "country", None, None]
+    assert coarse.column(schema.RADIUS_KM).to_pylist() == [cell_km, 9000.0, cell_km, None, cell_km, cell_km]
+    assert coarse.column(schema.CONTEXT_RADIUS_KM).to_pylist() == [None] * 4 + [cell_km, 8000.0]
+    assert coarse.column(schema.PRECISION).to_pylist() == [precision, "country", None, None, precision, precision]
+
+
+@pytest.mark.parametrize("precision", ["city", "region", "country"])
+def test_the_cell_of_a_context_is_that_of_its_coarse_point(precision: PrecisionName, gazetteer: Gazetteer) -> None:
+    level = ALLOWED_S2_LEVEL[precision]
+    table = photos([located_row("/a", 1, 1), located_row("/b", 1, 1, **context_of(48.13721, 11.57549))])
+    bare, row = coarsen(table, precision, gazetteer).to_pylist()
+    assert {bare[name] for name in schema.CONTEXT} == {None}
+    point = [row[schema.CONTEXT_LAT_DEG]], [row[schema.CONTEXT_LON_DEG]]
+    assert row[schema.CONTEXT_CELL_ID] == s2.leaf_id_N(*point)[0]
+    assert (
+        haversine_km(point[0][0], point[1][0], *(deg[0] for deg in s2.centre_deg_N(s2.cell_id_N(*point, level)))) < 1e-3
+    )
+    assert s2.parent_N([row[schema.CONTEXT_CELL_ID]], level) == s2.cell_id_N([48.13721], [11.57549], level)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

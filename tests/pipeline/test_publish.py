@@ -120,6 +120,25 @@ def test_the_same_place_many_times_is_spread_too(tmp_path: Path, monkeypatch: py
     assert [file.row_count for file in published.files] == [12, 13]
 
 
+def test_keys_sort_as_rows_are_published(tmp_path: Path) -> None:
+    """Else what is sorted elsewhere, by key, would lie in other files than what DuckDB sorts here."""
+    south_pole = located_row("/last cell", -90.0, 0.0)
+    rows = [
+        *FAILED,
+        *LOCATED,
+        south_pole,
+        located_row("/the same cell", *[south_pole[n] for n in (schema.LAT_DEG, schema.LON_DEG)]),
+    ]
+    publish(plan_and_stage(str(tmp_path), rows, rows))
+    published = read_all(tmp_path, [PART_0])
+    keys = publish_module.sort_keys(published)
+    assert keys.tolist() == sorted(keys.tolist())
+    assert len(set(keys.tolist())) == len(rows)
+    assert published.column(schema.CELL_ID).to_pylist()[-3:] == [None] * 3
+    ranges = [publish_module.FileRange(bytes(keys[start]), 20, None) for start in (0, 20, 40)]
+    assert publish_module.file_index(published, ranges).tolist() == [0] * 20 + [1] * 20 + [2] * 25
+
+
 def test_of_photos_staged_twice_the_row_of_the_latest_holder_is_published(tmp_path: Path) -> None:
     """Whatever the clocks say that made the rows: the later holder's was behind."""
     newer = [located_row(row[schema.URI], 1.0, 2.0, "v2", processed_at=NOON) for row in LOCATED[:5]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -160,6 +161,29 @@ def test_an_answer_stays_that_a_newer_run_failed_to_make_again(tmp_path: Path) -
     assert newest(output) == {"/a": "day-1", "/b": "day-1"}
     (row,) = Catalog(output).rows("SELECT DISTINCT status, last_error_code, last_tried_at FROM photos").to_pylist()
     assert list(row.values()) == ["located", "not_found", NOON + 3 * DAY]
+    assert verify_output(output) == []
+
+
+def test_a_run_that_was_let_go_does_not_count_though_its_record_is_still_there(output: str) -> None:
+    """Killed between the note and the record's removal; or by one that slept the record was put once more."""
+    before = newest(output)
+    record = storage.read_bytes(f"{output}/runs/day-1.json")
+    assert remove_replaced_runs(output, DAY, LeaseSettings()) == ["day-1"]
+    storage.write_bytes(f"{output}/runs/day-1.json", record)
+    assert [record["run_id"] for record in Catalog(output).records] == ["day-2", "day-3"]
+    assert remove_replaced_runs(output, NEVER, LeaseSettings()) == []
+    assert not storage.exists(f"{output}/runs/day-1.json")
+    assert newest(output) == before
+    assert verify_output(output) == []
+
+
+def test_files_of_a_run_that_counts_stay_whatever_is_noted(output: str) -> None:
+    """Somebody has copied a record into the wrong folder, under another name."""
+    before = newest(output)
+    noted = json.loads(storage.read_bytes(f"{output}/runs/day-3.json")) | {"removed_at": NOON.isoformat()}
+    storage.write_bytes(f"{output}/removed/copy.json", json.dumps(noted | {"run_id": "copy"}).encode())
+    assert remove_replaced_runs(output, NEVER, LeaseSettings(), grace=dt.timedelta(0)) == []
+    assert newest(output) == before
     assert verify_output(output) == []
 
 

@@ -278,6 +278,20 @@ def test_other_columns_are_found(output: Path) -> None:
     assert problems(output) == [f"{PARTS[0]}: has other columns than published photos have"]
 
 
+def test_values_that_no_reader_could_use_are_found(output: Path) -> None:
+    """A text that is no UTF-8: Parquet takes it as it is, and so do its readers, until somebody prints it."""
+    edit_record(output, make_old)
+    table = pq.read_table(output / PARTS[1], partitioning=None)
+    texts = [b"outdoor"] * table.num_rows
+    texts[9] = b"out\xffdoor"
+    scenes = pa.array(texts, pa.binary()).view(pa.string())
+    table = table.set_column(table.schema.get_field_index(schema.SCENE), schema.PHOTOS.field(schema.SCENE), scenes)
+    geoparquet.write(output / PARTS[1], [table], geoparquet.bbox_of(table))
+    (found,) = problems(output)
+    assert found.startswith(f"{PARTS[1]}: row group 1 can't be read: ")
+    assert "UTF8" in found
+
+
 @pytest.mark.parametrize(
     ("edit", "found"),
     [

@@ -72,7 +72,7 @@ CREATE VIEW accuracy AS
         distance_km(exif_lat_deg, exif_lon_deg, context_lat_deg, context_lon_deg) AS context_error_km FROM photos)
     WHERE error_km IS NOT NULL;
 
-COMMENT ON VIEW photos IS 'every photo''s newest row, or the answer that it failed to renew';
+COMMENT ON VIEW photos IS 'the newest row of every photo, or the answer that it failed to renew';
 COMMENT ON VIEW history IS 'every row that was ever published: one for each photo and run';
 COMMENT ON VIEW failures IS 'photos without a place';
 COMMENT ON VIEW levels IS 'one row for each photo and geographic level: its best cell there';

@@ -32,8 +32,8 @@ from typing import NoReturn
 
 from tests.mutant_maker import Mutant, mutants
 
-_ROOT = Path(__file__).parents[1]
-SURVIVORS = _ROOT / "tests/mutants_survivors.toml"
+REPOSITORY = Path(__file__).parents[1]
+SURVIVORS = REPOSITORY / "tests/mutants_survivors.toml"
 MODULES = tuple(
     f"pipeline/{name}.py"
     for name in (
@@ -50,7 +50,7 @@ OTHER_TESTS = {
     "pipeline/staging.py": ("test_plan.py", "test_publish.py"),
 }
 """Tests of a module besides those that have its name."""
-_LIBRARIES = (
+LIBRARIES = (
     *("boto3", "duckdb", "fsspec", "hypothesis", "moto.server", "numpy", "obstore", "pillow_heif", "pyarrow.compute"),
     *("PIL.Image", "PIL.ImageCms", "pyarrow.parquet", "pytest", "pytest_timeout", "scipy.spatial", "simplejpeg"),
     *("sklearn.datasets", "tenacity", "torch", "transformers", "xdist"),
@@ -79,8 +79,9 @@ def draw(every: Sequence[Mutant], seed: int, count: int) -> list[Mutant]:
     return [mutant for mutant in every if mutant.key in drawn]
 
 
-def unit_tests_of(module: str, root: Path = _ROOT) -> list[str]:
+def unit_tests_of(module: str, root: Path | None = None) -> list[str]:
     """Return the files of the unit tests of a module, those of its own name first."""
+    root = root or REPOSITORY
     folder, stem = root / "tests" / Path(module).parent, Path(module).stem
     others = OTHER_TESTS.get(module, ())
     files = [folder / f"test_{stem}.py", *(folder / name for name in others)]
@@ -91,11 +92,11 @@ def unit_tests_of(module: str, root: Path = _ROOT) -> list[str]:
     return list(dict.fromkeys(str(path.relative_to(root)) for path in files if path.exists()))
 
 
-def reasons(path: Path = SURVIVORS) -> dict[tuple[str, str, str, str], str]:
+def reasons() -> dict[tuple[str, str, str, str], str]:
     """Return why which mutants may survive."""
-    if not path.exists():
+    if not SURVIVORS.exists():
         return {}
-    listed = tomllib.loads(path.read_text(encoding="utf-8")).get("survivor", [])
+    listed = tomllib.loads(SURVIVORS.read_text(encoding="utf-8")).get("survivor", [])
     return {(row["module"], row["function"], row["was"], row["now"]): row["reason"] for row in listed}
 
 
@@ -105,12 +106,12 @@ class Workplace:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        listed = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
         for name in filter(None, listed.split("\0")):
-            if (_ROOT / name).is_file():
+            if (REPOSITORY / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(_ROOT / name, folder / name)
-        for library in _LIBRARIES:
+                shutil.copy2(REPOSITORY / name, folder / name)
+        for library in LIBRARIES:
             with suppress(ImportError):
                 importlib.import_module(library)
         ours = [name for name in sys.modules if name.split(".")[0] in ("model", "pipeline", "training", "jobs")]
@@ -151,7 +152,7 @@ def _run_here(folder: Path, module: str, output: int, is_first: bool) -> NoRetur
         os.environ["PYTHONPATH"] = str(folder)  # for processes that tests start
         os.environ["PYTHONDONTWRITEBYTECODE"] = "" if is_first else "1"
         sys.dont_write_bytecode = not is_first  # a mutant's would be taken for the next one's of the same second
-        sys.path[:] = [str(folder), *(path for path in sys.path if path not in ("", str(_ROOT)))]
+        sys.path[:] = [str(folder), *(path for path in sys.path if path not in ("", str(REPOSITORY)))]
         for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
             del sys.modules[name]
         import hypothesis
@@ -196,7 +197,7 @@ def run(modules: Sequence[str], seed: int, count: int) -> Iterator[tuple[Mutant,
 
     Raises ValueError where a module's tests are missing, or fail as it is.
     """
-    every = [mutant for module in modules for mutant in mutants(module, (_ROOT / module).read_bytes())]
+    every = [mutant for module in modules for mutant in mutants(module, (REPOSITORY / module).read_bytes())]
     drawn = draw(every, seed, count)
     _say(f"{len(drawn)} of {len(every)} mutants of {len(modules)} modules")
     with tempfile.TemporaryDirectory(prefix="graticule-mutants-") as folder:
@@ -211,7 +212,10 @@ def run(modules: Sequence[str], seed: int, count: int) -> Iterator[tuple[Mutant,
             _say(f"{module}: {' '.join(unit_tests_of(module))}: {whole.seconds:.0f} s as it is")
             limit_s = max(_LEAST_LIMIT_S, _LIMIT_FACTOR * whole.seconds)
             for mutant in own:
-                yield mutant, place.try_mutant(mutant, limit_s)
+                outcome = place.try_mutant(mutant, limit_s)
+                if outcome.status in (_NO_TESTS, _OTHER_CODE):
+                    raise ValueError(f"{module}: no mutant can be tried:\n{outcome.output[-3000:]}")
+                yield mutant, outcome
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -222,13 +226,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=100, help="mutants to try")
     options = parser.parse_args(arguments)
     for module in options.module:
-        if not (_ROOT / module).is_file() or not unit_tests_of(module):
+        if not (REPOSITORY / module).is_file() or not unit_tests_of(module):
             parser.error(f"{module} is no module with unit tests: give a path such as pipeline/plan.py")
     known = reasons()
     killed, unexplained, tried = 0, [], 0
+    for module in options.module:
+        made = {mutant.key for mutant in mutants(module, (REPOSITORY / module).read_bytes())}
+        for key in known.keys() - made:
+            if key[0] == module:
+                _say(f"{SURVIVORS.name} names what is no mutant any more: {module} {key[1]}: {key[3]}")
     for mutant, outcome in run(options.module, options.seed, options.count):
-        if outcome.status in (_NO_TESTS, _OTHER_CODE):
-            raise RuntimeError(f"{mutant.module}: no mutant can be tried: {outcome.output[-3000:]}")
         tried += 1
         reason = known.get(mutant.key)
         word = "killed" if outcome.status != _OK else "survived" if reason is None else f"survived ({reason})"
@@ -245,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = [f"{name} = {_toml_text(value)}" for name, value in names]
         _say("\n".join(["", "[[survivor]]", *lines, 'reason = ""']))
     if unexplained:
-        _say(f"\nWrite a test for each, or put it with its reason into {SURVIVORS.relative_to(_ROOT)}.")
+        _say(f"\nWrite a test for each, or put it with its reason into {SURVIVORS}.")
     return 1 if unexplained else 0
 
 

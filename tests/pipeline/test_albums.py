@@ -162,6 +162,30 @@ def test_what_was_staged_twice_speaks_once(tmp_path: Path) -> None:
     assert table.column(schema.CONTEXT_PHOTOS).to_pylist() == [2, 2, 2]
 
 
+def test_what_was_staged_again_for_a_changed_photo_is_all_that_stays(tmp_path: Path) -> None:
+    """Every row is staged anew, by one holder: which of two is the newer could not be told afterwards."""
+    rows = album()
+    stage = staged(tmp_path, rows)
+    again = replace(stage, attempt="e2")
+    behind = {schema.PROCESSED_AT: rows[0][schema.PROCESSED_AT] - dt.timedelta(days=400)}
+    again.put_rows(photos([photo("/a/2.jpg", 5, OSLO, ROME, etag="v2", **behind)]))
+    assert context(replace(stage, attempt="e3")) == AlbumCounts(3, 0, 0)
+    tables = [pq.read_table(pa.BufferReader(storage.read_bytes(uri))) for uri in stage.row_files()]
+    found = pa.concat_tables(tables).select([schema.URI, schema.ETAG]).to_pylist()
+    assert sorted(tuple(row.values()) for row in found) == [("/a/1.jpg", "v1"), ("/a/2.jpg", "v2"), ("/a/3.jpg", "v1")]
+
+
+def test_a_photo_of_an_earlier_run_speaks_though_it_could_not_be_fetched_again(tmp_path: Path) -> None:
+    published = []
+    for name, rows in (("old", album()), ("away", [failed_row("/a/1.jpg", ErrorCode.NOT_FOUND)])):
+        (tmp_path / f"{name}.parquet").write_bytes(parquet_bytes(photos(rows)))
+        published.append(str(tmp_path / f"{name}.parquet"))
+    stage = staged(tmp_path / "out", [photo("/a/2.jpg", 5, OSLO, ROME, etag="v2")])
+    assert context(stage, published) == AlbumCounts(1, 0, 0)
+    (row,) = rows_of(stage).values()
+    assert row[schema.CONTEXT_PHOTOS] == 2
+
+
 def test_killed_while_rewriting_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(albums, "_ROWS_PER_BATCH", 2048)
     rows = [photo(f"/a/{i}.jpg", i, ROME, OSLO) for i in range(5000)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,9 @@ from pipeline.content_index import ContentIndex, claims, without_copies
 from pipeline.decode import DecodeTarget
 from pipeline.locator import Locator, LocatorSettings
 from pipeline.reader import Reader, ReaderSettings
+from pipeline.schema import ErrorCode
 from pipeline.staging import Stage
+from tests.photo_rows import NOON, failed_row, photos
 from tests.photo_samples import china_jpeg, flower_jpeg
 
 
@@ -89,6 +92,44 @@ def test_an_answer_of_an_earlier_run_will_do(tiny_checkpoint: Path, tmp_path: Pa
     assert copies.settle(stage, published) == 1
     assert staged(stage)["b"][schema.RUN_ID] == "r1"
     assert staged(stage)["b"][schema.LAT_DEG] == rows.column(schema.LAT_DEG)[0].as_py()
+
+
+def test_the_newest_staged_row_is_told_by_the_holder_that_staged_it_and_by_no_clock(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """A copy is settled by a row as new as itself: one that an earlier start staged says nothing of it."""
+    rows = rows_of(tmp_path, tiny_checkpoint, {"a": china_jpeg(), "b": china_jpeg()}, ContentIndex(10))
+    answer, copy = rows.slice(0, 1), rows.slice(1, 1)
+    assert copy.column(schema.STATUS).to_pylist() == [schema.COPIED]
+    for copied_in, staged_in, settled in (("e10", "e9", 1), ("e9", "e10", 0), ("e9", "e9", 0)):
+        stage = Stage(f"{tmp_path}/{copied_in}-{staged_in}", "r1", "e11")
+        replace(stage, attempt="e9").put_rows(answer)
+        replace(stage, attempt=copied_in).put_copies(copy)
+        ahead = failed_row(f"{tmp_path}/b", ErrorCode.FETCH_FAILED, processed_at=NOON.replace(year=2099))
+        replace(stage, attempt=staged_in).put_rows(photos([ahead]))
+        assert copies.settle(stage, []) == settled
+        assert copies.settle(stage, []) == 0
+        kept = [row for file in stage.row_files() for row in pq.read_table(file, schema=schema.PHOTOS).to_pylist()]
+        ours = [row[schema.STATUS] for row in kept if row[schema.URI] == f"{tmp_path}/b"]
+        assert ours[-1] == ("located" if settled else "failed")
+
+
+def test_of_several_answers_the_one_of_the_newest_run_is_copied(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, tiny_checkpoint, {"a": china_jpeg()}, ContentIndex(10))
+    published = []
+    for run, scene in enumerate(("older", "newer")):
+        clock = pa.array([NOON.replace(year=2099 - run)], schema.PHOTOS.field(schema.PROCESSED_AT).type)
+        for name, value in ((schema.SCENE, pa.array([scene])), (schema.PROCESSED_AT, clock)):
+            index = rows.schema.get_field_index(name)
+            rows = rows.set_column(index, schema.PHOTOS.field(name), value)
+        published.append(Stage(f"{tmp_path}/out", f"r{run}").put_rows(rows))
+    (tmp_path / "new").mkdir()
+    copy = rows_of(tmp_path / "new", tiny_checkpoint, {"b": china_jpeg()}, ContentIndex(10, [content_of(rows)]))
+    for order, scene in ((published, "newer"), (published[::-1], "older")):
+        stage = Stage(f"{tmp_path}/out", f"with-{scene}")
+        stage.put_copies(copy)
+        assert copies.settle(stage, order) == 1
+        assert staged(stage)["b"][schema.SCENE] == scene
 
 
 def test_an_answer_without_names_of_an_older_version_is_not_copied(tiny_checkpoint: Path, tmp_path: Path) -> None:

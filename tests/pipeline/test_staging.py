@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from pipeline import schema, storage
+from pipeline.plan import connect
 from pipeline.schema import ErrorCode
-from pipeline.staging import Stage, parquet_bytes, unfinished_runs
+from pipeline.staging import EPOCH_SQL, Stage, epoch_of, parquet_bytes, unfinished_runs
 from tests.photo_rows import failed_row, located_row, photos
 
 
@@ -65,3 +67,21 @@ def test_delete_plan_keeps_the_rows(tmp_path: Path) -> None:
     stage.delete_plan()
     assert stage.plan_files() == []
     assert len(stage.row_files()) == 1
+
+
+def test_parts_are_named_by_the_holder_that_staged_them(tmp_path: Path) -> None:
+    """Of a photo that is in several parts the last one's row is the newest; parts of older versions come first."""
+    stage = Stage(str(tmp_path), "r1")
+    uris = [
+        replace(stage, attempt=attempt).put_rows(photos([located_row("/a", epoch, 1)]))
+        for epoch, attempt in ((10, "e10"), (9, "e9"))
+    ]
+    assert [epoch_of(uri) for uri in uris] == [10, 9]
+    old = f"{stage.folder}/rows/{'e' + 31 * '1'}-1.parquet"  # a digest that looks like an epoch, and is none
+    storage.write_bytes(old, parquet_bytes(photos([located_row("/a", 0, 1)])))
+    assert stage.row_files() == [old, *uris[::-1]]
+    assert stage.staged_count() == 3
+    with connect(stage.folder) as connection:
+        query = f"SELECT {EPOCH_SQL}, max(lat_deg) FROM read_parquet(?, filename = true) GROUP BY ALL ORDER BY ALL"
+        found = connection.execute(query, [stage.row_files()]).fetchall()
+    assert found == [(0, 0), (9, 9), (10, 10)]

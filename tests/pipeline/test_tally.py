@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline import schema
@@ -64,6 +65,7 @@ def test_what_earlier_starts_staged(tmp_path: Path) -> None:
     assert staged_outcomes(stage) == {}
     stage.put_rows(photos(ROWS))
     stage.put_rows(photos([failed_row("d.jpg", ErrorCode.EMPTY)]))
-    later = {schema.PROCESSED_AT: NOON + dt.timedelta(hours=1)}
-    stage.put_rows(photos([located_row("c.jpg", 50.0, 10.0, **later)]))  # changed, and read again
+    earlier = {schema.PROCESSED_AT: NOON - dt.timedelta(days=400)}  # by a clock that is behind
+    again = replace(stage, attempt="e2")
+    again.put_rows(photos([located_row("c.jpg", 50.0, 10.0, **earlier)]))  # changed, and read again
     assert staged_outcomes(stage) == {("located", ""): 3, ("failed", "empty"): 1}

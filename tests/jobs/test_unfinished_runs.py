@@ -1,4 +1,4 @@
-"""An unfinished run of other settings stands in nobody's way, and loses nothing of what it has staged."""
+"""What a run leaves alone, and says so: unfinished runs of other settings, and photos whose time has not come yet."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import pytest
 
 from jobs.geotag_archive import GeotagSettings, geotag
 from jobs.nightly import NightlySettings, run
-from pipeline import storage
+from pipeline import schema, storage
+from pipeline.manifest import read_manifest
 from pipeline.staging import Stage, unfinished_runs
 from tests.conftest import published_output
-from tests.photo_rows import located_row, photos
+from tests.photo_rows import failed_row, located_row, photos
+from tests.published_rows import publish_run
 
 OTHERS: dict[str, object] = {"model_id": "another-1", "precision": "street"}
 
@@ -69,3 +71,20 @@ def test_a_night_sets_aside_what_was_begun_with_other_settings(
     assert all(storage.exists(uri) for uri in kept)
     assert unfinished_runs(archive.output) == ["nightly-2026-11-01", "nightly-2026-11-02"]
     assert run(NightlySettings(archive, date="2026-11-03")) == 0  # and so every night
+
+
+def test_photos_that_failed_in_passing_and_wait_are_told(
+    archive: GeotagSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source,) = archive.photos
+    storage.write_bytes(f"{source}/away.jpg", b"")
+    (listed,) = (
+        row for batch in read_manifest(source) for row in batch.to_pylist() if row[schema.URI].endswith("away.jpg")
+    )
+    for run_id in ("r2", "r3"):
+        failed = failed_row(listed[schema.URI], schema.ErrorCode.NOT_FOUND, listed[schema.ETAG])
+        publish_run(archive.output, run_id, [failed], clock_h=999_999)
+    assert geotag(archive).exit_code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"Nothing to do: 3 photos have their row at {archive.output}")
+    assert said.endswith("1 more failed in passing; later runs try them again (--retry-failed does so now).\n")

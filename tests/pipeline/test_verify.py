@@ -216,10 +216,11 @@ BAD_LEVELS = [LOCATED[0][schema.LEVELS][0] | {schema.PROBABILITY: 1.5}]
         ({schema.GEOMETRY: None}, "have another geometry than position"),
         ({schema.RUN_ID: "r2"}, "are of another run"),
         ({schema.MODEL_ID: "m-2"}, "are of another model"),
+        ({schema.RUN_SEQUENCE: 8}, "have another place in the order of runs"),
     ],
 )
 def test_each_rule_of_a_row_is_checked(output: Path, changed: Row, found: str) -> None:
-    edit_record(output, make_old)
+    edit_record(output, lambda record: (make_old(record), record.update(sequence=9)))
     uris = []
 
     def edit(rows: list[Row]) -> None:

@@ -166,7 +166,7 @@ class _Maker:
                 yield *self._place(node), "pass", "deleted", 1.0
         elif isinstance(node, ast.Return) and node.value is not None:
             default = _default_of(returns)
-            if self._text(node.value) != default:
+            if ast.unparse(node.value) != default:
                 yield *self._place(node.value), default, "return", 1.0
         elif isinstance(node, ast.If | ast.IfExp | ast.While) and isinstance(
             node.test, ast.Name | ast.Attribute | ast.Call | ast.NamedExpr

@@ -67,7 +67,9 @@ def test_copies_get_the_answer_under_their_own_name(tiny_checkpoint: Path, tmp_p
     assert statuses == ["located", schema.COPIED, "located", schema.COPIED, "failed", "failed"]
     stage = Stage(f"{tmp_path}/out", "r1")
     stage_as_the_dataflow_does(stage, rows)
+    assert copies.count(stage) == 0
     assert copies.settle(stage, []) == 2
+    assert copies.count(stage) == 2
     found = staged(stage)
     assert sorted(found) == ["a", "b", "c", "d", "e", "f"]
     own = {schema.PHOTO_ID, schema.URI, schema.ETAG, schema.PROCESSED_AT, schema.READ_SECONDS}
@@ -78,6 +80,17 @@ def test_copies_get_the_answer_under_their_own_name(tiny_checkpoint: Path, tmp_p
         assert found[name][schema.PHOTO_ID] == schema.photo_id(f"{tmp_path}/{name}")
         assert found[name][schema.ETAG] == f"v-{name}"
     assert copies.settle(stage, []) == 0  # once
+
+
+def test_a_run_without_copies_or_rows_has_no_copies(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, tiny_checkpoint, {"a": china_jpeg()}, ContentIndex(10))
+    stage = Stage(f"{tmp_path}/out", "r1")
+    assert copies.count(stage) == copies.settle(stage, []) == 0
+    stage.put_rows(rows)
+    assert copies.count(stage) == copies.settle(stage, []) == 0
+    only_copies = Stage(f"{tmp_path}/out", "r2")
+    only_copies.put_copies(rows)
+    assert copies.count(only_copies) == copies.settle(only_copies, []) == 0
 
 
 def test_an_answer_of_an_earlier_run_will_do(tiny_checkpoint: Path, tmp_path: Path) -> None:

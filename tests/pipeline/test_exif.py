@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.exif import ExifFacts, read_exif
+from pipeline.exif import ExifFacts, read_exif, tiff_extent_bytes
 from tests.photo_samples import exif_block
 
-ASCII, SHORT, LONG, RATIONAL, SIGNED_RATIONAL = 2, 3, 4, 5, 10
+ASCII, SHORT, LONG, RATIONAL, SIGNED_RATIONAL, DOUBLE = 2, 3, 4, 5, 10, 12
 Tags = dict[int, tuple[int, int, bytes]]  # tag → type, count, the values' bytes (little-endian)
 
 
@@ -127,6 +127,21 @@ def test_time_is_the_first_believable_one(original: str, changed: str, expected:
 @pytest.mark.parametrize(("written", "expected"), [(1, 1), (8, 8), (0, 1), (9, 1), (65535, 1)])
 def test_orientation_out_of_range_is_upright(written: int, expected: int) -> None:
     assert read_exif(block(main={0x0112: (SHORT, 1, struct.pack("<H", written))})).orientation == expected
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 6.0])
+def test_an_orientation_that_is_no_whole_number_is_upright(value: float) -> None:
+    assert read_exif(block(main={0x0112: (DOUBLE, 1, struct.pack("<d", value))})) == ExifFacts()
+    assert read_exif(block(main={0x0112: rationals((6, 1))})) == ExifFacts()
+
+
+@pytest.mark.parametrize(("offsets_tag", "counts_tag"), [(273, 279), (324, 325)], ids=["strips", "tiles"])
+def test_a_tiff_reaches_as_far_as_its_last_strip_or_tile(offsets_tag: int, counts_tag: int) -> None:
+    offsets, counts = (LONG, 2, struct.pack("<LL", 5000, 200)), (LONG, 2, struct.pack("<LL", 70, 300))
+    tiff = block(main={offsets_tag: offsets, counts_tag: counts}).removeprefix(b"Exif\0\0")
+    assert tiff_extent_bytes(tiff) == 5070
+    assert tiff_extent_bytes(block(main={offsets_tag: offsets}).removeprefix(b"Exif\0\0")) == 0
+    assert tiff_extent_bytes(b"II\x2a\0" + struct.pack("<L", 100)) == 101
 
 
 def test_big_tiff_and_big_endian() -> None:

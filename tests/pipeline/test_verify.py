@@ -9,12 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline import geoparquet, schema, storage
 from pipeline import publish as publish_module
+from pipeline.precision import wkb_points
 from pipeline.publish import publish, put_record
 from pipeline.schema import ErrorCode
 from pipeline.staging import Stage, parquet_bytes
@@ -230,6 +232,68 @@ def test_each_rule_of_a_row_is_checked(output: Path, changed: Row, found: str) -
 
     rewrite(output / PARTS[1], edit)
     assert problems(output) == [f"{PARTS[1]}: 2 rows {found}, for example {min(uris)}"]
+
+
+def at(lat_deg: float, lon_deg: float) -> Row:
+    point = wkb_points(np.array([lat_deg]), np.array([lon_deg]))[0].as_py()
+    return {schema.LAT_DEG: lat_deg, schema.LON_DEG: lon_deg, schema.GEOMETRY: point}
+
+
+def context(lat_deg: float, lon_deg: float, **changed: Any) -> Row:
+    values = (lat_deg, lon_deg, 0.0, 1.0, 1, 0)
+    return dict(zip(schema.CONTEXT, values, strict=True)) | changed
+
+
+NOWHERE, HALF = "are located without a position on Earth", "have half a context"
+NO_PLACE, NO_PROBABILITY = "are located without a cell, radius or confidence", "have a probability that is none"
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        (at(90, 180), None),
+        (at(-90, -180), None),
+        (at(90.001, 0), NOWHERE),
+        (at(-90.001, 0), NOWHERE),
+        (at(0, 180.001), NOWHERE),
+        (at(0, -180.001), NOWHERE),
+        ({schema.RADIUS_KM: 0.0, schema.CONFIDENCE: 1.0, schema.SCENE_PROBABILITY: 0.0}, None),
+        ({schema.RADIUS_KM: -0.001}, NO_PLACE),
+        ({schema.CELL_ID: None}, NO_PLACE),
+        ({schema.CONFIDENCE: None}, NO_PLACE),
+        ({schema.CONFIDENCE: 1.001}, NO_PROBABILITY),
+        (context(90, 180), None),
+        (context(-90, -180), None),
+        (context(90.001, 0), HALF),
+        (context(-90.001, 0), HALF),
+        (context(0, 180.001), HALF),
+        (context(0, -180.001), HALF),
+        (context(0, 0, **{schema.CONTEXT_RADIUS_KM: -0.001}), HALF),
+        (context(0, 0, **{schema.CONTEXT_RADIUS_KM: None}), HALF),
+        (context(0, 0, **{schema.CONTEXT_LAT_DEG: None}), HALF),
+        (context(0, 0, **{schema.CONTEXT_LON_DEG: None}), HALF),
+        (context(0, 0, **{schema.CONTEXT_CELL_ID: None}), HALF),
+        (context(0, 0, **{schema.CONTEXT_PHOTOS: None}), HALF),
+        ({schema.CONTEXT_CONFIDENCE: -0.001}, NO_PROBABILITY),
+    ],
+)
+def test_limits_are_inclusive_and_nothing_beyond_them_is_whole(output: Path, changed: Row, found: str | None) -> None:
+    edit_record(output, make_old)
+    uris = []
+
+    def edit(rows: list[Row]) -> None:
+        uris.append(rows[4][schema.URI])
+        rows[4].update(changed)
+
+    rewrite(output / PARTS[1], edit)
+    assert problems(output) == ([f"{PARTS[1]}: 1 rows {found}, for example {uris[0]}"] if found else [])
+
+
+def test_a_context_of_a_photo_that_failed_is_found(output: Path) -> None:
+    edit_record(output, make_old)
+    rewrite(output / PARTS[2], lambda rows: rows[-1].update(context(0, 0)))
+    (found,) = problems(output)
+    assert found.startswith(f"{PARTS[2]}: 1 rows have half a context, for example /bad-")
 
 
 def test_rules_of_failed_rows_and_positions(output: Path) -> None:

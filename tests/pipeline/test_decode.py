@@ -233,6 +233,14 @@ def test_limits() -> None:
     decode_photo(china_jpeg(), TARGET, DecodeLimits(max_memory_bytes=1000))
 
 
+def test_a_size_that_does_not_fit_its_column_is_no_fact() -> None:
+    most = (1 << 31) - 1
+    failure = refusal(grey_tiff(most, 1, b"x", bits=8))
+    assert (failure.code, failure.facts) == (ErrorCode.TOO_LARGE, PhotoFacts("tiff", most, 1, ExifFacts()))
+    failure = refusal(grey_tiff(most + 1, 1, b"x", bits=8))
+    assert (failure.code, failure.facts) == (ErrorCode.TOO_LARGE, None)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_one_pixel(name: str) -> None:
     photo = decode_photo(encode(Image.new("RGB", (1, 1), (200, 100, 50)), name), TARGET)
@@ -266,17 +274,20 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert difference(decode_photo(encode(floats, "tiff"), TARGET).pixels_HWC, expected) < 1
 
 
+def grey_tiff(width_px: int, height_px: int, strip: bytes, bits: int) -> bytes:
+    """Lay out a TIFF by hand, of kinds that Pillow doesn't write."""
+    tags = {256: width_px, 257: height_px, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height_px, 279: len(strip)}
+    directory = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II\x2a\0" + struct.pack("<L", 8 + len(strip)) + strip + struct.pack("<H", len(tags)) + directory + bytes(4)
+
+
 def test_white_of_a_twelve_bit_tiff_is_what_twelve_bits_hold() -> None:
     """As scientific and film scanners write it: two samples in three bytes."""
     grey_HW = np.asarray(china_image().convert("L"))
     samples_H2 = (grey_HW.astype(np.uint32) * 4095 // 255).reshape(len(grey_HW), -1, 2)
     words = samples_H2[..., 0] << 12 | samples_H2[..., 1]
     strip = np.stack([words >> 16, words >> 8 & 255, words & 255], axis=-1).astype(np.uint8).tobytes()
-    height, width = grey_HW.shape
-    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(strip)}
-    directory = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags.items())
-    start = struct.pack("<LH", 8 + len(strip), len(tags))
-    data = b"II\x2a\0" + start[:4] + strip + start[4:] + directory + bytes(4)
+    data = grey_tiff(grey_HW.shape[1], grey_HW.shape[0], strip, bits=12)
     photo = decode_photo(data, TARGET)
     assert difference(photo.pixels_HWC, reference_HWC(Image.fromarray(grey_HW))) < 1
 

@@ -24,6 +24,16 @@ def test_a_part_comes_back_as_it_was_put(tmp_path: Path) -> None:
     assert stage.staged_count() == 2
 
 
+def test_copies_wait_beside_the_rows_and_count_for_none(tmp_path: Path) -> None:
+    rows = photos([located_row("/a", 1, 1)])
+    stage = Stage(str(tmp_path), "r1")
+    uri = stage.put_copies(rows)
+    assert stage.copy_files() == [uri]
+    assert pq.read_table(uri, schema=schema.PHOTOS).equals(rows)
+    assert (stage.row_files(), stage.staged_count()) == ([], 0)
+    assert stage.put_rows(rows) != uri
+
+
 def test_a_retried_task_writes_over_its_first_try(tmp_path: Path) -> None:
     stage = Stage(str(tmp_path), "r1")
     one, two = located_row("/a", 1, 1), located_row("/b", 2, 2)

@@ -137,6 +137,9 @@ def test_missing_cut_and_stray_files_are_found(output: Path) -> None:
     (output / stray).write_bytes((output / PARTS[2]).read_bytes())
     (output / "photos/run=r1/.0123.tmp").write_bytes(b"half a put")
     (output / "runs/.4567.tmp").write_bytes(b"half a put")
+    (output / ".89.tmp").write_bytes(b"half a put")
+    (output / ".graticule-probe-1").write_bytes(b"")
+    (output / "notes.txt").write_bytes(b"the user's own")
     staged = Stage(str(output), "r1").put_rows(photos(LOCATED[:1]))
     unfinished = "photos/run=r9/part-e1-00000.parquet"
     storage.write_bytes(f"{output}/{unfinished}", b"of a run that goes on")
@@ -149,6 +152,8 @@ def test_missing_cut_and_stray_files_are_found(output: Path) -> None:
             f"{stray}: {counted}: remove the file",
             f"{unfinished}: {counted}: run the job again, which finishes the run",
             "photos/run=r1/.0123.tmp: left over, and not ours to keep: remove it",
+            ".89.tmp: left over, and not ours to keep: remove it",
+            ".graticule-probe-1: left over, and not ours to keep: remove it",
             "runs/.4567.tmp: left over from a process that was killed: the next run removes it",
             "staging/r1: left over from a finished run: the next run removes it",
         ]

@@ -39,7 +39,7 @@ _RENEWALS = 3
 """Renewals in the time after which a silent holder is taken for dead."""
 _LOST_SIGNAL = signal.SIGUSR2
 """Not SIGINT, which a command that was started with `&` ignores, and not SIGUSR1, which is the watchdog's."""
-_EPOCH_IN_NAME = re.compile(r"(?:^|/|-)e(\d+)[-./]")
+_EPOCH_IN_NAME = re.compile(r"(?:^|/|-)e(\d{1,18})[-./]")
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from pipeline import schema, storage
 
-_EPOCH = r"/(?:run-)?e(\d+)[-./][^/]*(?:$|/[^/]*$)"
-"""An object's epoch in its name: `rows/e7-…`, `plan/e7/…`, `run-e7.json`."""
+_EPOCH = r"/(?:run-)?e(\d{1,18})[-./][^/]*(?:$|/[^/]*$)"
+"""An object's epoch in its name: `rows/e7-…`, `plan/e7/…`, `run-e7.json`; older names are a digest, 32 digits long."""
 _SETTINGS = re.compile(r"run(-e\d+)?\.json")
 EPOCH_SQL = f"coalesce(try_cast(regexp_extract(filename, '{_EPOCH}', 1) AS BIGINT), 0)"
 """`epoch_of` in DuckDB, over the column `filename` of staged parts."""

@@ -44,6 +44,8 @@ PARTS = (
     Part("fuzz-exif", "-m tests.fuzz exif --seconds 300 --seed 2", told_lines=4),
     Part("fuzz-manifest", "-m tests.fuzz manifest --seconds 300 --seed 2", told_lines=4),
     Part("fuzz-members", "-m tests.fuzz members --seconds 300 --seed 2", told_lines=4),
+    Part("simulation", "-m tests.simulation --schedules 20000"),
+    Part("mutants", "-m tests.mutants --count 100", told_lines=12),
     Part("ablation", "-m jobs.synthetic_globe ablate", told_lines=24),
 )
 """In the order in which they run; a new tool is one more line."""

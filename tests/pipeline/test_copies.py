@@ -114,12 +114,12 @@ def test_the_newest_staged_row_is_told_by_the_holder_that_staged_it_and_by_no_cl
     rows = rows_of(tmp_path, tiny_checkpoint, {"a": china_jpeg(), "b": china_jpeg()}, ContentIndex(10))
     answer, copy = rows.slice(0, 1), rows.slice(1, 1)
     assert copy.column(schema.STATUS).to_pylist() == [schema.COPIED]
-    for copied_in, staged_in, settled in (("e10", "e9", 1), ("e9", "e10", 0), ("e9", "e9", 0)):
-        stage = Stage(f"{tmp_path}/{copied_in}-{staged_in}", "r1", "e11")
-        replace(stage, attempt="e9").put_rows(answer)
-        replace(stage, attempt=copied_in).put_copies(copy)
+    for copied_in, staged_in, settled in ((10, 9, 1), (9, 10, 0), (9, 9, 0)):
+        stage = Stage(f"{tmp_path}/{copied_in}-{staged_in}", "r1", 11)
+        replace(stage, epoch=9).put_rows(answer)
+        replace(stage, epoch=copied_in).put_copies(copy)
         ahead = failed_row(f"{tmp_path}/b", ErrorCode.FETCH_FAILED, processed_at=NOON.replace(year=2099))
-        replace(stage, attempt=staged_in).put_rows(photos([ahead]))
+        replace(stage, epoch=staged_in).put_rows(photos([ahead]))
         assert copies.settle(stage, []) == settled
         assert copies.settle(stage, []) == 0
         kept = [row for file in stage.row_files() for row in pq.read_table(file, schema=schema.PHOTOS).to_pylist()]

@@ -110,7 +110,7 @@ def test_a_budget_that_is_spent_says_on_what(s3_bucket: str, archive: list[stora
         assert re.search(r"\d attempts? in ", message)
         assert "503" in message or timed_out or fault is not Fault.BUSY
         attempts += int(message.split()[0])
-    assert attempts == proxy.tally["photo requests"] > 4  # the clients' own retries don't multiply ours
+    assert attempts == proxy.tally["photo requests"] >= 4  # the clients' own retries don't multiply ours
 
 
 @pytest.mark.s3

@@ -75,7 +75,7 @@ def test_runs_that_published_nothing_count_too(world: World) -> None:
         world.publish(failed_row("/away", ErrorCode.FETCH_FAILED))
     waited = []
     for epoch in range(2, 7):
-        world.stage = Stage(str(world.folder / "output"), "r1", f"e{epoch}")
+        world.stage = Stage(str(world.folder / "output"), "r1", epoch)
         waited.append(world.plan().waiting)
     assert waited == [1, 1, 1, 0, 0]
 
@@ -101,7 +101,7 @@ def test_failures_of_the_moment_starve_nothing(world: World, order: plan_module.
     pq.write_table(pa.table({schema.URI: uris, schema.ETAG: ["v"] * 1000, schema.MODIFIED_AT: ages}), source)
     located: list[str] = []
     for night in range(5):
-        stage = Stage(str(world.folder / "output"), f"r{night}", f"e{night + 1}")
+        stage = Stage(str(world.folder / "output"), f"r{night}", night + 1)
         plan = make_plan([source], stage, world.published, OURS, False, 100, order=order)
         assert (plan.todo, len(todo(plan))) == (100, 100)
         good = [uri for uri in todo(plan) if int(uri[1:]) >= 100]
@@ -195,7 +195,7 @@ def test_the_plan_and_the_view_agree_on_what_a_photo_is_known_by(world: World) -
             rows.append(located_row(uri, 1, 1, etag) if code is None else failed_row(uri, code, etag))
         publish_run(output, f"r{run}", rows, sequence=run)
     world.list(*((uri, "v1") for uri in uris))
-    world.stage = Stage(output, "r9", "e99")
+    world.stage = Stage(output, "r9", 99)
     files = published_files(output, run_records(output))
     plan = make_plan([str(world.source)], world.stage, files, OURS, True, None)
     found = Catalog(output).sql("SELECT uri FROM photos WHERE status = 'located' AND etag = 'v1'").fetchall()

@@ -82,10 +82,7 @@ def test_delete_plan_keeps_the_rows(tmp_path: Path) -> None:
 def test_parts_are_named_by_the_holder_that_staged_them(tmp_path: Path) -> None:
     """Of a photo that is in several parts the last one's row is the newest; parts of older versions come first."""
     stage = Stage(str(tmp_path), "r1")
-    uris = [
-        replace(stage, attempt=attempt).put_rows(photos([located_row("/a", epoch, 1)]))
-        for epoch, attempt in ((10, "e10"), (9, "e9"))
-    ]
+    uris = [replace(stage, epoch=epoch).put_rows(photos([located_row("/a", epoch, 1)])) for epoch in (10, 9)]
     assert [epoch_of(uri) for uri in uris] == [10, 9]
     old = f"{stage.folder}/rows/{'e' + 31 * '1'}-1.parquet"  # a digest that looks like an epoch, and is none
     storage.write_bytes(old, parquet_bytes(photos([located_row("/a", 0, 1)])))

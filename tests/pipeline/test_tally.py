@@ -66,6 +66,6 @@ def test_what_earlier_starts_staged(tmp_path: Path) -> None:
     stage.put_rows(photos(ROWS))
     stage.put_rows(photos([failed_row("d.jpg", ErrorCode.EMPTY)]))
     earlier = {schema.PROCESSED_AT: NOON - dt.timedelta(days=400)}  # by a clock that is behind
-    again = replace(stage, attempt="e2")
+    again = replace(stage, epoch=2)
     again.put_rows(photos([located_row("c.jpg", 50.0, 10.0, **earlier)]))  # changed, and read again
     assert staged_outcomes(stage) == {("located", ""): 3, ("failed", "empty"): 1}

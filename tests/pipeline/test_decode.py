@@ -233,6 +233,26 @@ def test_limits() -> None:
     decode_photo(china_jpeg(), TARGET, DecodeLimits(max_memory_bytes=1000))
 
 
+@pytest.mark.parametrize("name", ["png", "webp", "gif"])
+def test_limits_are_what_is_allowed_at_most(name: str, files: dict[str, bytes]) -> None:
+    bytes_per_pixel = {"png": 4, "gif": 4, "webp": 12}[name]
+    data, pixels = files[name], 640 * 427
+    decode_photo(data, TARGET, DecodeLimits(len(data), pixels, bytes_per_pixel * pixels))
+    for limits in (
+        DecodeLimits(max_bytes=len(data) - 1),
+        DecodeLimits(max_pixels=pixels - 1),
+        DecodeLimits(max_memory_bytes=bytes_per_pixel * pixels - 1),
+    ):
+        assert refusal(data, limits).code == ErrorCode.TOO_LARGE
+
+
+def test_a_gif_is_refused_before_it_is_opened() -> None:
+    """Opening makes a picture of its screen's size; this one has no more than its header, and would be cut."""
+    header = b"GIF89a" + struct.pack("<HHBBB", 3000, 3000, 0, 0, 0)
+    assert refusal(header, DecodeLimits(max_memory_bytes=4 * 3000 * 3000 - 1)).code == ErrorCode.TOO_LARGE
+    assert refusal(header, DecodeLimits(max_memory_bytes=4 * 3000 * 3000)).code == ErrorCode.TRUNCATED
+
+
 def test_a_size_that_does_not_fit_its_column_is_no_fact() -> None:
     most = (1 << 31) - 1
     failure = refusal(grey_tiff(most, 1, b"x", bits=8))

@@ -68,10 +68,8 @@ def test_a_night_that_is_stopped_stages_what_is_done(
     time.sleep(5)  # photos are on their way by now
     stage = Stage(output, "nightly-2026-11-01")
     assert not stage.row_files()
-    start_s = time.monotonic()
     answer = ray_job(ray_cluster, "stop", "to-be-stopped")
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert time.monotonic() - start_s < 30
     assert "was stopped" in answer.stdout + answer.stderr
     assert 0 < stage.staged_count() < 1000
     assert "told to stop: what is begun is staged first" in log()

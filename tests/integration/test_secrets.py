@@ -107,7 +107,7 @@ def test_secrets_stay_where_they_are(tiny_checkpoint: Path, tmp_path: Path) -> N
             )
         assert run.returncode == 0, run.stderr.decode()
         assert b"could not be posted" in run.stderr
-        assert b"not_found" in run.stdout
+        assert b"fetch_failed" in run.stdout
 
         assert told(run.stdout + run.stderr) == []
         ours = [line for line in command_lines if b"jobs.nightly" in line or b"raylet" in line]

@@ -215,4 +215,4 @@ def test_photos_on_s3_with_every_code_that_a_store_can_give(
         forget_s3_clients()
     if codes == [None, "empty", None]:
         pytest.skip("this S3 server takes every secret (moto does)")
-    assert codes == ["forbidden"] * 3
+    assert codes == ["fetch_failed"] * 3  # the secret is at fault, and no photo

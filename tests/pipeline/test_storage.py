@@ -15,6 +15,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from pipeline import storage, store_clients
+from pipeline.store_clients import AskerRefusedError
 from tests.conftest import forget_s3_clients
 
 NAMES = [
@@ -274,13 +275,13 @@ class TestS3:
             forget_s3_clients()
 
     @pytest.mark.usefixtures("wrong_secret")
-    def test_a_wrong_secret_is_a_permission_error(self, prefix: str) -> None:
+    def test_a_wrong_secret_is_told_in_the_words_of_the_store(self, prefix: str) -> None:
         for name in ("a", "a//b"):  # one for each client
-            with pytest.raises(PermissionError):
+            with pytest.raises(AskerRefusedError, match="SignatureDoesNotMatch"):
                 storage.read(f"{prefix}/{name}")
-        with pytest.raises(PermissionError):
+        with pytest.raises(AskerRefusedError, match="SignatureDoesNotMatch"):
             list(storage.list_files(prefix))
-        with pytest.raises(ValueError, match="permission denied"):
+        with pytest.raises(ValueError, match="SignatureDoesNotMatch"):
             storage.check_writable(prefix)
 
     def test_no_credentials_is_a_usage_error(self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

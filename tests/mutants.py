@@ -146,6 +146,7 @@ def _run_here(folder: Path, module: str, output: int, is_first: bool) -> NoRetur
     status = _OTHER_CODE
     try:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's `&` ignores, and tests count on
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.chdir(folder)

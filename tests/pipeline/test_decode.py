@@ -17,6 +17,7 @@ from PIL import Image, ImageCms
 
 from pipeline.decode import DecodeFailure, DecodeLimits, DecodeTarget, PhotoFacts, decode_photo
 from pipeline.exif import ExifFacts
+from pipeline.jpeg import read_jpeg_header
 from pipeline.schema import ErrorCode, PhotoError
 from tests.photo_samples import (
     camera_jpeg,
@@ -180,6 +181,30 @@ def test_jpeg_with_stray_bytes_between_headers() -> None:
     at = data.index(b"\xff\xdb")
     odd = decode_photo(data[:at] + b"\0\0\0" + data[at:], TARGET)
     assert difference(odd.pixels_HWC, decode_photo(data, TARGET).pixels_HWC) < 0.5
+
+
+def test_jpeg_whose_tables_come_before_its_frame() -> None:
+    data = china_jpeg()
+    frame, table = data.index(b"\xff\xc0"), data.index(b"\xff\xc4")
+    end = table + 2 + int.from_bytes(data[table + 2 : table + 4], "big")
+    assert frame < table
+    odd = data[:frame] + data[table:end] + data[frame:table] + data[end:]
+    assert np.array_equal(decode_photo(odd, TARGET).pixels_HWC, decode_photo(data, TARGET).pixels_HWC)
+
+
+def test_jpeg_cut_inside_the_header_of_its_scan() -> None:
+    data = china_jpeg()
+    scan = data.index(b"\xff\xda")
+    for length in range(scan, scan + 14):
+        assert refusal(data[:length]).code == ErrorCode.TRUNCATED, length - scan
+
+
+@pytest.mark.parametrize(("subsampling", "samples"), [("4:4:4", 3.0), ("4:2:2", 2.0), ("4:2:0", 1.5), ("4:1:1", 1.5)])
+def test_memory_of_a_progressive_jpeg_is_two_bytes_a_sample(subsampling: str, samples: float) -> None:
+    image = china_image().resize((640, 480))
+    header = read_jpeg_header(encode(image, "jpeg", progressive=True, subsampling=subsampling))
+    assert header.coefficient_bytes == 2 * 640 * 480 * samples
+    assert read_jpeg_header(encode(image, "jpeg", subsampling=subsampling)).coefficient_bytes == 0
 
 
 def test_jpeg_second_half_zeroed_or_garbled() -> None:

@@ -107,6 +107,7 @@ def test_in_cell(catalog: Catalog, places: Places, level: int) -> None:
     [
         *("in_cell('')", "in_cell('X')", "in_cell('d')", "in_cell('2')", "in_cell('47 16')", "in_cell('0')"),
         *("in_cell('10000000000000001')", "bbox(170, 0, 190, 1)", "bbox(0, 2, 1, 1)"),
+        *("bbox(180.5, 0, 1, 1)", "bbox(-180.5, 0, 1, 1)", "bbox(0, 0, -180.5, 1)", "bbox(0, 0, 180.5, 1)"),
         *("within_km(91, 0, 1)", "within_km(0, 0, -1)"),
     ],
 )

@@ -1,9 +1,12 @@
 """A trained model as one folder that can be checked and can't run code: JSON, safetensors, Parquet; never pickle.
 
-config.json          format version, name, network, temperatures, hashes, how it was trained
-weights.safetensors  every parameter and buffer of GeoDecoder
+config.json          format version, kind, name, network, reading, hashes, how it was trained
+weights.safetensors  every parameter and buffer of the network
 hierarchy.parquet, hierarchy.json
+prior.parquet        where photos are taken, if the model has a prior
 MODEL_CARD.md        optional, for people
+
+Format 1, which had no kind, prior or shares of it, is read too.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -26,15 +29,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from model.geodecoder import GeoDecoder, GeoDecoderConfig
+from model.geodecoder import GeoDecoderConfig
 from model.hierarchy import Hierarchy
-from model.readout import BEST_CELL, PointRule
+from model.networks import Config, Network, build, config_from_json, kind_of
+from model.prior import Prior
+from model.readout import AUTO, BEST_CELL, Combination, PointRule, Reading
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
+PRIOR_FILE = "prior.parquet"
 
-_KEYS = {
+_KEYS_1 = {
     "format_version",
     "name",
     "model",
@@ -44,6 +50,7 @@ _KEYS = {
     "weights_sha256",
     "training",
 }
+_KEYS = _KEYS_1 | {"kind", "prior_sha256", "prior_share", "radius_mass", "combination"}
 _MAX_CONFIG_BYTES = 16 << 20
 _MAX_SETTING = 8192  # widths, depths and sizes in pixels; the number of cells is not among them
 _RESTORE = "copy the whole checkpoint folder again from where it was published"
@@ -54,23 +61,24 @@ class Checkpoint:
     """A checked checkpoint folder; its weights are read when `build_model` is called.
 
     Attributes:
-        temperatures: one positive number a level, coarse → fine, that the logits are divided by.
+        reading: how its logits are read, `point` included.
+        prior: where photos are taken, None where the model has no prior.
         training: whatever the trainer wanted to remember: data, split, numbers. It does not enter `model_id`.
-        model_id: the name and 12 hexadecimal digits of a SHA-256 over network, weights, hierarchy and temperatures:
-            the same id means the same answers. Where `point` is not the default, "+" and its name follow.
-        point: where its answers have their point.
+        model_id: the name and 12 hexadecimal digits of a SHA-256 over network, weights, hierarchy, prior and reading:
+            the same id means the same answers. Where the point is not the default, "+" and its name follow.
         group_K: the group of each of the finest level's cells, for `Answers.group_probability_BG`; None for one group.
     """
 
     folder: Path
     name: str
-    config: GeoDecoderConfig
+    config: Config
     hierarchy: Hierarchy
-    temperatures: tuple[float, ...]
+    reading: Reading
+    prior: Prior | None
     weights_sha256: str
     training: dict[str, Any]
     model_id: str
-    point: PointRule = BEST_CELL
+    default_point: PointRule = AUTO
     group_K: NDArray[np.int64] | None = None
 
     def grouping(self, group_K: NDArray[np.int64]) -> Checkpoint:
@@ -79,22 +87,24 @@ class Checkpoint:
 
     def pointing(self, point: PointRule) -> Checkpoint:
         """The same model, whose answers have their point elsewhere, and so another `model_id`."""
-        suffix = "" if point == BEST_CELL else f"+{point}"
-        return dataclasses.replace(self, point=point, model_id=weights_id(self.model_id) + suffix)
+        suffix = "" if point == self.default_point else f"+{point}"
+        reading = dataclasses.replace(self.reading, point=point)
+        return dataclasses.replace(self, reading=reading, model_id=weights_id(self.model_id) + suffix)
 
     @staticmethod
     def save(
         folder: Path,
-        model: GeoDecoder,
+        model: Network,
         hierarchy: Hierarchy,
-        temperatures: tuple[float, ...] | None = None,
+        reading: Reading | None = None,
         training: dict[str, Any] | None = None,
         name: str = "geodecoder",
+        prior: Prior | None = None,
     ) -> Checkpoint:
         """Write `model` to `folder`, config.json last, and return it as loaded from there.
 
         Args:
-            temperatures: 1 for every level if not given.
+            reading: the logits as they are if not given; its own prior is that of `prior` in this hierarchy.
             training: free-form, JSON values only.
             name: lower-case letters, digits, dots and dashes; the readable part of `model_id`.
 
@@ -103,7 +113,7 @@ class Checkpoint:
         """
         _require_same_counts(model.class_counts, hierarchy)
         _require_name(name)
-        temperatures = temperatures or (1.0,) * len(hierarchy.levels)
+        reading = reading or Reading.plain(len(hierarchy.levels))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).unlink(missing_ok=True)  # a half-written folder must not look like the old checkpoint
         weights = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
@@ -112,13 +122,21 @@ class Checkpoint:
                 raise ValueError(f"the weights of {key} are not finite: training diverged, so nothing was saved")
         save_file(weights, folder / WEIGHTS_FILE)
         hierarchy.save(folder)
+        (folder / PRIOR_FILE).unlink(missing_ok=True)
+        if prior is not None:
+            (folder / PRIOR_FILE).write_bytes(prior.to_bytes())
         values = {
             "format_version": FORMAT_VERSION,
+            "kind": kind_of(model.config),
             "name": name,
             "model": model.config.to_json(),
             "class_counts": list(model.class_counts),
-            "temperatures": list(temperatures),
+            "temperatures": list(reading.temperatures),
+            "prior_share": list(reading.prior_share),
+            "radius_mass": reading.radius_mass,
+            "combination": reading.combination,
             "hierarchy_sha256": hierarchy.content_hash,
+            "prior_sha256": None if prior is None else prior.content_hash,
             "weights_sha256": _sha256(folder / WEIGHTS_FILE),
             "training": training or {},
         }
@@ -145,10 +163,13 @@ class Checkpoint:
             raise ValueError(
                 f"hierarchy.parquet in {folder} is not this model's: its hash is not {CONFIG_FILE}'s; {_RESTORE}"
             )
+        is_first = values["format_version"] == 1
+        prior = None if is_first else _prior(folder, values["prior_sha256"])
+        default_point = BEST_CELL if is_first else AUTO  # what it was when they were made
         try:
-            config = GeoDecoderConfig.from_json(values["model"])
+            config = config_from_json("geodecoder" if is_first else values["kind"], values["model"])
             _require_same_counts(tuple(values["class_counts"]), hierarchy)
-            temperatures = _temperatures(values["temperatures"], len(hierarchy.levels))
+            reading = _reading(values, hierarchy, prior, default_point)
             _require_plausible(config, len(hierarchy.levels))
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"{config_file} is wrong: {error}; {_RESTORE}") from error
@@ -163,13 +184,15 @@ class Checkpoint:
             name=values["name"],
             config=config,
             hierarchy=hierarchy,
-            temperatures=temperatures,
+            reading=reading,
+            prior=prior,
             weights_sha256=values["weights_sha256"],
             training=values["training"],
             model_id=f"{values['name']}-{digest[:12]}",
+            default_point=default_point,
         )
 
-    def build_model(self) -> GeoDecoder:
+    def build_model(self) -> Network:
         """The network with its weights, in eval mode, on the CPU, in fp32.
 
         Raises:
@@ -184,7 +207,7 @@ class Checkpoint:
         broken = [key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())]
         if broken:
             raise ValueError(f"{weights}: the weights of {broken[0]} are not finite: train again from an earlier state")
-        model = GeoDecoder(self.config, self.hierarchy.class_counts)
+        model = build(self.config, self.hierarchy.class_counts)
         try:
             model.load_state_dict(tensors, strict=True)
         except RuntimeError as error:
@@ -211,12 +234,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} is damaged (not a JSON object): {_RESTORE}")
     version = values.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise ValueError(
-            f"{path} has format version {version!r}, this Graticule reads {FORMAT_VERSION}: upgrade Graticule"
+            f"{path} has format version {version!r}, this Graticule reads 1 and {FORMAT_VERSION}: upgrade Graticule"
         )
-    if set(values) != _KEYS:
-        unknown, missing = sorted(set(values) - _KEYS), sorted(_KEYS - set(values))
+    keys = _KEYS_1 if version == 1 else _KEYS
+    if set(values) != keys:
+        unknown, missing = sorted(set(values) - keys), sorted(keys - set(values))
         raise ValueError(f"{path} is wrong (unknown keys {unknown}, missing keys {missing}): {_RESTORE}")
     _require_name(values["name"])
     if not isinstance(values["training"], dict):
@@ -239,9 +263,9 @@ def _require_name(name: Any) -> None:
         )
 
 
-def _require_plausible(config: GeoDecoderConfig, levels: int) -> None:
+def _require_plausible(config: Config, levels: int) -> None:
     """Refuse what no network of ours says, before anything is computed from it."""
-    if config.backbone.name or config.backbone.pretrained:
+    if isinstance(config, GeoDecoderConfig) and (config.backbone.name or config.backbone.pretrained):
         raise ValueError("model.backbone must be spelled inline, not name another model")
     if not all(scene.isprintable() and 0 < len(scene) <= 100 for scene in config.scenes):
         raise ValueError("model.scenes must be names of up to 100 printable characters")
@@ -258,18 +282,18 @@ def _whole_numbers(value: Any) -> Iterator[int]:
             yield from _whole_numbers(inner)
 
 
-def _require_fitting_weights(config: GeoDecoderConfig, class_counts: tuple[int, ...], weights: Path) -> None:
+def _require_fitting_weights(config: Config, class_counts: tuple[int, ...], weights: Path) -> None:
     """Compare the network with its weights' names and shapes without memory for either: a lie may ask for terabytes.
 
     Raises ValueError; what `weights` itself makes go wrong is safetensors' own error.
     """
     with safe_open(weights, "pt") as file:
         stored = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
-    if config.independent_layers + config.dependent_layers > len(stored):
+    if isinstance(config, GeoDecoderConfig) and config.independent_layers + config.dependent_layers > len(stored):
         raise ValueError(f"{weights} does not fit the network in {CONFIG_FILE}: it has too few layers")
     try:
         with _at_most_parameters(2 * len(stored) + 100), torch.device("meta"):
-            network = GeoDecoder(config, class_counts)
+            network = build(config, class_counts)
     except (ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         detail = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(f"the network in {CONFIG_FILE} cannot be built ({detail}): {_RESTORE}") from error
@@ -295,6 +319,40 @@ def _at_most_parameters(limit: int) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def _prior(folder: Path, content_hash: Any) -> Prior | None:
+    if content_hash is None:
+        return None
+    path = folder / PRIOR_FILE
+    try:
+        prior = Prior.from_bytes(path.read_bytes(), str(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): {_RESTORE}") from error
+    if prior.content_hash != content_hash:
+        raise ValueError(f"{path} is not this model's: its hash is not {CONFIG_FILE}'s; {_RESTORE}")
+    return prior
+
+
+def _reading(values: dict[str, Any], hierarchy: Hierarchy, prior: Prior | None, point: PointRule) -> Reading:
+    temperatures = _temperatures(values["temperatures"], len(hierarchy.levels))
+    if values["format_version"] == 1:
+        return Reading(temperatures, point=point)
+    shares, combination = values["prior_share"], values["combination"]
+    if not isinstance(shares, list) or any(isinstance(x, bool) or not isinstance(x, int | float) for x in shares):
+        raise ValueError("prior_share must be a list of numbers, one a level")
+    if combination not in get_args(Combination):
+        raise ValueError(f"combination must be one of {', '.join(get_args(Combination))}, not {combination!r:.50}")
+    if isinstance(values["radius_mass"], bool) or not isinstance(values["radius_mass"], int | float):
+        raise ValueError("radius_mass must be a number")
+    return Reading(
+        temperatures,
+        None if prior is None else prior.levels(hierarchy),
+        tuple(map(float, shares)),
+        float(values["radius_mass"]),
+        combination,
+        point,
+    )
 
 
 def _temperatures(values: Any, levels: int) -> tuple[float, ...]:

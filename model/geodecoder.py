@@ -86,15 +86,20 @@ class GeoDecoderConfig:
         """
         fields = _checked(cls, values, "model")
         fields["backbone"] = BackboneConfig(**_checked(BackboneConfig, fields["backbone"], "model.backbone"))
-        preprocessing = _checked(Preprocessing, fields["preprocessing"], "model.preprocessing")
-        for key in ("mean_rgb", "std_rgb"):
-            preprocessing[key] = tuple(_number(value, f"model.preprocessing.{key}") for value in preprocessing[key])
-        fields["preprocessing"] = Preprocessing(**preprocessing)
+        fields["preprocessing"] = preprocessing_from_json(fields["preprocessing"])
         if not all(isinstance(scene, str) for scene in fields["scenes"]):
             raise ValueError("model.scenes must be a list of names")
         fields["scenes"] = tuple(fields["scenes"])
         fields["dropout"] = _number(fields["dropout"], "model.dropout")
         return cls(**fields)
+
+
+def preprocessing_from_json(values: Any) -> Preprocessing:
+    """The preprocessing that `values` (parsed JSON) describes; ValueError where they describe none."""
+    fields = _checked(Preprocessing, values, "model.preprocessing")
+    for key in ("mean_rgb", "std_rgb"):
+        fields[key] = tuple(_number(value, f"model.preprocessing.{key}") for value in fields[key])
+    return Preprocessing(**fields)
 
 
 class GeoDecoderOutput(NamedTuple):

@@ -34,7 +34,7 @@ class ServingGraph(nn.Module):
         self.image_size_px = preprocessing.image_size_px
         self.network_dtype = network_dtype
         self.network = checkpoint.build_model().to(network_dtype)
-        self.read_out = ReadOut(checkpoint.hierarchy, checkpoint.temperatures, checkpoint.point, checkpoint.group_K)
+        self.read_out = ReadOut(checkpoint.hierarchy, checkpoint.reading, checkpoint.group_K)
         self.mean_C: Tensor
         self.register_buffer("mean_C", torch.tensor(preprocessing.mean_rgb))
         self.std_C: Tensor

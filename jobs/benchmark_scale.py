@@ -130,6 +130,7 @@ class NullEngine:
             top_probability_BT=np.full((photos, top), share),
             point_index_B=index_B % self._cells_H[-1],
             point_probability_B=np.full(photos, share),
+            information_bits_B=np.full(photos, np.float32(1.0)),
             group_probability_BG=np.full((photos, self._groups), np.float32(1 / self._groups)),
             scene_index_B=np.zeros(photos, np.int64),
             scene_probability_B=np.ones(photos, np.float32),

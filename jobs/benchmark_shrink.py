@@ -92,7 +92,7 @@ class _Ways:
         size = checkpoint.config.preprocessing
         self._mean_C, self._std_C = torch.tensor(size.mean_rgb), torch.tensor(size.std_rgb)
         self._network = checkpoint.build_model().eval()
-        self._read_out = ReadOut(checkpoint.hierarchy, checkpoint.temperatures).eval()
+        self._read_out = ReadOut(checkpoint.hierarchy, checkpoint.reading).eval()
         self._px = size.image_size_px
         resize_px = max(size.resize_px, self._px + 2)  # room to move the crop
         self._targets = {

@@ -17,14 +17,15 @@ import tyro
 from numpy.typing import NDArray
 
 from jobs import run_command
+from jobs.build_prior import read_prior
 from model.checkpoint import CONFIG_FILE, Checkpoint, weights_id
-from model.readout import BEST_CELL, RADIUS_PROBABILITY
+from model.readout import AUTO, BEST_CELL, RADIUS_PROBABILITY
 from pipeline import catalog, storage
 from pipeline.decode import DecodeTarget
 from pipeline.locator import model_folder, save_model
 from pipeline.places import Places
 from training import evaluation
-from training.calibration import Judged, Recalibration, folds_of, recalibrate, reliability
+from training.calibration import Fit, Judged, fit_reading, reliability
 from training.dataset import PhotoStore
 from training.geotagged import MEANINGS, Drop, GeotaggedPhotos, implausible, read_geotagged
 from training.labelled import labelled_photos
@@ -65,6 +66,8 @@ class Settings:
     """Judge the new temperatures on photos that they were not fitted on, in so many turns."""
     max_failed_fraction: float = 0.02
     """Stop if more of the photos than this can't be read any more."""
+    prior: str = ""
+    """Where photos are taken: the model's own prior if not given; `world`, `none`, or a file of jobs.build_prior."""
     anyway: bool = False
     """Write the new model even if its confidence is no truer."""
 
@@ -103,14 +106,16 @@ def run(settings: Settings) -> int:
     if len(found_N) < len(rows):
         counts["could not be read any more"] = len(rows) - len(found_N)
     _check_enough(settings, counts, label_NH[found_N], group_N[found_N])
-    fold_N = folds_of(group_N[found_N], settings.folds)
     position = lat_deg_N[found_N], lon_deg_N[found_N]
-    result = recalibrate(batches, *position, fold_N, checkpoint.hierarchy, checkpoint.temperatures, checkpoint.point)
+    prior = checkpoint.prior if settings.prior == "" else read_prior(settings.prior)
+    result = fit_reading(
+        batches, *position, group_N[found_N], checkpoint.hierarchy, checkpoint.reading, prior, settings.folds
+    )
 
     found = _numbers(checkpoint, result, group_N[found_N], counts, len(found_N))
     print(_text(output, checkpoint, found))
     if not result.helps and not settings.anyway:
-        print("On photos that they were not fitted on, the new temperatures are no better: nothing was written.")
+        print("On photos that it was not fitted to, the new model is no better: nothing was written.")
         print("More photos may tell more; --anyway writes the model all the same.")
         return 3
     training = dict(checkpoint.training)
@@ -119,9 +124,10 @@ def run(settings: Settings) -> int:
         to,
         checkpoint.build_model(),
         checkpoint.hierarchy,
-        temperatures=result.temperatures,
+        result.reading,
         training=training,
         name=checkpoint.name,
+        prior=prior,
     )
     print(f"{settings.to}: {model_id}. To have its answers for the same photos:")
     print("    " + _next_command(settings, record, checkpoint))
@@ -212,26 +218,27 @@ def _settings(settings: Settings) -> dict[str, Any]:
 
 
 def _numbers(
-    checkpoint: Checkpoint, result: Recalibration, group_N: NDArray[np.int64], counts: dict[str, int], photos: int
+    checkpoint: Checkpoint, result: Fit, group_N: NDArray[np.int64], counts: dict[str, int], photos: int
 ) -> dict[str, Any]:
     """Return what was found, as the new model remembers it."""
     bootstrap = Bootstrap({"groups": group_N})
     levels = []
     for number, cells in enumerate(checkpoint.hierarchy.class_counts):
-        before = reliability(checkpoint.temperatures[number], result.before, number)
-        after = reliability(result.temperatures[number], result.after, number)
+        before = reliability(checkpoint.reading.temperatures[number], result.before, number)
+        after = reliability(result.reading.temperatures[number], result.after, number)
         levels.append(
             {
                 "cells": cells,
                 "photos_in_cells": int((~np.isnan(result.before.nll_NH[:, number])).sum()),
                 "temperature": [before.temperature, after.temperature],
+                "prior_share": [checkpoint.reading.prior_share[number], result.reading.prior_share[number]],
                 "nll": [_or_none(before.mean_nll), _or_none(after.mean_nll)],
                 "calibration_error": [_or_none(before.ece), _or_none(after.ece)],
             }
         )
 
-    def holds(judged: Judged) -> dict[str, float]:
-        return dataclasses.asdict(bootstrap.share(judged.mass_nearer_N < RADIUS_PROBABILITY))
+    def holds(judged: Judged, mass: float) -> dict[str, float]:
+        return dataclasses.asdict(bootstrap.share(judged.mass_nearer_N < mass))
 
     return {
         "from": checkpoint.model_id,
@@ -239,7 +246,12 @@ def _numbers(
         "groups": bootstrap.counts["groups"],
         "left_out": counts,
         "levels": levels,
-        "radius_holds": [holds(result.before), holds(result.after)],
+        "radius_mass": [checkpoint.reading.radius_mass, result.reading.radius_mass],
+        "gain_low": _or_none(result.gain_low),
+        "radius_holds": [
+            holds(result.before, checkpoint.reading.radius_mass),
+            holds(result.after, result.reading.radius_mass),
+        ],
     }
 
 
@@ -251,11 +263,12 @@ def _text(output: str, checkpoint: Checkpoint, found: dict[str, Any]) -> str:
     """Return what is printed: before and after, each photo judged by temperatures that it had no part in."""
     lines = [f"{checkpoint.model_id} on {found['photos']} photos of {output}, in {found['groups']} groups"]
     lines += [f"{count:>9}  left out: {reason}" for reason, count in found["left_out"].items()]
-    heads = ("temperature", "minus log-likelihood", "calibration error")
+    heads = ("temperature", "share of the prior", "minus log-likelihood", "calibration error")
     lines.append(f"level{'cells':>9}{'photos in one':>15}" + "".join(f"{head:>24}" for head in heads))
     for number, level in enumerate(found["levels"]):
         columns = (
             _change(level["temperature"], "{:.3f}"),
+            _change(level["prior_share"], "{:.3f}"),
             _change(level["nll"], "{:.3f}"),
             _change(level["calibration_error"], "{:.1%}"),
         )
@@ -264,7 +277,9 @@ def _text(output: str, checkpoint: Checkpoint, found: dict[str, Any]) -> str:
         )
     before, after = (f"{x['value']:.1%} [{100 * x['low']:.1f}–{100 * x['high']:.1f}]" for x in found["radius_holds"])
     lines.append(f"inside the radius meant to hold {RADIUS_PROBABILITY:.0%}: {before} → {after}")
-    lines.append("after: by temperatures fitted without the photo's own group; the new model's are fitted to all")
+    lines.append("after: as fitted without the photo's own group; the new model is fitted to all")
+    if found["gain_low"] is not None and not found["gain_low"] > 0:
+        lines.append("on these photos the network knows no more than its prior: the new model answers with the prior")
     return "\n".join(lines)
 
 
@@ -274,7 +289,7 @@ def _change(values: Sequence[float | None], form: str) -> str:
 
 def _next_command(settings: Settings, record: dict[str, Any], checkpoint: Checkpoint) -> str:
     sources = [f"--photos {shlex.quote(str(source))}" for source in record.get("sources", ())] or ["--photos SOURCE"]
-    point = [] if checkpoint.point == BEST_CELL else [f"--point {checkpoint.point}"]
+    point = [] if checkpoint.reading.point == AUTO else [f"--point {checkpoint.reading.point}"]
     where = f"--output {shlex.quote(settings.output)} --retag --model {shlex.quote(settings.to)}"
     return " ".join(["python -m jobs.geotag_archive", *sources, where, *point])
 

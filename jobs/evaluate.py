@@ -20,7 +20,7 @@ from jobs import run_command
 from model import geodesy, s2
 from model.checkpoint import Checkpoint
 from model.engines import EngineName, load_engine
-from model.readout import BEST_CELL, PointRule
+from model.readout import AUTO, BEST_CELL, PointRule
 from pipeline import storage
 from pipeline.decode import DecodeTarget
 from pipeline.locator import BUNDLED_MODEL, model_folder
@@ -68,7 +68,7 @@ class Settings:
     engine: EngineName = "auto"
     crops: Literal[1, 10] = 1
     """10 averages the logits of the corners, the centre and their mirror images, as in the paper: by torch, slowly."""
-    point: PointRule = BEST_CELL
+    point: PointRule = AUTO
     """Where a photo's point is, as for jobs.geotag_archive; other than best-cell, the best cell is shown beside it."""
     attention_photos: int = 4
     """How many photos the page shows with what each level looks at."""
@@ -114,7 +114,9 @@ def run(settings: Settings) -> int:
         "split": {} if settings.part == "all" else dataclasses.asdict(split),
         "place_s2_level": split.place_s2_level,
         "class_counts": checkpoint.hierarchy.class_counts,
-        "temperatures": checkpoint.temperatures,
+        "temperatures": checkpoint.reading.temperatures,
+        "prior_share": checkpoint.reading.prior_share,
+        "radius_mass": checkpoint.reading.radius_mass,
         "hierarchy_sha256": checkpoint.hierarchy.content_hash,
         "weights_sha256": checkpoint.weights_sha256,
     }
@@ -129,11 +131,9 @@ def run(settings: Settings) -> int:
         {photos.name_N[row]: reason for row, reason in sorted(store.failures.items())},
     )
     print(_text(summary))
-    if checkpoint.point != BEST_CELL:
+    if (point := checkpoint.reading.point) != BEST_CELL:
         said_km, best_km = (float(error_km[name].mean()) for name in (checkpoint.model_id, _BEST_CELL_INSTEAD))
-        print(
-            f"mean error, which {checkpoint.point} is for: {said_km:.0f} km; at its best cell instead {best_km:.0f} km"
-        )
+        print(f"mean error with the point by {point}: {said_km:.0f} km; at its best cell instead {best_km:.0f} km")
     if settings.to:
         looks = _looks(settings, checkpoint, photos, measured, error_km[checkpoint.model_id], served)
         numbers = json.dumps(summary.to_json(), indent=1, allow_nan=False) + "\n"
@@ -215,7 +215,7 @@ def _errors(
     said = measured.said
     true_N = photos.lat_deg_N[said.row_N], photos.lon_deg_N[said.row_N]
     errors = {checkpoint.model_id: geodesy.haversine_km(said.lat_deg_N, said.lon_deg_N, *true_N)}
-    if checkpoint.point != BEST_CELL:
+    if checkpoint.reading.point != BEST_CELL:
         best, finest = said.best_NH[:, -1], checkpoint.hierarchy.levels[-1]
         errors[_BEST_CELL_INSTEAD] = geodesy.haversine_km(finest.lat_deg_K[best], finest.lon_deg_K[best], *true_N)
     commonest = evaluation.commonest_cell(checkpoint.hierarchy)

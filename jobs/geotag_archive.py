@@ -24,7 +24,7 @@ from jobs import run_command
 from model.checkpoint import Checkpoint
 from model.engines import EngineName, Precision
 from model.engines.tensorrt_engine import TensorRtSettings
-from model.readout import BEST_CELL, PointRule
+from model.readout import AUTO, PointRule
 from pipeline import (
     albums,
     catalog,
@@ -87,7 +87,7 @@ class GeotagSettings:
     """Store nothing finer than this, in any column."""
     context: bool = False
     """Let photos of one folder that were taken soon after each other explain each other, in columns of their own."""
-    point: PointRule = BEST_CELL
+    point: PointRule = AUTO
     """Where a photo's point is: at the most probable cell, or where the photo is least far away on average."""
     include: tuple[str, ...] = ()
     """Take only photos whose name below the source matches one of these patterns, such as *.jpg or 2024/**."""

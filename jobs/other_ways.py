@@ -48,7 +48,7 @@ class Network:
     def __init__(self, folder: str) -> None:
         checkpoint = Checkpoint.load(Path(folder))
         self._model = checkpoint.build_model().eval()
-        self._read_out = ReadOut(checkpoint.hierarchy, checkpoint.temperatures).eval()
+        self._read_out = ReadOut(checkpoint.hierarchy, checkpoint.reading).eval()
 
     def __call__(self, pixels_BCHW: torch.Tensor) -> tuple[list[int], list[float]]:
         with torch.inference_mode():

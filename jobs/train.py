@@ -20,16 +20,21 @@ import torch
 from numpy.typing import NDArray
 
 from jobs import run_command
+from jobs.build_prior import read_prior
 from model import geodecoder
 from model.checkpoint import Checkpoint
 from model.geodecoder import GeoDecoder, GeoDecoderConfig
 from model.hierarchy import JSON_NAME, PARQUET_NAME, Hierarchy
+from model.networks import build
+from model.readout import Reading
 from pipeline import storage
 from pipeline.cluster import Driver, NamedPath, check_paths, start_ray
 from pipeline.decode import DecodeTarget
 from pipeline.locator import model_folder, save_model
 from training import evaluation, globe_study, partition
+from training.calibration import Fit
 from training.dataset import PhotoStore
+from training.evaluation import Truth
 from training.labelled import LabelledPhotos, labelled_photos
 from training.loop import Progress, Task, TrainingLoop, Upkeep
 from training.objective import Labels, TeacherView
@@ -87,6 +92,9 @@ class Settings:
     """How the cluster's workers are (--num-workers takes the place of --workers.count)."""
     shared_filesystem: bool = False
     """Local paths are mounted on every node of the cluster; without this, several nodes take none."""
+    prior: str = "world"
+    """Where photos are taken: `world`, the prior that ships with Graticule; a file that jobs.build_prior wrote; or
+    `none`, for a model that answers with the cells of its training photos alone."""
     threads: int = 0
     """Processor threads for the network in this process; all if 0."""
     log_steps: int = 20
@@ -104,7 +112,7 @@ def run(settings: Settings) -> int:
     output = storage.absolute(settings.output)
     _check_paths(settings, output)
     start = Checkpoint.load(model_folder(settings.init)) if settings.init else None
-    config = start.config if start else NETWORKS[settings.network]()
+    config = _config(settings, start)
     photos = labelled_photos(settings.manifest, settings.root, settings.only, settings.scenes, vocabulary=config.scenes)
     _check_scenes(config, photos, start.model_id if start else f"the network {settings.network}")
     if start is None:
@@ -142,14 +150,26 @@ def run(settings: Settings) -> int:
     model = _trained(network, snapshots)
     served = PhotoStore(photos.uri_N, DecodeTarget.of(config.preprocessing), settings.recipe.max_failed_fraction)
     validation = split.rows("validation").tolist()
-    temperatures = evaluation.fit_temperatures(model, served, task.labels.level_NH, validation, hierarchy)
+    prior = read_prior(settings.prior)
+    truth = Truth(photos.lat_deg_N, photos.lon_deg_N, task.labels.level_NH)
+    plain = Reading.plain(len(hierarchy.levels))
+    fit = evaluation.fit_reading(model, served, truth, split.group_N, validation, hierarchy, plain, prior)
     training = about | {"identity": task.identity, "progress": dataclasses.asdict(progress)}
-    model_id = save_model(output, model, hierarchy, temperatures=temperatures, training=training, name=settings.name)
+    training["fit"] = {"photos": len(validation), "gain_low": None if math.isnan(fit.gain_low) else fit.gain_low}
+    model_id = save_model(output, model, hierarchy, fit.reading, training=training, name=settings.name, prior=prior)
     record.finish(model_id=model_id)
     snapshots.clear()
     print(f"{progress.draws} photos drawn ({progress.epochs} epochs); last losses {progress.losses}")
-    print(f"{settings.output}: {model_id}, classes {hierarchy.class_counts}, temperatures {temperatures}")
+    print(f"{settings.output}: {model_id}, classes {hierarchy.class_counts}, {in_words(fit)}")
     return 0
+
+
+def _config(settings: Settings, start: Checkpoint | None) -> GeoDecoderConfig:
+    """Return the network to train; ValueError where the model to begin with has none."""
+    config = start.config if start else NETWORKS[settings.network]()
+    if not isinstance(config, GeoDecoderConfig):
+        raise ValueError(f"--init {settings.init}: that model has no network to train: leave --init out")
+    return config
 
 
 def _check_paths(settings: Settings, output: str) -> None:
@@ -212,13 +232,22 @@ def _first_weights(start: Checkpoint | None, hierarchy: Hierarchy) -> dict[str, 
     if start is None:
         return None
     weights = start.build_model().state_dict()
-    shapes = GeoDecoder(start.config, hierarchy.class_counts).state_dict()
+    shapes = build(start.config, hierarchy.class_counts).state_dict()
     kept = {name: x for name, x in weights.items() if name in shapes and shapes[name].shape == x.shape}
     if start.hierarchy.content_hash != hierarchy.content_hash:
         # Equal shapes by chance: a classifier's rows mean other cells now.
         kept = {name: x for name, x in kept.items() if not name.startswith("classifiers.")}
         log.info("another hierarchy: %d of %d tensors of %s are kept", len(kept), len(weights), start.model_id)
     return kept
+
+
+def in_words(fitted: Fit) -> str:
+    """Return how a model is read, and whether its network has a say at all."""
+    reading = fitted.reading
+    words = f"temperatures {reading.temperatures}, shares of the prior {reading.prior_share}"
+    if reading.is_prior:
+        words += "; on held-out photos the network knows no more than its prior, so the model answers with the prior"
+    return f"{words}; its radius holds {reading.radius_mass:.3f} of the probability"
 
 
 def _trained(network: Network, snapshots: Snapshots) -> GeoDecoder:

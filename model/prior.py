@@ -89,29 +89,12 @@ class Prior:
         return np.asarray((1 - ANYWHERE) * own_K + ANYWHERE * 0.25**level_K / _CELLS_OF_LEVEL_0)
 
     def levels(self, hierarchy: Hierarchy) -> tuple[NDArray[np.float64], ...]:
-        """Return the probability of each cell of each level, which add up to 1, and to their parent's in every parent.
+        """Return the probability of each cell of each level, which add up to 1 over the level.
 
         Of what lies outside a level's cells nothing is left: a model can answer with its cells alone.
         """
-        finest = hierarchy.levels[-1]
-        probability_K = self.probability_K(finest.cell_id_K)
-        levels = [probability_K / probability_K.sum()]
-        for finer in reversed(hierarchy.levels[1:]):
-            count = int(finer.parent_K.max()) + 1
-            levels.append(np.bincount(finer.parent_K, levels[-1], minlength=count))
-        levels = levels[::-1]
-        for level, cells in zip(levels, hierarchy.levels, strict=True):
-            if len(level) < len(cells) or (level <= 0).any():
-                raise ValueError(
-                    "a prior needs a hierarchy in which every cell has cells in all finer levels: build one with"
-                    " jobs.build_hierarchy and tau_min 0"
-                )
-        return tuple(levels)
-
-    def sample(self, count: int, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return (lat_deg_N, lon_deg_N) of the centres of `count` cells, drawn as photos are distributed."""
-        chosen = np.random.default_rng(seed).choice(len(self.cell_id_M), count, p=self.photo_count_M / self.photos)
-        return s2.centre_deg_N(self.cell_id_M[chosen])
+        levels = (self.probability_K(level.cell_id_K) for level in hierarchy.levels)
+        return tuple(probability_K / probability_K.sum() for probability_K in levels)
 
     def points(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return (lat_deg_N, lon_deg_N) of the centre of each photo's cell."""

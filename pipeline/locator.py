@@ -25,7 +25,7 @@ from model.checkpoint import CONFIG_FILE, Checkpoint
 from model.engines import Engine, EngineName, NumpyAnswers, Precision, load_engine
 from model.engines.tensorrt_engine import TensorRtSettings
 from model.hierarchy import Level
-from model.readout import BEST_CELL, PointRule
+from model.readout import AUTO, PointRule
 from pipeline import schema, storage
 from pipeline.engine_share import EngineShare
 from pipeline.places import Gazetteer, Names
@@ -62,7 +62,7 @@ class LocatorSettings:
     threads: int | None = None
     batch_size: int = 32
     precision: PrecisionName = "street"
-    point: PointRule = BEST_CELL
+    point: PointRule = AUTO
     engine_cache: Path | None = None
     engine_share: str | None = None
     tensorrt: TensorRtSettings = field(default_factory=TensorRtSettings)

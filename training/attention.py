@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from model.decoder import Attention
 from model.geodecoder import GeoDecoder
+from model.networks import Network
 from pipeline.report_page import Look
 from training.evaluation import normalised
 
@@ -140,8 +141,13 @@ def contact_sheet(
     return encoded.getvalue()
 
 
-def look(model: GeoDecoder, pixels_HWC: NDArray[np.uint8], name: str, facts: str) -> Look:
-    """Return what `model` looks at in one photo at its size; `facts` is completed by the scene it takes it for."""
+def look(model: Network, pixels_HWC: NDArray[np.uint8], name: str, facts: str) -> Look:
+    """Return what `model` looks at in one photo at its size; `facts` is completed by the scene it takes it for.
+
+    Raises ValueError for a model that has no queries to look with.
+    """
+    if not isinstance(model, GeoDecoder):
+        raise ValueError("this model has no queries, so there is nothing that they look at: leave attention out")
     maps = attention_maps(model, normalised(model, pixels_HWC[None]))
     scene = model.config.scenes[maps.scene_B[0]]
     sheet = contact_sheet(pixels_HWC, maps.maps_BHN[0], encoding="JPEG")

@@ -1,8 +1,8 @@
-"""Whether a model means what it says: fitting temperatures, and how often what it is so sure of is true.
+"""Whether a model means what it says: fitting how it is read, and how often what it is so sure of is true.
 
-What is fitted and measured is what is served: a level's probabilities after the product with the coarser levels'
-(`model.readout`), not its own softmax. Levels repeat each other's evidence, so calibrated levels multiplied together
-would be sure without reason.
+What is fitted and measured is what is served: a level's probabilities with the prior and after the product with the
+coarser levels' (`model.readout`), not its own softmax. Levels repeat each other's evidence, so calibrated levels
+multiplied together would be sure without reason.
 
 Shapes: B batch, N photos, H levels, K cells of one level, G groups.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -22,14 +22,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model import geodesy
-from model.hierarchy import Hierarchy
-from model.readout import BEST_CELL, PointRule, ReadOut
+from model.hierarchy import NO_PARENT, Hierarchy
+from model.prior import Prior
+from model.readout import RADIUS_PROBABILITY, Combination, Reading, ReadOut
 from pipeline.reliability import Bin, calibration_error, equal_bins
 from training.loss import UNKNOWN
 from training.metrics import right_in_cell
 
 log = logging.getLogger(__name__)
 
+_LEAST_SHARE = 0.001
+_LEAST_MASS = 0.01
+_RESAMPLES, _LOW_END = 1000, 0.025
+FEWEST_PHOTOS = 9
+"""With fewer no radius can be said to hold nine photos of ten."""
 FEWEST_LABELS = 10
 """With fewer labels, over all levels, every temperature stays 1."""
 _WIDEST_LOG = math.log(1000.0)
@@ -44,7 +50,12 @@ class LabelledLogits:
     label_BH: Tensor
 
 
-def fitted_temperatures(batches: Sequence[LabelledLogits], hierarchy: Hierarchy) -> tuple[float, ...]:
+def fitted_temperatures(
+    batches: Sequence[LabelledLogits],
+    hierarchy: Hierarchy,
+    prior: tuple[NDArray[np.float64], ...] | None = None,
+    combination: Combination = "product",
+) -> tuple[float, ...]:
     """Return one temperature a level, coarse → fine, that make the served probabilities fit the labels best.
 
     First one for all levels; then each level's own, coarse → fine, those of the coarser ones being settled. Each
@@ -60,20 +71,41 @@ def fitted_temperatures(batches: Sequence[LabelledLogits], hierarchy: Hierarchy)
     2017; there one for a single softmax.
     """
     levels = len(hierarchy.levels)
+    if combination == "sum":
+        batches, hierarchy = _finest_alone(batches, hierarchy)
+        return fitted_temperatures(batches, hierarchy) * levels
     count_H = [sum(int((batch.label_BH[:, h] != UNKNOWN).sum()) for batch in batches) for h in range(levels)]
     if sum(count_H) < FEWEST_LABELS:
         return (1.0,) * levels
     parents = [torch.from_numpy(level.parent_K.astype(np.int64)) for level in hierarchy.levels]
+    offsets = _log_within(hierarchy, prior)
 
-    common = _golden_section(lambda log_temperature: _loss_of_one_for_all(log_temperature, batches, parents))
+    common = _golden_section(lambda log_temperature: _loss_of_one_for_all(log_temperature, batches, parents, offsets))
     coarser: list[Tensor | None] = [None] * len(batches)
     fitted = []
     for h in range(levels):
-        level = _Level([x.logits[h] for x in batches], [x.label_BH[:, h] for x in batches], coarser, parents[h])
+        logits, labels = [x.logits[h] for x in batches], [x.label_BH[:, h] for x in batches]
+        level = _Level(logits, labels, coarser, parents[h], offsets[h])
         log_temperature = _golden_section(partial(level.loss, guess=common)) if count_H[h] else common
         fitted.append(round(math.exp(log_temperature), 3))
         coarser = [*level.joints(fitted[-1])]
     return tuple(fitted)
+
+
+def _finest_alone(batches: Sequence[LabelledLogits], hierarchy: Hierarchy) -> tuple[list[LabelledLogits], Hierarchy]:
+    """Return the same with the finest level alone, from which a gallery's coarser levels are summed."""
+    finest = replace(hierarchy.levels[-1], parent_K=np.full(len(hierarchy.levels[-1]), NO_PARENT))
+    return [LabelledLogits(x.logits[-1:], x.label_BH[:, -1:]) for x in batches], Hierarchy((finest,))
+
+
+def _log_within(hierarchy: Hierarchy, prior: tuple[NDArray[np.float64], ...] | None) -> list[Tensor]:
+    """The logarithm of the prior of each cell of each level within its parent; zeros without a prior."""
+    if prior is None:
+        return [torch.zeros(count) for count in hierarchy.class_counts]
+    within = [prior[0]]
+    for h in range(1, len(prior)):
+        within.append(prior[h] / prior[h - 1][hierarchy.levels[h].parent_K])
+    return [torch.from_numpy(np.log(level)).float() for level in within]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,30 +116,35 @@ class _Level:
     labels: list[Tensor]
     coarser: list[Tensor | None]
     parent_K: Tensor
+    offset_K: Tensor
 
     def joints(self, temperature: float) -> Iterator[Tensor]:
         for logits_BK, coarser_BK in zip(self.logits, self.coarser, strict=True):
-            yield _joint(logits_BK, temperature, coarser_BK, self.parent_K)
+            yield _joint(logits_BK, temperature, coarser_BK, self.parent_K, self.offset_K)
 
     def loss(self, log_temperature: float, guess: float) -> float:
         joints = zip(self.joints(math.exp(log_temperature)), self.labels, strict=True)
         return sum(_nll(joint_BK, label_B) for joint_BK, label_B in joints) + _prior(log_temperature, guess)
 
 
-def _loss_of_one_for_all(log_temperature: float, batches: Sequence[LabelledLogits], parents: Sequence[Tensor]) -> float:
+def _loss_of_one_for_all(
+    log_temperature: float, batches: Sequence[LabelledLogits], parents: Sequence[Tensor], offsets: Sequence[Tensor]
+) -> float:
     total = 0.0
     for batch in batches:
         joint_BK = None
         for h, logits_BK in enumerate(batch.logits):
-            joint_BK = _joint(logits_BK, math.exp(log_temperature), joint_BK, parents[h])
+            joint_BK = _joint(logits_BK, math.exp(log_temperature), joint_BK, parents[h], offsets[h])
             total += _nll(joint_BK, batch.label_BH[:, h])
     # A photo's levels are one observation rather than several.
     return total / len(parents) + _prior(log_temperature, 0.0)
 
 
-def _joint(logits_BK: Tensor, temperature: float, coarser_BK: Tensor | None, parent_K: Tensor) -> Tensor:
-    """The served log-probabilities of a level, as `ReadOut.log_probabilities` gives them, one level at a time."""
-    log_BK = logits_BK.float() / temperature
+def _joint(
+    logits_BK: Tensor, temperature: float, coarser_BK: Tensor | None, parent_K: Tensor, offset_K: Tensor
+) -> Tensor:
+    """A level's log-probabilities before the prior is mixed in, as `ReadOut` makes them, one level at a time."""
+    log_BK = logits_BK.float() / temperature + offset_K
     if coarser_BK is not None:
         log_BK = log_BK + coarser_BK.index_select(1, parent_K)
     return log_BK.log_softmax(dim=1)
@@ -155,11 +192,11 @@ class Judged(NamedTuple):
 
 
 class Judge:
-    """Logits and the truth → `Judged`, under one set of temperatures, the points being where `point` says."""
+    """Logits and the truth → `Judged`, by one reading."""
 
-    def __init__(self, hierarchy: Hierarchy, temperatures: tuple[float, ...], point: PointRule = BEST_CELL) -> None:
+    def __init__(self, hierarchy: Hierarchy, reading: Reading) -> None:
         self.finest = hierarchy.levels[-1]
-        self.read_out = ReadOut(hierarchy, temperatures, point)
+        self.read_out = ReadOut(hierarchy, reading)
 
     def __call__(
         self,
@@ -230,17 +267,25 @@ def reliability(temperature: float, judged: Judged, level: int) -> Reliability:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Recalibration:
-    """New temperatures, and how photos are judged that they were not fitted on.
+def log_prior_NH(label_NH: NDArray[np.int64], prior: tuple[NDArray[np.float64], ...]) -> NDArray[np.float64]:
+    """Return the logarithm of the prior of the cell that each photo lies in at every level; NaN where it is in none."""
+    logs = [np.log(level)[label_N] for level, label_N in zip(prior, label_NH.T, strict=True)]
+    return np.where(label_NH == UNKNOWN, np.nan, np.stack(logs, axis=1))
 
-    `temperatures` are fitted on all photos; `before` is judged under the old ones, `after` under those fitted without
-    the photos of the same fold.
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A reading that was fitted to some photos, and how photos are judged that it was not fitted on.
+
+    `before` is judged by the reading that was there, `after` by those fitted without the photos of the same fold.
+    `gain_low` is the lower end of the interval of what the network adds to the prior, in nats a photo, on the finest
+    level; where it is not above zero the reading is the prior alone. NaN without a prior.
     """
 
-    temperatures: tuple[float, ...]
+    reading: Reading
     before: Judged
     after: Judged
+    gain_low: float = math.nan
 
     @property
     def helps(self) -> bool:
@@ -248,33 +293,125 @@ class Recalibration:
         return bool(np.nanmean(self.after.nll_NH) < np.nanmean(self.before.nll_NH))
 
 
-def recalibrate(
+def fit_reading(
     batches: Sequence[LabelledLogits],
     lat_deg_N: NDArray[np.float64],
     lon_deg_N: NDArray[np.float64],
-    fold_N: NDArray[np.int64],
+    group_N: NDArray[np.int64],
     hierarchy: Hierarchy,
-    temperatures: tuple[float, ...],
-    point: PointRule = BEST_CELL,
-) -> Recalibration:
-    """Fit temperatures anew, once on all photos and once without each fold; N photos are in the batches' order."""
-    before = _judged(batches, lat_deg_N, lon_deg_N, Judge(hierarchy, temperatures, point))
-    after = Judged(*(np.full_like(values, np.nan) for values in before))
-    folds = np.unique(fold_N)
-    for number, fold in enumerate(folds.tolist(), start=1):
-        log.info("fitting without fold %d of %d", number, len(folds))
-        ends = np.cumsum([len(batch.label_BH) for batch in batches])
-        known = np.split(fold_N != fold, ends[:-1])
-        others = [
+    before: Reading,
+    prior: Prior | None,
+    folds: int = 10,
+) -> Fit:
+    """Fit temperatures, shares of the prior and the radius, and judge them on photos that had no part in it.
+
+    Groups of photos (of a photographer, a place) are kept whole in folds. Temperatures are fitted as
+    `fitted_temperatures` says; shares of the prior to photos whose fold had no part in the temperatures. The radius is
+    split-conformal: the share of the probability within which nine tenths of these photos' true places lie, photos in
+    no cell among them. Source: Vovk, Gammerman & Shafer 2005; Lei et al. 2018. N photos are in the batches' order.
+    """
+    fold_N = folds_of(group_N, min(folds, len(np.unique(group_N))))
+    pi = None if prior is None else prior.levels(hierarchy)
+    ends = np.cumsum([len(batch.label_BH) for batch in batches])
+    plain = replace(before, prior=pi, prior_share=(), radius_mass=RADIUS_PROBABILITY)
+
+    def temperatures(known_N: NDArray[np.bool_]) -> tuple[float, ...]:
+        parts = np.split(known_N, ends[:-1])
+        known = [
             # The photos stay and lose their labels: no copy of the logits.
             LabelledLogits(batch.logits, batch.label_BH.where(torch.from_numpy(known_B)[:, None], UNKNOWN))
-            for batch, known_B in zip(batches, known, strict=True)
+            for batch, known_B in zip(batches, parts, strict=True)
         ]
-        fitted = fitted_temperatures(others, hierarchy)
-        judged = _judged(batches, lat_deg_N, lon_deg_N, Judge(hierarchy, fitted, point))
-        for values, fresh in zip(after, judged, strict=True):
-            values[fold_N == fold] = fresh[fold_N == fold]
-    return Recalibration(fitted_temperatures(batches, hierarchy), before, after)
+        return fitted_temperatures(known, hierarchy, pi, before.combination)
+
+    def judged(reading: Reading) -> Judged:
+        return _judged(batches, lat_deg_N, lon_deg_N, Judge(hierarchy, reading))
+
+    of_fold: dict[int, tuple[float, ...]] = {}
+    apart = _empty(judged(before))
+    for number, fold in enumerate(np.unique(fold_N).tolist(), start=1):
+        log.info("fitting without fold %d of %d", number, fold_N.max() + 1)
+        of_fold[fold] = temperatures(fold_N != fold)
+        _put(apart, judged(replace(plain, temperatures=of_fold[fold])), fold_N == fold)
+    reading, gain_low = replace(plain, temperatures=temperatures(np.ones(len(fold_N), bool))), math.nan
+    shares = dict.fromkeys(of_fold, plain.prior_share)
+    if pi is not None:
+        label_NH = np.concatenate([batch.label_BH.numpy() for batch in batches])
+        network_NH, prior_NH = -apart.nll_NH, log_prior_NH(label_NH, pi)
+        shares = {fold: _shares(network_NH[fold_N != fold], prior_NH[fold_N != fold]) for fold in of_fold}
+        share_N = np.array([shares[fold][-1] for fold in fold_N.tolist()])
+        gain_N = np.logaddexp(_log(1 - share_N) + network_NH[:, -1], _log(share_N) + prior_NH[:, -1]) - prior_NH[:, -1]
+        gain_low = _low(gain_N, group_N)
+        if not gain_low > 0:
+            shares = dict.fromkeys(shares, (1.0,) * len(pi))
+            reading = replace(reading, prior_share=(1.0,) * len(pi))
+        else:
+            reading = replace(reading, prior_share=_shares(network_NH, prior_NH))
+    after = _empty(apart)
+    for fold, share in shares.items():
+        _put(after, judged(replace(plain, temperatures=of_fold[fold], prior_share=share)), fold_N == fold)
+    reading = replace(reading, radius_mass=conformal_mass(after.mass_nearer_N))
+    return Fit(reading, judged(before), after, gain_low)
+
+
+def conformal_mass(mass_nearer_N: NDArray[np.float64]) -> float:
+    """Return how much of the probability a radius has to hold to hold the true place of nine photos of ten.
+
+    `mass_nearer_N` is of photos that the model has not seen. With n of them it is the ⌈0.9 (n + 1)⌉-th smallest; all of
+    the probability where that is more than n, as for fewer than nine photos.
+    """
+    rank = math.ceil(RADIUS_PROBABILITY * (len(mass_nearer_N) + 1))
+    if rank > len(mass_nearer_N):
+        return 1.0
+    mass = float(np.sort(mass_nearer_N)[rank - 1])
+    return min(1.0, max(np.nextafter(mass, 2.0), _LEAST_MASS))  # more than what lies nearer than the true place
+
+
+def _shares(network_NH: NDArray[np.float64], prior_NH: NDArray[np.float64]) -> tuple[float, ...]:
+    """Return the share of the prior at each level that makes photos' labels most likely, given both logarithms.
+
+    The likelihood is concave in it. A thousandth stays at least, so that no cell is impossible.
+    """
+    return tuple(round(_share(*level), 4) for level in zip(network_NH.T, prior_NH.T, strict=True))
+
+
+def _share(network_N: NDArray[np.float64], prior_N: NDArray[np.float64]) -> float:
+    known_N = ~np.isnan(network_N)
+    if not known_N.any():
+        return 1.0
+    ratio_N = np.exp(np.clip(network_N[known_N] - prior_N[known_N], -50, 50))
+
+    def loss(share: float) -> float:
+        return -float(np.log((1 - share) * ratio_N + share).mean())
+
+    grid: list[float] = [_LEAST_SHARE, *(step / 200 for step in range(1, 201))]
+    return min(grid, key=loss)
+
+
+def _low(gain_N: NDArray[np.float64], group_N: NDArray[np.int64]) -> float:
+    """Return the lower end of the interval of a mean, by resampling whole groups; NaN for none."""
+    known_N = ~np.isnan(gain_N)
+    if not known_N.any():
+        return math.nan
+    _, group_N = np.unique(group_N[known_N], return_inverse=True)
+    sum_G, count_G = np.bincount(group_N, gain_N[known_N]), np.bincount(group_N)
+    drawn_RG = np.random.default_rng(0).integers(len(sum_G), size=(_RESAMPLES, len(sum_G)))
+    mean_R = sum_G[drawn_RG].sum(axis=1) / count_G[drawn_RG].sum(axis=1)
+    low: float = np.quantile(mean_R, _LOW_END).item()
+    return low
+
+
+def _log(share_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.log(np.maximum(share_N, 1e-300))
+
+
+def _empty(like: Judged) -> Judged:
+    return Judged(*(np.full_like(values, np.nan) for values in like))
+
+
+def _put(into: Judged, fresh: Judged, rows_N: NDArray[np.bool_]) -> None:
+    for values, new in zip(into, fresh, strict=True):
+        values[rows_N] = new[rows_N]
 
 
 def _judged(

@@ -5,6 +5,7 @@ Shapes: N photos, B batch, H levels, K cells of one level, M photos that were tr
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -17,11 +18,14 @@ from numpy.typing import NDArray
 
 from model.checkpoint import Checkpoint
 from model.engines import Engine, NumpyAnswers
-from model.geodecoder import GeoDecoder, GeoDecoderOutput
+from model.geodecoder import GeoDecoderOutput
 from model.hierarchy import Hierarchy
-from model.readout import Answers, ReadOut
+from model.networks import Network
+from model.prior import Prior
+from model.readout import Answers, Reading, ReadOut
+from training import calibration
 from training.augment import resize
-from training.calibration import Judge, Judged, LabelledLogits, fitted_temperatures
+from training.calibration import FEWEST_PHOTOS, Fit, Judge, Judged, LabelledLogits
 from training.dataset import PhotoSource
 from training.teacher import Teacher
 
@@ -56,7 +60,7 @@ class Predictions(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What the model says of photos, how sure it is with its temperatures (`after`) and with 1 (`before`)."""
+    """What the model says of photos, how sure it is as it is read (`after`) and by its bare logits (`before`)."""
 
     said: Predictions
     before: Judged
@@ -70,16 +74,16 @@ def measure(
 
     Predictions are the engine's; without one they come from the torch model's logits through the same read-out, as
     they must with ten crops, since an engine ends in answers. How sure it was always comes from those logits (fp32),
-    because no engine tells what it would have said at other temperatures. A batch's logits are dropped once judged.
+    because no engine tells what it would have said if it were read otherwise. A batch's logits are dropped once judged.
 
     Raises ValueError as the store does, if no photo could be read, and for answers that are no finite numbers.
     """
     assert engine is None or crops == 1
     hierarchy = checkpoint.hierarchy
-    read_out = ReadOut(hierarchy, checkpoint.temperatures, checkpoint.point)
-    judges = [
-        Judge(hierarchy, temperatures, checkpoint.point) for temperatures in (_ones(hierarchy), checkpoint.temperatures)
-    ]
+    read_out = ReadOut(hierarchy, checkpoint.reading)
+    plain = Reading.plain(len(hierarchy.levels), checkpoint.reading.point)
+    plain = dataclasses.replace(plain, combination=checkpoint.reading.combination)
+    judges = [Judge(hierarchy, reading) for reading in (plain, checkpoint.reading)]
     parts: list[tuple[Predictions, list[Judged]]] = []
     model = checkpoint.build_model().to("cuda" if torch.cuda.is_available() else "cpu")
     for row_B, pixels_BHWC, output in network_outputs(model, store, rows, crops):
@@ -115,10 +119,6 @@ def _predictions(row_B: NDArray[np.int64], answers: NumpyAnswers, hierarchy: Hie
     )
 
 
-def _ones(hierarchy: Hierarchy) -> tuple[float, ...]:
-    return (1.0,) * len(hierarchy.levels)
-
-
 def commonest_cell(hierarchy: Hierarchy) -> tuple[float, float]:
     """Return (lat_deg, lon_deg) of the coarsest level's cell with most training photos: the answer that needs no photo.
 
@@ -150,7 +150,7 @@ def nearest_neighbour(features_ND: torch.Tensor, known_MD: torch.Tensor) -> NDAr
 
 
 def network_outputs(
-    model: GeoDecoder, store: PhotoSource, rows: Sequence[int], crops: int = 1
+    model: Network, store: PhotoSource, rows: Sequence[int], crops: int = 1
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8], GeoDecoderOutput]]:
     """Yield (row_B, pixels_BHWC, logits) of the photos of some rows, by the torch model in fp32, wherever it is.
 
@@ -168,7 +168,7 @@ def network_outputs(
 
 
 @torch.no_grad()
-def _output(model: GeoDecoder, pixels_BHWC: NDArray[np.uint8], crops: int) -> GeoDecoderOutput:
+def _output(model: Network, pixels_BHWC: NDArray[np.uint8], crops: int) -> GeoDecoderOutput:
     size_px = model.config.preprocessing.image_size_px
     views = ten_crops(pixels_BHWC, size_px) if crops == TEN_CROPS else [pixels_BHWC]
     assert len(views) == crops
@@ -179,10 +179,10 @@ def _output(model: GeoDecoder, pixels_BHWC: NDArray[np.uint8], crops: int) -> Ge
     )
 
 
-def normalised(model: GeoDecoder, pixels_BHWC: NDArray[np.uint8]) -> torch.Tensor:
+def normalised(model: Network, pixels_BHWC: NDArray[np.uint8]) -> torch.Tensor:
     """Return uint8 photos of the model's size as it takes them, pixels_BCYX, on its device."""
     preprocessing = model.config.preprocessing
-    device = model.queries_HSD.device
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     rgb_BHWC = torch.tensor(pixels_BHWC, device=device).float() / 255
     mean_C = torch.tensor(preprocessing.mean_rgb, device=device)
     std_C = torch.tensor(preprocessing.std_rgb, device=device)
@@ -199,28 +199,36 @@ def ten_crops(pixels_BHWC: NDArray[np.uint8], size_px: int) -> list[NDArray[np.u
     return plain + [np.ascontiguousarray(view_BHWC[:, :, ::-1]) for view_BHWC in plain]
 
 
-def fit_temperatures(
-    model: GeoDecoder,
+def fit_reading(
+    model: Network,
     store: PhotoSource,
-    label_NH: NDArray[np.int64],
+    truth: Truth,
+    group_N: NDArray[np.int64],
     rows: Sequence[int],
     hierarchy: Hierarchy,
-) -> tuple[float, ...]:
-    """Return one temperature a level, coarse → fine, fitted on the photos of some rows: `calibration` says how.
-
-    Levels with few labels stay near the temperature of all levels together, those without take it; all are 1 for fewer
-    than ten labels in all, as when no photo could be read.
+    before: Reading,
+    prior: Prior | None,
+) -> Fit:
+    """Return how the network is to be read, fitted on the photos of some rows: `calibration.fit_reading` says how.
 
     At most `MOST_TO_CALIBRATE` photos are used, evenly taken from `rows`, since all logits are kept: 4 bytes for each
-    photo and class, so 1 GB for those photos and the paper's 63 thousand classes.
+    photo and class, so 1 GB for those photos and the paper's 63 thousand classes. Raises ValueError where fewer than
+    `calibration.FEWEST_PHOTOS` of them could be read: a radius fitted to those would promise what nobody knows.
     """
     if len(rows) > MOST_TO_CALIBRATE:
         rows = [rows[index] for index in np.linspace(0, len(rows) - 1, MOST_TO_CALIBRATE).round().astype(int)]
-    return fitted_temperatures(labelled_logits(model, store, label_NH, rows)[1], hierarchy)
+    row_N, batches = labelled_logits(model, store, truth.label_NH, rows)
+    if len(row_N) < FEWEST_PHOTOS:
+        raise ValueError(
+            f"{len(row_N)} held-out photos could be read, and it takes {FEWEST_PHOTOS} to fit confidence and radius:"
+            " give a larger --split.validation-share, or more photos"
+        )
+    position = truth.lat_deg_N[row_N], truth.lon_deg_N[row_N]
+    return calibration.fit_reading(batches, *position, group_N[row_N], hierarchy, before, prior)
 
 
 def labelled_logits(
-    model: GeoDecoder, store: PhotoSource, label_NH: NDArray[np.int64], rows: Sequence[int]
+    model: Network, store: PhotoSource, label_NH: NDArray[np.int64], rows: Sequence[int]
 ) -> tuple[NDArray[np.int64], list[LabelledLogits]]:
     """Return row_N of the photos that could be read, and their logits with labels, in batches, in that order."""
     found: list[NDArray[np.int64]] = [np.empty(0, np.int64)]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from model import geodesy
 from model.geodecoder import GeoDecoder
 from model.hierarchy import Hierarchy
-from model.readout import Answers, ReadOut
+from model.readout import BEST_CELL, Answers, Reading, ReadOut
 from pipeline import context
 from pipeline.context import ContextSettings
 from training.dataset import ArraySource
@@ -117,7 +117,8 @@ def study(
 @torch.no_grad()
 def answer(model: GeoDecoder, hierarchy: Hierarchy, photos: GlobePhotos) -> Answers[NDArray[np.float64]]:
     """Return what the network says of each photo, as an engine would."""
-    read_out, preprocessing = ReadOut(hierarchy), model.config.preprocessing
+    read_out = ReadOut(hierarchy, Reading.plain(len(hierarchy.levels), BEST_CELL))
+    preprocessing = model.config.preprocessing
     mean_3, std_3 = torch.tensor(preprocessing.mean_rgb), torch.tensor(preprocessing.std_rgb)
     parts = []
     for _, pixels_BYXC in ArraySource(photos.pixels_NYXC).batches(range(len(photos)), 512):

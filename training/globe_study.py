@@ -23,7 +23,7 @@ from model import geodesy
 from model.backbone import BackboneConfig, Preprocessing
 from model.geodecoder import GeoDecoder, GeoDecoderConfig
 from model.hierarchy import Hierarchy
-from model.readout import ReadOut
+from model.readout import BEST_CELL, Reading, ReadOut
 from training.augment import AugmentConfig
 from training.dataset import ArraySource
 from training.loop import train
@@ -161,7 +161,8 @@ def measure(
     model: GeoDecoder, hierarchy: Hierarchy, globe: Globe, photos: GlobePhotos
 ) -> tuple[float, dict[str, Answer]]:
     """Return the share of scenes told right, and how good each read-out is on some photos."""
-    read_out, preprocessing = ReadOut(hierarchy), model.config.preprocessing
+    read_out = ReadOut(hierarchy, Reading.plain(len(hierarchy.levels), BEST_CELL))
+    preprocessing = model.config.preprocessing
     mean_3, std_3 = torch.tensor(preprocessing.mean_rgb), torch.tensor(preprocessing.std_rgb)
     best: dict[str, list[NDArray[np.int64]]] = {PRODUCT: [], FINEST: []}
     scene_right = 0

@@ -46,7 +46,7 @@ from pipeline.code_version import code_version
 from pipeline.context import ContextSettings
 from pipeline.decode import DecodeLimits, DecodeTarget
 from pipeline.fetch import FetchSettings
-from pipeline.locator import LocatorSettings, model_folder
+from pipeline.locator import AtLeast, LocatorSettings, model_folder
 from pipeline.logs import LogFormat
 from pipeline.metrics import RunMetrics
 from pipeline.photo_set import UnaccountedError
@@ -89,6 +89,9 @@ class GeotagSettings:
     """Let photos of one folder that were taken soon after each other explain each other, in columns of their own."""
     point: PointRule = AUTO
     """Where a photo's point is: at the most probable cell, or where the photo is least far away on average."""
+    at_least: AtLeast = "country"
+    """A photo that is not more likely right than not to this precision is `undecided`: it keeps its distribution and
+    its best guess, and gets no name of a place. `any` decides every photo."""
     include: tuple[str, ...] = ()
     """Take only photos whose name below the source matches one of these patterns, such as *.jpg or 2024/**."""
     exclude: tuple[str, ...] = ()
@@ -232,6 +235,7 @@ def _run_held(
             batch_size=settings.batch_size or (512 if size.gpus else 32),
             precision=settings.precision,
             point=settings.point,
+            at_least=settings.at_least,
             engine_cache=storage.cache_folder() / "engines",
             engine_share=None if settings.engines is None else storage.absolute(settings.engines),
             tensorrt=settings.tensorrt,
@@ -274,7 +278,8 @@ def _run_held(
     publish.check_all_published(published, photos, stage)
     if metrics is not None:
         failed = {(str(Status.FAILED), code): count for code, count in published.failed_by_code.items()}
-        metrics.settle({(str(Status.LOCATED), ""): published.located} | failed)
+        looked_at = {Status.LOCATED: published.located, Status.UNDECIDED: published.undecided}
+        metrics.settle({(str(status), ""): count for status, count in looked_at.items()} | failed)
     wall_s = time.monotonic() - start_s
     record = {
         "run_id": stage.run_id,
@@ -293,6 +298,7 @@ def _run_held(
         | {"left": left},
         "photos": {
             "located": published.located,
+            "undecided": published.undecided,
             "failed": published.failed,
             "failed_by_code": published.failed_by_code,
             "fingerprint": published.fingerprint,
@@ -387,6 +393,8 @@ def _stage(settings: GeotagSettings, output: str, model_id: str, finished_runs: 
     if settings.run_id in finished_runs:
         raise ValueError(f"run {settings.run_id} is finished: give another --run-id, or none")
     wanted: dict[str, object] = {"model_id": model_id, "precision": settings.precision}
+    if settings.at_least != GeotagSettings.at_least:
+        wanted["at_least"] = settings.at_least
     if settings.context:
         wanted["context"] = asdict(settings.album)
     started = {run_id: staging.Stage(output, run_id).settings() for run_id in unfinished}
@@ -434,12 +442,12 @@ def _whose(plan: Plan, checkpoint: Checkpoint) -> str:
 def _print_summary(
     output: str, plan: Plan, published: publish.Published, model_id: str, wall_s: float, left: int
 ) -> None:
-    table = Table(
-        title=f"{published.located + published.failed} photos by {model_id}", title_justify="left", min_width=60
-    )
+    table = Table(title=f"{published.photos.count} photos by {model_id}", title_justify="left", min_width=60)
     table.add_column("status")
     table.add_column("photos", justify="right")
     table.add_row("located", str(published.located))
+    if published.undecided:
+        table.add_row("undecided: the picture does not say enough", str(published.undecided))
     for code, count in published.failed_by_code.items():
         table.add_row(f"failed: {code}", str(count))
     if plan.already_done:

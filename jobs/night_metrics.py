@@ -59,6 +59,7 @@ def write(path: str, exit_code: int, started_at: dt.datetime, night: Mapping[str
         name = "graticule_night_photos"
         photos = GaugeMetricFamily(name, METRICS[name], labels=(schema.STATUS, schema.ERROR_CODE))
         photos.add_metric((str(schema.Status.LOCATED), ""), night["located"])
+        photos.add_metric((str(schema.Status.UNDECIDED), ""), night.get("undecided", 0))
         for code, count in night["failed_by_code"].items():
             photos.add_metric((str(schema.Status.FAILED), code), count)
         gauges.append(photos)

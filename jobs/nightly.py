@@ -119,14 +119,16 @@ def _run(settings: NightlySettings) -> tuple[int, dict[str, Any] | None]:
 
 def summary_text(night: dict[str, Any]) -> str:
     """Return a night's record as text: a subject, an empty line, and a line for each thing worth knowing."""
-    failed = sum(night["failed_by_code"].values())
+    failed, undecided = sum(night["failed_by_code"].values()), night.get("undecided", 0)
     verdict = {0: "done", 3: "done, too many failures"}[night["exit_code"]]
     lines = [
-        f"Graticule, night of {night['date']}: {verdict}; {night['located']} photos located, {failed} failed",
+        f"Graticule, night of {night['date']}: {verdict}; {night['located']} photos located, {undecided} undecided,"
+        f" {failed} failed",
         "",
         f"photos in the archive     {night['listed']}",
         f"had their row before      {night['already_done']}",
         f"located tonight           {night['located']}",
+        f"undecided: can't tell     {undecided}",
         *(f"failed, {code:<18}{count}" for code, count in sorted(night["failed_by_code"].items())),
         f"of these changed photos   {night['changed']}",
         f"listed no more            {night['gone']}",
@@ -191,7 +193,7 @@ def _finished(output: str, run_id: str, max_failed_fraction: float) -> Outcome |
     for record in catalog.run_records(output):
         if record["run_id"] == run_id:
             failed = record["photos"]["failed"]
-            too_many = failed > max_failed_fraction * (record["photos"]["located"] + failed)
+            too_many = failed > max_failed_fraction * catalog.photo_count(record)
             return Outcome(3 if too_many else 0, record=record)
     return None
 
@@ -215,10 +217,7 @@ def _budget_left(
 
 
 def _photos(outcome: Outcome) -> int:
-    if outcome.record is None:
-        return 0
-    photos = outcome.record["photos"]
-    return int(photos["located"]) + int(photos["failed"])
+    return 0 if outcome.record is None else catalog.photo_count(outcome.record)
 
 
 def _described(
@@ -243,6 +242,7 @@ def _described(
         "listed": photos,
         "already_done": plans[0]["already_done"],
         "located": sum(record["photos"]["located"] for _, record in records),
+        "undecided": sum(record["photos"].get("undecided", 0) for _, record in records),
         "failed_by_code": dict(failed_by_code),
         "changed": sum(plan["changed"] for plan in plans),
         "gone": last["gone"],

@@ -25,6 +25,7 @@ _RUNS = pa.schema(
         pa.field("model_id", pa.string()),
         pa.field("precision", pa.string()),
         pa.field("located", pa.int64()),
+        pa.field("undecided", pa.int64()),
         pa.field("failed", pa.int64()),
         pa.field("failed_by_code", pa.map_(pa.string(), pa.int64())),
         pa.field("record", pa.string()),
@@ -134,7 +135,7 @@ class Catalog:
         order = [(record["run_id"], index) for index, record in enumerate(self.records)]
         self.connection.executemany("INSERT INTO internal.run_order VALUES (?, ?)", order)
         if len(with_rows) > 1:
-            largest = max(with_rows, key=lambda record: record["photos"]["located"] + record["photos"]["failed"])
+            largest = max(with_rows, key=lambda record: photo_count(record))
             self.connection.execute(catalog_sql.SUPERSEDED, {"largest_run": largest["run_id"]})
         else:
             self.connection.execute(catalog_sql.NONE_SUPERSEDED)
@@ -171,6 +172,7 @@ class Catalog:
                 **{name: record.get(name) for name in ("wall_s", "model_id")},
                 "precision": record.get("settings", {}).get("precision"),
                 "located": record["photos"]["located"],
+                "undecided": record["photos"].get("undecided", 0),
                 "failed": record["photos"]["failed"],
                 "failed_by_code": list(record["photos"].get("failed_by_code", {}).items()),
                 "record": json.dumps(record),
@@ -230,6 +232,12 @@ def _records(uris: Iterable[str]) -> list[dict[str, Any]]:
             with contextlib.suppress(FileNotFoundError):  # removed since the folder was listed
                 found.append(json.loads(storage.read_bytes(uri)))
     return found
+
+
+def photo_count(record: dict[str, Any]) -> int:
+    """Return how many photos a run published."""
+    photos = record["photos"]
+    return int(photos["located"]) + int(photos.get("undecided", 0)) + int(photos["failed"])
 
 
 def order_of(record: dict[str, Any]) -> tuple[int, str, str]:

@@ -27,7 +27,7 @@ CREATE MACRO _lon_within(lon, west, east) AS
     CASE WHEN west <= east THEN lon BETWEEN west AND east ELSE lon >= west OR lon <= east END;
 
 CREATE MACRO within_km(lat, lon, km) AS TABLE
-    FROM photos WHERE CASE
+    FROM photos WHERE status = 'located' AND CASE
         WHEN abs(lat) <= 90 AND isfinite(lon) AND km >= 0 THEN
             lat_deg BETWEEN lat - _reach_lat(km) AND lat + _reach_lat(km)
             AND CASE WHEN _reach_lon(lat, km) >= 90 THEN true ELSE _lon_within(
@@ -36,7 +36,7 @@ CREATE MACRO within_km(lat, lon, km) AS TABLE
         ELSE error('within_km(lat, lon, km): give a latitude from -90 to 90, a longitude, and km of 0 or more') END;
 
 CREATE MACRO bbox(west, south, east, north) AS TABLE
-    FROM photos WHERE CASE
+    FROM photos WHERE status = 'located' AND CASE
         WHEN abs(west) <= 180 AND abs(east) <= 180 AND south <= north THEN
             lat_deg BETWEEN south AND north AND _lon_within(lon_deg, west, east)
         ELSE error('bbox(west, south, east, north): give longitudes from -180 to 180 and south below north;'
@@ -48,7 +48,7 @@ CREATE MACRO _cell_of(token) AS CASE WHEN regexp_full_match(token, '[0-9a-fA-F]{
 CREATE MACRO _lowest_bit(id) AS xor(id, id - 1) // 2 + 1;
 CREATE MACRO _is_cell(id) AS id <> 0 AND (id >> 61) < 6 AND (_lowest_bit(id) & 1537228672809129301::UBIGINT) <> 0;
 CREATE MACRO in_cell(token) AS TABLE
-    FROM photos WHERE CASE
+    FROM photos WHERE status = 'located' AND CASE
         WHEN _is_cell(_cell_of(token)) THEN
             cell_id BETWEEN _cell_of(token) - (_lowest_bit(_cell_of(token)) - 1)
             AND _cell_of(token) + (_lowest_bit(_cell_of(token)) - 1)
@@ -74,14 +74,14 @@ CREATE VIEW accuracy AS
 
 COMMENT ON VIEW photos IS 'the newest row of every photo, or the answer that it failed to renew';
 COMMENT ON VIEW history IS 'every row that was ever published: one for each photo and run';
-COMMENT ON VIEW failures IS 'photos without a place';
+COMMENT ON VIEW failures IS 'photos that could not be looked at';
 COMMENT ON VIEW levels IS 'one row for each photo and geographic level: its best cell there';
 COMMENT ON VIEW accuracy IS 'photos with a place whose file has one too: how far the two are apart';
 COMMENT ON TABLE runs IS 'one row for each finished run';
 COMMENT ON MACRO distance_km IS 'great-circle distance';
-COMMENT ON MACRO TABLE within_km IS 'photos at most so far from a point';
-COMMENT ON MACRO TABLE bbox IS 'photos in a box; west > east crosses the antimeridian';
-COMMENT ON MACRO TABLE in_cell IS 'photos in an S2 cell';
+COMMENT ON MACRO TABLE within_km IS 'located photos at most so far from a point';
+COMMENT ON MACRO TABLE bbox IS 'located photos in a box; west > east crosses the antimeridian';
+COMMENT ON MACRO TABLE in_cell IS 'located photos in an S2 cell';
 """
 """Makes every view and macro, given `photos`, `history` and `runs`; distances are model.geodesy's, as tests see."""
 
@@ -96,7 +96,7 @@ def shown_first(rows: str, order: str) -> str:
     """
     return f"""
         SELECT * EXCLUDE (is_missed, version), row_number() OVER (PARTITION BY photo_id
-            ORDER BY is_missed AND status = 'located' AND hash(etag) = version DESC, {order} DESC) AS nth
+            ORDER BY is_missed AND status <> 'failed' AND hash(etag) = version DESC, {order} DESC) AS nth
         FROM (
             SELECT *, first_value({_MISSED}) OVER newest AS is_missed, first_value(hash(etag)) OVER newest AS version,
                 row_number() OVER newest = 1 AS is_newest

@@ -47,7 +47,7 @@ def settle(stage: staging.Stage, published_files: Sequence[str]) -> int:
                     WHERE done.photo_id = copies.photo_id AND done.epoch >= copies.epoch)),
             answers AS (
                 FROM answering SEMI JOIN unsettled USING (content_hash, model_id)
-                WHERE (status = 'located' AND country IS NOT NULL) OR error_code = $model_failed
+                WHERE status <> 'failed' AND levels IS NOT NULL AND countries IS NOT NULL OR error_code = $model_failed
                 QUALIFY row_number() OVER (PARTITION BY content_hash ORDER BY file_index DESC) = 1)
             SELECT {columns} FROM unsettled copies JOIN answers USING (content_hash, model_id)
             """,
@@ -88,7 +88,7 @@ def answered_contents(stage: staging.Stage, published_files: Sequence[str], mode
             SELECT DISTINCT content_hash
             FROM (FROM no_rows UNION ALL BY NAME FROM read_parquet($published, union_by_name = true))
             SEMI JOIN (SELECT DISTINCT size_bytes FROM read_parquet($plan)) USING (size_bytes)
-            WHERE model_id = $model_id AND status = 'located' AND country IS NOT NULL LIMIT $limit
+            WHERE model_id = $model_id AND status <> 'failed' AND countries IS NOT NULL LIMIT $limit
             """,
             params={"published": list(published_files), "plan": plan_files, "model_id": model_id, "limit": limit},
         ).to_arrow_table()

@@ -43,6 +43,8 @@ class Selection:
     min_confidence: float | None = None
     max_radius_km: float | None = None
     with_failed: bool = False
+    with_undecided: bool = False
+    """Take photos, too, whose best guess is not more likely right than not."""
     without_camera_position: bool = False
     """Only photos whose camera wrote no position into the file."""
 
@@ -59,6 +61,8 @@ class Selection:
             reasons.append(f"WHEN NOT coalesce(({self.where}\n), false) THEN 'not --where'")  # it may end in a comment
         if not self.with_failed:
             reasons.append("WHEN status = 'failed' THEN 'failed, no place'")
+        if not self.with_undecided:
+            reasons.append("WHEN status = 'undecided' THEN 'undecided: no place is more likely right than not'")
         if self.without_camera_position:
             reasons.append("WHEN exif_lat_deg IS NOT NULL THEN 'the camera wrote a position into the photo'")
         # As FLOAT, like the columns: 0.9 is not below 0.9.
@@ -118,7 +122,8 @@ def export(catalog: Catalog, selection: Selection, file_format: FileFormat, to: 
     Columns: `uri`, with failed photos `status` and `error_code`, position and measures, place names, `model_id`.
     Raises OSError where `to` can't be written.
     """
-    status = [schema.STATUS, schema.ERROR_CODE] if selection.with_failed else []
+    status = [schema.STATUS] if selection.with_failed or selection.with_undecided else []
+    status += [schema.ERROR_CODE] if selection.with_failed else []
     position = [schema.LAT_DEG, schema.LON_DEG]
     wanted = [schema.URI, *status, *position, *_MEASURES, schema.TAKEN_AT, *PLACE_NAMES]
     wanted += [schema.COUNTRY_PROBABILITY, schema.MODEL_ID]

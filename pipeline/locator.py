@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,9 @@ from pipeline.precision import PRECISIONS, PrecisionName, coarsen, wkb_points
 from pipeline.schema import ErrorCode, Status
 
 TOP_COUNTRIES = 3
+AtLeast = Literal["country", "region", "city", "street", "any"]
+"""To which precision a photo has to be more likely right than not, or else it is undecided."""
+_HALF = 0.5
 BUNDLED_MODEL = Path(model.__file__).parent / "bundled"
 
 
@@ -49,6 +52,7 @@ class LocatorSettings:
         batch_size: photos in one call of the engine.
         precision: nothing finer than this is kept.
         point: where an answer has its point.
+        at_least: a photo that is not more likely right than not to this precision is undecided.
         engine_cache: local folder that keeps compiled models, or None.
         engine_share: folder or object prefix where machines keep them in common, or None.
         tensorrt: what the tensorrt engine is compiled for.
@@ -63,6 +67,7 @@ class LocatorSettings:
     batch_size: int = 32
     precision: PrecisionName = "street"
     point: PointRule = AUTO
+    at_least: AtLeast = "country"
     engine_cache: Path | None = None
     engine_share: str | None = None
     tensorrt: TensorRtSettings = field(default_factory=TensorRtSettings)
@@ -136,9 +141,11 @@ class Locator:
             broken, "the network's outputs are not finite numbers", columns[schema.ERROR_MESSAGE]
         )
         without_place = pc.if_else(pc.is_valid(columns[schema.ERROR_CODE]), str(Status.FAILED), schema.COPIED)
-        columns[schema.STATUS] = pc.if_else(pa.array(spread >= 0), str(Status.LOCATED), without_place)
         columns |= self._exif_names(read)
         columns |= {name: values.take(spread_array) for name, values in self._answer_columns(answers).items()}
+        is_decided = self._is_decided(columns[schema.PRECISION])
+        with_place = pc.if_else(is_decided, str(Status.LOCATED), str(Status.UNDECIDED))
+        columns[schema.STATUS] = pc.if_else(pa.array(spread >= 0), with_place, without_place)
         constants: dict[str, object] = {
             schema.MODEL_ID: self._settings.model_id,
             schema.RUN_ID: self._settings.run_id,
@@ -177,6 +184,15 @@ class Locator:
         finest = self._levels[-1]
         point_B = answers.point_index_B
         point = pa.array(point_B)
+        country_probability_B = np.take_along_axis(
+            answers.group_probability_BG, self._country_K[point_B][:, None], axis=1
+        )[:, 0]
+        precision = _precision_names(answers.mass_within_B4, country_probability_B)
+        # A name stands only for what is more likely right than not: the point alone would always have one.
+        country, region, place = (
+            pa.array(np.where(known_B, point_B, -1), pa.int64(), mask=~known_B)
+            for known_B in _known_B(precision, country_probability_B)
+        )
         return {
             schema.LAT_DEG: finest.lat_deg.take(point),
             schema.LON_DEG: finest.lon_deg.take(point),
@@ -188,16 +204,21 @@ class Locator:
             schema.ALTERNATIVES: self._alternative_lists(answers),
             schema.SCENE: self._scene_names.take(pa.array(answers.scene_index_B)),
             schema.SCENE_PROBABILITY: pa.array(answers.scene_probability_B),
-            schema.COUNTRY_CODE: self._names.country_code.take(point),
-            schema.COUNTRY: self._names.country.take(point),
-            schema.REGION: self._names.region.take(point),
-            schema.PLACE: self._names.place.take(point),
-            schema.COUNTRY_PROBABILITY: pa.array(
-                np.take_along_axis(answers.group_probability_BG, self._country_K[point_B][:, None], axis=1)[:, 0]
-            ),
+            schema.INFORMATION_BITS: pa.array(answers.information_bits_B, from_pandas=True),
+            schema.COUNTRY_CODE: self._names.country_code.take(country),
+            schema.COUNTRY: self._names.country.take(country),
+            schema.REGION: self._names.region.take(region),
+            schema.PLACE: self._names.place.take(place),
+            schema.COUNTRY_PROBABILITY: pa.array(country_probability_B),
             schema.COUNTRIES: self._country_lists(answers.group_probability_BG),
-            schema.PRECISION: _precision_names(answers.mass_within_B4),
+            schema.PRECISION: precision,
         }
+
+    def _is_decided(self, precision: pa.Array) -> pa.Array:
+        if self._settings.at_least == "any":
+            return pa.array(np.ones(len(precision), bool))
+        enough = PRECISIONS[: PRECISIONS.index(self._settings.at_least) + 1]
+        return pc.is_in(precision, pa.array(enough, pa.string()))
 
     def _exif_names(self, read: pa.Table) -> dict[str, pa.Array]:
         """Return the names of the cameras' own positions, null where there is none."""
@@ -329,11 +350,26 @@ class _Cells:
         return pa.StructArray.from_arrays([columns[field.name] for field in fields], fields=fields)
 
 
-def _precision_names(mass_within_B4: np.ndarray) -> pa.Array:
-    """Return the finest precision whose radius holds at least half of the probability, or null where none does."""
-    enough_B4 = mass_within_B4 >= 0.5
+def _precision_names(mass_within_B4: np.ndarray, country_probability_B: np.ndarray) -> pa.Array:
+    """Return the finest precision that is more likely right than not, null where none is.
+
+    Street, city and region are right within their radius, a country where the photo lies in it: there are countries of
+    all sizes.
+    """
+    enough_B4 = mass_within_B4 >= _HALF
+    enough_B4[:, PRECISIONS.index("country")] = country_probability_B > _HALF
     index_B = enough_B4.argmax(axis=1)
     return pa.array(PRECISIONS, pa.string()).take(pa.array(index_B, mask=~enough_B4.any(axis=1)))
+
+
+def _known_B(precision: pa.Array, country_probability_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where the names of country, region and place stand for something: as far as the precision goes."""
+    country_B = country_probability_B > _HALF
+    finer = [pc.fill_null(pc.is_in(precision, pa.array(names, pa.string())), False).to_numpy(False) for names in _FINER]
+    return country_B, country_B & finer[0], country_B & finer[1]
+
+
+_FINER = (PRECISIONS[: PRECISIONS.index("region") + 1], PRECISIONS[: PRECISIONS.index("city") + 1])
 
 
 def _cast(values: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

@@ -52,16 +52,17 @@ class Published:
     located: int
     failed_by_code: dict[str, int]
     fingerprint: str
+    undecided: int = 0
 
     @property
     def failed(self) -> int:
-        """Photos without a place."""
+        """Photos that could not be looked at."""
         return sum(self.failed_by_code.values())
 
     @property
     def photos(self) -> PhotoSet:
         """Which photos have a row."""
-        return PhotoSet(self.located + self.failed, self.fingerprint)
+        return PhotoSet(self.located + self.undecided + self.failed, self.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,8 @@ def publish(
                 discard(stage)
             raise
         outcomes = accounts.outcomes()
-    located = outcomes.pop(None, 0)
-    return Published(files, located, {str(code): count for code, count in outcomes.items()}, photos)
+    located, undecided = (outcomes.pop((status, None), 0) for status in ("located", "undecided"))
+    return Published(files, located, {str(code): count for (_, code), count in outcomes.items()}, photos, undecided)
 
 
 def put_file(stage: staging.Stage, index: int, groups: Iterable[pa.Table], bbox: Bbox | None) -> PublishedFile:
@@ -293,10 +294,12 @@ class _Accounts:
         """Make what was written the rows `written`."""
         self._view("written", [storage.join(self._stage.output, file.path) for file in files], schema.PHOTOS)
 
-    def outcomes(self) -> dict[str | None, int]:
-        """Return how many written rows have which error code."""
-        counted = self._connection.sql("SELECT error_code, count(*) FROM written GROUP BY ALL ORDER BY ALL").fetchall()
-        return dict(counted)
+    def outcomes(self) -> dict[tuple[str, str | None], int]:
+        """Return how many written rows have which status and error code."""
+        counted = self._connection.sql(
+            "SELECT status, error_code, count(*) FROM written GROUP BY ALL ORDER BY ALL"
+        ).fetchall()
+        return {(status, code): count for status, code, count in counted}
 
     def _view(self, name: str, files: Sequence[str], columns: pa.Schema) -> None:
         if files:

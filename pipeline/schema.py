@@ -15,6 +15,7 @@ class Status(enum.StrEnum):
     """What became of a photo."""
 
     LOCATED = "located"
+    UNDECIDED = "undecided"
     FAILED = "failed"
 
 
@@ -130,6 +131,7 @@ LAT_DEG = "lat_deg"
 LON_DEG = "lon_deg"
 RADIUS_KM = "radius_km"
 CONFIDENCE = "confidence"
+INFORMATION_BITS = "information_bits"
 LEVELS = "levels"
 ALTERNATIVES = "alternatives"
 LEVEL = "level"
@@ -201,8 +203,13 @@ PHOTOS = pa.schema(
         _column(ETAG, pa.string(), "the photo's version as listed: the store's ETag, or a local file's time and size"),
         _column(SIZE_BYTES, pa.int64(), "bytes read; as listed where nothing could be read"),
         _column(CONTENT_HASH, pa.binary(16), "the first 128 bits of the BLAKE3 of the bytes read"),
-        _column(STATUS, pa.string(), "`located` or `failed`", nullable=False),
-        _column(ERROR_CODE, pa.string(), "why it failed, one of the error codes; null where located"),
+        _column(
+            STATUS,
+            pa.string(),
+            "`located`, `undecided` (looked at, and no place is more likely right than not) or `failed`",
+            nullable=False,
+        ),
+        _column(ERROR_CODE, pa.string(), "why it failed, one of the error codes; null where it did not"),
         _column(ERROR_MESSAGE, pa.string(), "the reason in words"),
         _column(FORMAT, pa.string(), "the file's format by its content, e.g. `jpeg`"),
         _column(WIDTH_PX, pa.int32(), "width as displayed"),
@@ -214,20 +221,25 @@ PHOTOS = pa.schema(
         _column(EXIF_COUNTRY, pa.string(), "the same: country"),
         _column(EXIF_REGION, pa.string(), "the same: region"),
         _column(EXIF_PLACE, pa.string(), "the same: town"),
-        _column(LAT_DEG, pa.float64(), "predicted latitude"),
-        _column(LON_DEG, pa.float64(), "predicted longitude"),
-        _column(RADIUS_KM, pa.float32(), "around the point, holds 90 % of the predicted probability"),
+        _column(LAT_DEG, pa.float64(), "predicted latitude; of an undecided photo, only the best guess"),
+        _column(LON_DEG, pa.float64(), "predicted longitude, likewise"),
+        _column(RADIUS_KM, pa.float32(), "around the point, fitted to hold the true place of nine photos of ten"),
         _column(CONFIDENCE, pa.float32(), "probability of the point's own cell, at the finest level"),
+        _column(INFORMATION_BITS, pa.float32(), "how much the picture said beyond the model's prior; null without one"),
         _column(LEVELS, pa.list_(_LEVEL_STRUCT), "the best cell at every geographic level, coarse → fine"),
         _column(ALTERNATIVES, pa.list_(_ALTERNATIVE_STRUCT), "the finest level's five most probable cells"),
         _column(SCENE, pa.string(), "the kind of scene whose queries answered"),
         _column(SCENE_PROBABILITY, pa.float32(), "probability of that scene"),
-        _column(COUNTRY_CODE, pa.string(), "the point's country, ISO 3166-1 alpha-2; null on the open sea"),
+        _column(
+            COUNTRY_CODE,
+            pa.string(),
+            "the point's country, ISO 3166-1 alpha-2, if more likely right than not; null on the open sea",
+        ),
         _column(
             COUNTRY, pa.string(), "its name in English, or `open sea`, which begins 12 nautical miles off the coast"
         ),
-        _column(REGION, pa.string(), "state or province of the country's nearest town; null if none within 200 km"),
-        _column(PLACE, pa.string(), "the country's nearest town, or the city around it; null if none within 50 km"),
+        _column(REGION, pa.string(), "state or province of the country's nearest town, as far as `precision` goes"),
+        _column(PLACE, pa.string(), "the country's nearest town, or the city around it, as far as `precision` goes"),
         _column(
             COUNTRY_PROBABILITY, pa.float32(), "probability of that country: of all the finest level's cells there"
         ),
@@ -272,7 +284,7 @@ ADDED_LATER = frozenset(
         *(EXIF_COUNTRY_CODE, EXIF_COUNTRY, EXIF_REGION, EXIF_PLACE),
         *(COUNTRY_CODE, COUNTRY, REGION, PLACE, COUNTRY_PROBABILITY, COUNTRIES),
         *CONTEXT,
-        *(RUN_SEQUENCE, READ_SECONDS),
+        *(RUN_SEQUENCE, READ_SECONDS, INFORMATION_BITS),
     }
 )
 """Columns that files of older versions lack; null stands for them there."""

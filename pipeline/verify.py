@@ -29,6 +29,7 @@ from pipeline.plan import connect
 from pipeline.precision import wkb_points
 from pipeline.publish import PHOTOS_FOLDER
 from pipeline.retention import removed_files
+from pipeline.tally import outcomes
 
 _CHUNK_BYTES = 16 * 2**20
 _ROWS_PER_BATCH = 65_536
@@ -39,23 +40,23 @@ _SWEPT = (f".{FILE}.tmp", RUNS_FOLDER, REMOVED_FOLDER)
 _CODES = ", ".join(f"'{code}'" for code in schema.ErrorCode)
 _IS_PROBABILITY = "BETWEEN 0 AND 1.000001"  # a sum of 32-bit numbers
 _ROW_RULES = {
-    "are neither located nor failed": "status NOT IN ('located', 'failed')",
+    "have a status that we don't know": "status NOT IN ('located', 'undecided', 'failed')",
     "are failed without an error code that we know": f"""
         status = 'failed' AND coalesce(error_code NOT IN ({_CODES}), true)""",
-    "are located and have an error code": "status = 'located' AND error_code IS NOT NULL",
+    "have not failed and have an error code": "status <> 'failed' AND error_code IS NOT NULL",
     "are failed and have a place": """
         status = 'failed' AND coalesce(lat_deg, lon_deg, radius_km, confidence, cell_id) IS NOT NULL""",
-    "are located without a position on Earth": """
-        status = 'located' AND NOT coalesce(lat_deg BETWEEN -90 AND 90 AND lon_deg BETWEEN -180 AND 180, false)""",
-    "are located without a cell, radius or confidence": """
-        status = 'located' AND (cell_id IS NULL OR NOT coalesce(radius_km >= 0, false) OR confidence IS NULL)""",
+    "were looked at and have no position on Earth": """
+        status <> 'failed' AND NOT coalesce(lat_deg BETWEEN -90 AND 90 AND lon_deg BETWEEN -180 AND 180, false)""",
+    "were looked at and have no cell, radius or confidence": """
+        status <> 'failed' AND (cell_id IS NULL OR NOT coalesce(radius_km >= 0, false) OR confidence IS NULL)""",
     "have half a context": """
         (context_lat_deg IS NULL) <> (context_photos IS NULL) OR (context_lat_deg IS NULL) <> (context_cell_id IS NULL)
         OR (context_lat_deg IS NULL) <> (context_lon_deg IS NULL)
         OR context_lat_deg IS NOT NULL AND NOT coalesce(context_radius_km >= 0
             AND context_lat_deg BETWEEN -90 AND 90 AND context_lon_deg BETWEEN -180 AND 180, false)
-        OR context_lat_deg IS NOT NULL AND status <> 'located'""",
-    "are located without levels": "status = 'located' AND coalesce(len(levels), 0) = 0",
+        OR context_lat_deg IS NOT NULL AND status = 'failed'""",
+    "were looked at and have no levels": "status <> 'failed' AND coalesce(len(levels), 0) = 0",
     "have a probability that is none": f"""
         NOT coalesce(confidence {_IS_PROBABILITY}, true) OR NOT coalesce(context_confidence {_IS_PROBABILITY}, true)
         OR NOT coalesce(scene_probability {_IS_PROBABILITY}, true)
@@ -174,7 +175,7 @@ class _Run:
         self._output, self._where, self._record = output, where, record
         self._connection = connect()
         self._connection.execute("CREATE TABLE ids (photo_id BLOB)")
-        self._counts: dict[str | None, int] = {}
+        self._counts: dict[tuple[str, str], int] = {}
         self._problems: list[Problem] = []
 
     def problems(self) -> list[Problem]:
@@ -240,15 +241,15 @@ class _Run:
     def _take(self, rows: pa.Table) -> None:
         self._connection.register("batch", rows.select([schema.PHOTO_ID]))
         self._connection.execute("INSERT INTO ids FROM batch")
-        for counted in rows.column(schema.ERROR_CODE).value_counts().to_pylist():
-            self._counts[counted["values"]] = self._counts.get(counted["values"], 0) + counted["counts"]
+        for (status, code), count in outcomes(rows).items():
+            self._counts[status, code] = self._counts.get((status, code), 0) + count
 
     def _check_sums(self) -> None:
         photos = self._record.get("photos", {})
-        located = self._counts.pop(None, 0)
-        failed = sum(self._counts.values())
-        by_code = dict(sorted(self._counts.items(), key=str))
-        counted: dict[str, object] = {"located": located, "failed": failed, "failed_by_code": by_code}
+        by_code = {code: count for (_, code), count in sorted(self._counts.items()) if code}
+        counted: dict[str, object] = {"failed": sum(by_code.values()), "failed_by_code": by_code}
+        for status in (schema.Status.LOCATED, schema.Status.UNDECIDED):
+            counted[status] = self._counts.get((status, ""), 0)
         for name, count in counted.items():
             if count != photos.get(name, count):
                 self._found(self._where, f"says {name}: {photos[name]}; its files say {count}")

@@ -363,8 +363,8 @@ def conformal_mass(mass_nearer_N: NDArray[np.float64]) -> float:
     rank = math.ceil(RADIUS_PROBABILITY * (len(mass_nearer_N) + 1))
     if rank > len(mass_nearer_N):
         return 1.0
-    mass = float(np.sort(mass_nearer_N)[rank - 1])
-    return min(1.0, max(np.nextafter(mass, 2.0), _LEAST_MASS))  # more than what lies nearer than the true place
+    mass: float = np.sort(mass_nearer_N)[rank - 1].item()
+    return min(1.0, max(math.nextafter(mass, 2.0), _LEAST_MASS))  # more than what lies nearer than the true place
 
 
 def _shares(network_NH: NDArray[np.float64], prior_NH: NDArray[np.float64]) -> tuple[float, ...]:

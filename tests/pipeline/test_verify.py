@@ -227,7 +227,7 @@ BAD_LEVELS = [LOCATED[0][schema.LEVELS][0] | {schema.PROBABILITY: 1.5}]
     ],
 )
 def test_each_rule_of_a_row_is_checked(output: Path, changed: Row, found: str) -> None:
-    edit_record(output, lambda record: (make_old(record), record.update(sequence=9)))
+    edit_record(output, lambda record: (make_old(record), record.update(sequence=1)))
     uris = []
 
     def edit(rows: list[Row]) -> None:

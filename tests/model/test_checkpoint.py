@@ -35,7 +35,7 @@ def test_round_trip(checkpoint: Checkpoint, hierarchy: Hierarchy) -> None:
     assert not model.training
     pixels_BCYX = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model(pixels_BCYX), original(pixels_BCYX), rtol=0, atol=0)
-    assert checkpoint.temperatures == (1.0, 1.5, 0.7)
+    assert checkpoint.reading.temperatures == (1.0, 1.5, 0.7)
     assert checkpoint.training == {"photos": 400}
     assert checkpoint.hierarchy.content_hash == hierarchy.content_hash
     assert checkpoint.config == original.config

@@ -98,7 +98,7 @@ def test_answers_are_the_networks(checkpoint: Checkpoint, torch_engine: Engine) 
     x_BHWC = (pixels_BHWC / 255.0 - np.array(preprocessing.mean_rgb)) / np.array(preprocessing.std_rgb)
     with torch.no_grad():
         output = checkpoint.build_model()(torch.tensor(x_BHWC.transpose(0, 3, 1, 2), dtype=torch.float32))
-    coarse_BK = output.logits[0] / checkpoint.temperatures[0]
+    coarse_BK = output.logits[0] / checkpoint.reading.temperatures[0]
     answers = torch_engine(pixels_BHWC)
     np.testing.assert_array_equal(answers.level_index_BH[:, 0], coarse_BK.argmax(dim=1).numpy())
     expected_B = coarse_BK.softmax(dim=1).amax(dim=1).numpy()

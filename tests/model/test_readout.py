@@ -221,7 +221,8 @@ def least_distance(hierarchy: Hierarchy, probability: dict[float, float]) -> tup
     """Return the point's longitude, and the answers, where cells have a probability by their longitude."""
     level = hierarchy.levels[0]
     logits_BK = torch.tensor([[math.log(probability[lon]) for lon in level.lon_deg_K.tolist()]])
-    answers = ReadOut(hierarchy, Reading((1.0,), point="least-distance"))(GeoDecoderOutput((logits_BK,), torch.zeros(1, 1)))
+    read_out = ReadOut(hierarchy, Reading((1.0,), point="least-distance"))
+    answers = read_out(GeoDecoderOutput((logits_BK,), torch.zeros(1, 1)))
     return float(level.lon_deg_K[int(answers.point_index_B)]), answers
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,7 @@ def run(settings: Settings) -> int:
         "temperatures": checkpoint.reading.temperatures,
         "prior_share": checkpoint.reading.prior_share,
         "radius_mass": checkpoint.reading.radius_mass,
+        "prior": "the model's own" if checkpoint.reading.prior else "the world's, since the model has none",
         "hierarchy_sha256": checkpoint.hierarchy.content_hash,
         "weights_sha256": checkpoint.weights_sha256,
     }
@@ -220,6 +222,8 @@ def _errors(
         errors[_BEST_CELL_INSTEAD] = geodesy.haversine_km(finest.lat_deg_K[best], finest.lon_deg_K[best], *true_N)
     commonest = evaluation.commonest_cell(checkpoint.hierarchy)
     errors["always the commonest cell"] = geodesy.haversine_km(*commonest, *true_N)
+    errors["the prior alone"] = geodesy.haversine_km(*evaluation.prior_point(checkpoint), *true_N)
+    errors["the best constant point, in hindsight"] = geodesy.haversine_km(*evaluation.best_constant(*true_N), *true_N)
     if settings.teacher_onnx is not None and len(known_rows):
         teacher = Teacher(settings.teacher_onnx)
         whole = DecodeTarget(teacher.size_px, teacher.size_px)
@@ -293,6 +297,7 @@ def _text(summary: Summary) -> str:
         *_table(summary),
         f"in brackets 95 % intervals, by resampling {summary.in_words}",
     ]
+    lines += _likelihood_table(summary)
     for number, level in enumerate(summary.levels):
         before, after = level.before, level.after
         lines.append(
@@ -316,6 +321,23 @@ def _table(summary: Summary) -> list[str]:
         lines.append(f"{way.name:<{width}}{''.join(f'{x.value:>12.1%}' for x in shares)}{median.value:>14.0f}")
         intervals = "".join(f"{f'[{100 * x.low:.1f}–{100 * x.high:.1f}]':>12}" for x in shares)
         lines.append(f"{'':<{width}}{intervals}{f'[{median.low:.0f}–{median.high:.0f}]':>14}")
+    return lines
+
+
+def _likelihood_table(summary: Summary) -> list[str]:
+    """Return a line for each level: how likely the right cell was, to the model and to what looks at no photo."""
+    lines = ["minus log-likelihood of the right cell, in nats a photo (less is better):"]
+    lines.append(f"{'':<8}{'model':>9}{'prior alone':>13}{'blind mean':>12}   model's gain over the prior")
+    for number, level in enumerate(summary.likelihood):
+        gain = level.gain
+        if math.isnan(gain.value):
+            lines.append(f"level {number}: no photo lies in one of its cells")
+            continue
+        lines.append(
+            f"level {number:<2}{level.model.value:>9.3f}{level.prior.value:>13.3f}{level.blind.value:>12.3f}"
+            f"   {gain.value:+.3f} [{gain.low:+.3f} to {gain.high:+.3f}]"
+        )
+    lines.append("blind mean: the model's mean answer to the other photos, whatever is in this one")
     return lines
 
 

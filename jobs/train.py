@@ -32,7 +32,7 @@ from pipeline.cluster import Driver, NamedPath, check_paths, start_ray
 from pipeline.decode import DecodeTarget
 from pipeline.locator import model_folder, save_model
 from training import evaluation, globe_study, partition
-from training.calibration import Fit
+from training.calibration import FEWEST_PHOTOS, Fit
 from training.dataset import PhotoStore
 from training.evaluation import Truth
 from training.labelled import LabelledPhotos, labelled_photos
@@ -124,6 +124,12 @@ def run(settings: Settings) -> int:
     rows = split.rows("train")
     if not len(rows):
         raise ValueError(f"{settings.manifest} leaves no photo to train on")
+    if (held_out := len(split.rows("validation"))) < FEWEST_PHOTOS:
+        raise ValueError(
+            f"{held_out} photos are held out for validation, and it takes {FEWEST_PHOTOS} to say how sure the model may "
+            f"be and to fit a radius: give a larger --split.validation-share than {settings.split.validation_share:g}, "
+            "more photos, or a table whose column part says validation of more of them"
+        )
     storage.check_writable(output)
     print(describe_split(split))
     hierarchy = _hierarchy(settings, photos, rows, start)

@@ -22,14 +22,20 @@ STYLE = """
 .line0 { stroke: var(--line0); }
 .line1 { stroke: var(--line1); stroke-dasharray: 7 4; }
 .line2 { stroke: var(--line2); stroke-dasharray: 2 3; }
+.line3 { stroke: var(--line3); stroke-dasharray: 12 3 2 3; }
+.line4 { stroke: var(--line4); stroke-dasharray: 1 5; }
+.line5 { stroke: var(--line5); stroke-dasharray: 16 5; }
 .dot0 { fill: var(--line0); }
 .dot1 { fill: var(--line1); }
 .dot2 { fill: var(--line2); }
+.dot3 { fill: var(--line3); }
+.dot4 { fill: var(--line4); }
+.dot5 { fill: var(--line5); }
 .legend { display: flex; flex-wrap: wrap; gap: 0 1.5em; list-style: none; margin: .3em 0; padding: 0; }
 .legend svg { width: 2.4em; height: .7em; margin-right: .4em; }
 """
-STYLES = 3
-"""How many lines of a chart can be told apart."""
+STYLES = 6
+"""How many lines of a chart can be told apart; a page gives as many colours, --line0 and on, as its charts have."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 22, 42
 _BAR_PX, _LABEL_PX, _NOTE_PX = 22, 230, 210
 

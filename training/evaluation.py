@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model import geodesy
 from model.checkpoint import Checkpoint
 from model.engines import Engine, NumpyAnswers
 from model.geodecoder import GeoDecoderOutput
@@ -35,6 +36,9 @@ BATCH_SIZE = 32
 TEN_CROPS = 10
 MOST_TO_CALIBRATE = 4096
 _TELL_S = 10.0
+_CONSTANTS = 1000
+_LEAST = 1e-12
+"""In place of a mean probability of nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +64,18 @@ class Predictions(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What the model says of photos, how sure it is as it is read (`after`) and by its bare logits (`before`)."""
+    """What the model says of photos, how sure it is as it is read (`after`) and by its bare logits (`before`).
+
+    `prior` is judged by the prior alone: the model's own, or the world's where it has none. `blind_nll_NH` is minus the
+    logarithm of the mean of the model's answers to all the other photos, for the cell that a photo lies in; NaN as in
+    `Judged`. A model that is no better than that does not tell photos apart.
+    """
 
     said: Predictions
     before: Judged
     after: Judged
+    prior: Judged
+    blind_nll_NH: NDArray[np.float64]
 
 
 def measure(
@@ -83,22 +94,67 @@ def measure(
     read_out = ReadOut(hierarchy, checkpoint.reading)
     plain = Reading.plain(len(hierarchy.levels), checkpoint.reading.point)
     plain = dataclasses.replace(plain, combination=checkpoint.reading.combination)
-    judges = [Judge(hierarchy, reading) for reading in (plain, checkpoint.reading)]
+    judges = [Judge(hierarchy, reading) for reading in (plain, checkpoint.reading, prior_reading(checkpoint))]
     parts: list[tuple[Predictions, list[Judged]]] = []
+    answered = [np.zeros(count) for count in hierarchy.class_counts]
     model = checkpoint.build_model().to("cuda" if torch.cuda.is_available() else "cpu")
     for row_B, pixels_BHWC, output in network_outputs(model, store, rows, crops):
         answers = engine(pixels_BHWC) if engine else Answers(*(field.numpy() for field in read_out(output)))
         said = _predictions(row_B, answers, hierarchy)
         true_B = truth.label_NH[row_B], truth.lat_deg_N[row_B], truth.lon_deg_N[row_B]
         parts.append((said, [judge(output.logits, *true_B) for judge in judges]))
+        for sum_K, log_BK in zip(answered, read_out.log_probabilities(output.logits), strict=True):
+            sum_K += log_BK.double().exp().sum(dim=0).numpy()
     if not parts:
         raise ValueError("none of the photos could be read")
-    before, after = zip(*(judged for _, judged in parts), strict=True)
-    return Measured(
-        Predictions(*map(np.concatenate, zip(*(said for said, _ in parts), strict=True))),
-        Judged(*map(np.concatenate, zip(*before, strict=True))),
-        Judged(*map(np.concatenate, zip(*after, strict=True))),
+    said = Predictions(*map(np.concatenate, zip(*(said for said, _ in parts), strict=True)))
+    before, after, prior = (
+        Judged(*map(np.concatenate, zip(*judged, strict=True)))
+        for judged in zip(*(judged for _, judged in parts), strict=True)
     )
+    return Measured(said, before, after, prior, _blind_nll_NH(answered, truth.label_NH[said.row_N], after.nll_NH))
+
+
+def _blind_nll_NH(
+    answered: Sequence[NDArray[np.float64]], label_NH: NDArray[np.int64], nll_NH: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """`answered`: the sum over all photos of the probability of each cell of each level."""
+    others = len(label_NH) - 1
+    if not others:
+        return np.full_like(nll_NH, np.nan)
+    of_all_NH = np.stack([sum_K[label_N] for sum_K, label_N in zip(answered, label_NH.T, strict=True)], axis=1)
+    mean_NH = np.maximum(of_all_NH - np.exp(-nll_NH), _LEAST) / others
+    return np.where(np.isnan(nll_NH), np.nan, -np.log(mean_NH))
+
+
+def prior_reading(checkpoint: Checkpoint) -> Reading:
+    """Return how a model would be read if its network had no say: by its own prior, or the world's if it has none."""
+    levels = len(checkpoint.hierarchy.levels)
+    prior = checkpoint.reading.prior or Prior.world().levels(checkpoint.hierarchy)
+    return dataclasses.replace(
+        Reading.plain(levels, checkpoint.reading.point), prior=prior, prior_share=(1.0,) * levels
+    )
+
+
+def prior_point(checkpoint: Checkpoint) -> tuple[float, float]:
+    """Return (lat_deg, lon_deg) of the answer that the prior alone gives to every photo."""
+    hierarchy = checkpoint.hierarchy
+    nothing = tuple(torch.zeros(1, count) for count in hierarchy.class_counts)
+    read_out = ReadOut(hierarchy, prior_reading(checkpoint))
+    cell = int(read_out(GeoDecoderOutput(nothing, torch.zeros(1, 1))).point_index_B)
+    return float(hierarchy.levels[-1].lat_deg_K[cell]), float(hierarchy.levels[-1].lon_deg_K[cell])
+
+
+def best_constant(lat_deg_N: NDArray[np.float64], lon_deg_N: NDArray[np.float64]) -> tuple[float, float]:
+    """Return (lat_deg, lon_deg) of that photo's place which is least far away from all photos on average.
+
+    Only who knows where the photos are can say it: what a single answer could reach at best. Of many photos, a thousand
+    are tried, evenly taken.
+    """
+    tried = np.unique(np.linspace(0, len(lat_deg_N) - 1, _CONSTANTS).round().astype(int))
+    mean_km = [geodesy.haversine_km(lat_deg_N[row], lon_deg_N[row], lat_deg_N, lon_deg_N).mean() for row in tried]
+    best = int(tried[int(np.argmin(mean_km))])
+    return float(lat_deg_N[best]), float(lon_deg_N[best])
 
 
 def _predictions(row_B: NDArray[np.int64], answers: NumpyAnswers, hierarchy: Hierarchy) -> Predictions:

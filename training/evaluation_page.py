@@ -21,9 +21,9 @@ from training.metrics import THRESHOLDS_KM, Breakdown, Estimate
 _FARTHEST_KM = 20_015.0
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c1e21; --rule: #d9dce1; --faint: #767b84;
-  --line0: #0b62a8; --line1: #b34700; --line2: #3d7a2b; }
+  --line0: #0b62a8; --line1: #b34700; --line2: #3d7a2b; --line3: #7a3b9a; --line4: #555b66; --line5: #8a6d00; }
 @media (prefers-color-scheme: dark) { :root { --paper: #16181b; --ink: #e6e7ea; --rule: #3a3e45; --faint: #969ca6;
-  --line0: #6db6f2; --line1: #f5a35c; --line2: #8fd07a; } }
+  --line0: #6db6f2; --line1: #f5a35c; --line2: #8fd07a; --line3: #c79be0; --line4: #b8bdc7; --line5: #e0c251; } }
 body { background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; max-width: 60rem;
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
@@ -47,6 +47,7 @@ def page(summary: Summary, looks: Sequence[Look]) -> str:
         f"<h1>{escape(title)}</h1>",
         _introduction(summary),
         _section("How near", _nearness(summary)),
+        _section("What the photos told", _likelihood(summary)),
         _section("Levels: how often right, how sure", _levels(summary)),
         _section("Radius: does it hold the true place?", _radius(summary)),
         _section("Countries", _countries(summary)),
@@ -92,6 +93,26 @@ def _nearness(summary: Summary) -> str:
     return _figure(legend([way.name for way in summary.ways]) + chart) + _table(
         "Photos placed within each distance", header, rows
     )
+
+
+def _likelihood(summary: Summary) -> str:
+    header = ["level", "model", "prior alone", "blind mean", "gain over the prior"]
+    rows = [
+        [str(number), *map(_nats, (level.model, level.prior, level.blind, level.gain))]
+        for number, level in enumerate(summary.likelihood)
+    ]
+    note = (
+        "<p>Nats a photo, of photos that lie in one of a level's cells. Prior alone: where photos are taken, whatever "
+        "is in this one. Blind mean: the model's mean answer to all the other photos. A model whose gain is not above "
+        "zero knows no more than its prior.</p>"
+    )
+    return _table("Minus log-likelihood of the right cell; less is better", header, rows) + note
+
+
+def _nats(estimate: Estimate) -> str:
+    if math.isnan(estimate.value):
+        return "–"
+    return f"{estimate.value:.3f} ({estimate.low:.3f}–{estimate.high:.3f})"
 
 
 def _levels(summary: Summary) -> str:

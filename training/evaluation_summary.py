@@ -47,6 +47,20 @@ class LevelNumbers:
 
 
 @dataclass(frozen=True)
+class Likelihood:
+    """Minus the log-likelihood of the right cell of one level, in nats a photo: less is better.
+
+    `prior`: of the prior alone; `blind`: of the model's mean answer to the other photos. `gain`: what the model says
+    more than the prior does; below 0 it says less.
+    """
+
+    model: Estimate
+    prior: Estimate
+    blind: Estimate
+    gain: Estimate
+
+
+@dataclass(frozen=True)
 class Coverage:
     """How many photos lie within the radius that holds a share of the probability, before and after temperatures."""
 
@@ -75,6 +89,7 @@ class Summary:
     unreadable: dict[str, str]
     ways: tuple[Way, ...]
     levels: tuple[LevelNumbers, ...]
+    likelihood: tuple[Likelihood, ...]
     radius_km: Estimate
     radius_holds: Estimate
     coverage: tuple[Coverage, ...]
@@ -138,6 +153,12 @@ def summarise(
                 after=reliability(about["temperatures"][level], measured.after, level),
             )
             for level, cells in enumerate(about["class_counts"])
+        ),
+        likelihood=tuple(
+            Likelihood(*map(bootstrap.mean, (own_N, prior_N, blind_N, prior_N - own_N)))
+            for own_N, prior_N, blind_N in zip(
+                measured.after.nll_NH.T, measured.prior.nll_NH.T, measured.blind_nll_NH.T, strict=True
+            )
         ),
         radius_km=bootstrap.median(said.radius_km_N),
         radius_holds=bootstrap.share(own_km_N <= said.radius_km_N),

@@ -84,6 +84,17 @@ class Bootstrap:
         self.photos = len(next(iter(self.units.values())))
         self._drawn: list[NDArray[np.int64]] = []
 
+    def mean(self, value_N: NDArray[np.float64]) -> Estimate:
+        """Return the mean of the photos' values, those that are NaN left out; NaN if all are."""
+        known_N = ~np.isnan(value_N)
+        value_N = np.where(known_N, value_N, 0.0)
+
+        def mean(times_N: NDArray[np.int64]) -> float:
+            count = float(times_N @ known_N)
+            return float(times_N @ value_N) / count if count else math.nan
+
+        return self._estimate(mean)
+
     def share(self, yes_N: NDArray[Any]) -> Estimate:
         """Return the share of photos that are 1 (or true), those that are NaN left out; NaN if all are.
 
@@ -91,15 +102,9 @@ class Bootstrap:
         Pearson 1934) of as many trials as there are units of the rarer kind.
         """
         value_N = yes_N.astype(np.float64)
-        known_N = ~np.isnan(value_N)
-        value_N = np.where(known_N, value_N, 0.0)
-
-        def share(times_N: NDArray[np.int64]) -> float:
-            count = float(times_N @ known_N)
-            return float(times_N @ value_N) / count if count else math.nan
-
-        estimate = self._estimate(share)
+        estimate = self.mean(value_N)
         if estimate.value in (0, 1):
+            known_N = ~np.isnan(value_N)
             trials = min(_units_among(unit_N[known_N]) for unit_N in self.units.values())
             most = 1 - ((1 - CONFIDENCE) / 2) ** (1 / trials)
             low, high = (0.0, most) if estimate.value == 0 else (1 - most, 1.0)

@@ -23,7 +23,12 @@ SPREAD_SHARE = 0.9
 
 @dataclass(frozen=True)
 class PartitionConfig:
-    """The thresholds of a hierarchy, `tau_max` from the coarsest level to the finest. ValueError if impossible."""
+    """The thresholds of a hierarchy, `tau_max` from the coarsest level to the finest. ValueError if impossible.
+
+    `tau_min` is at most a quarter of the least `tau_max`: of four parts of a cell with more than `tau_max` photos one
+    has more than a quarter of them, so that no cell of any level is left without a part of it at the next one. (The
+    product over levels would give such a cell's whole probability to cells elsewhere.)
+    """
 
     tau_min: int
     tau_max: tuple[int, ...]
@@ -34,6 +39,11 @@ class PartitionConfig:
             raise ValueError(
                 f"thresholds must satisfy 0 <= tau_min < tau_max with tau_max falling from level to level, "
                 f"not tau_min {self.tau_min} and tau_max {self.tau_max}"
+            )
+        if 4 * self.tau_min > self.tau_max[-1]:
+            raise ValueError(
+                f"tau_min {self.tau_min} is more than a quarter of tau_max {self.tau_max[-1]}: a cell that is split "
+                f"could lose all of its four parts; give a tau_min of {self.tau_max[-1] // 4} or less"
             )
 
 

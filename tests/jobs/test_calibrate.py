@@ -19,7 +19,7 @@ from jobs.calibrate import Settings
 from model.checkpoint import Checkpoint
 from model.engines import load_engine
 from model.geodecoder import GeoDecoder, tiny
-from model.readout import ReadOut
+from model.readout import Reading, ReadOut
 from pipeline import schema, storage
 from pipeline.decode import DecodeTarget
 from tests.photo_rows import located_row
@@ -71,13 +71,13 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
         model.classifiers[0].weight.mul_(scale)
         model.classifiers[0].bias.copy_(scale * (model.classifiers[0].bias - logits_NK.mean(dim=0)))
     logits_NK = scale * (logits_NK - logits_NK.mean(dim=0))
-    probability_NK = ReadOut(hierarchy, (TRUE,)).log_probabilities((logits_NK,))[0].exp()
+    probability_NK = ReadOut(hierarchy, Reading((TRUE,))).log_probabilities((logits_NK,))[0].exp()
     town_N = probability_NK.multinomial(1, generator=torch.Generator().manual_seed(0))[:, 0].tolist()
     level = hierarchy.levels[0]
     towns = [(float(level.lat_deg_K[town]), float(level.lon_deg_K[town])) for town in town_N]
     parts = {"train": {"photos": 30, "fingerprint": fingerprint(f"{number}.png" for number in range(30))}}
     training = {"split": dataclasses.asdict(SplitConfig()), "parts": parts}
-    Checkpoint.save(folder / "model", model, hierarchy, (TRUE / TOO_SURE,), training, "sure")
+    Checkpoint.save(folder / "model", model, hierarchy, Reading((TRUE / TOO_SURE,)), training, "sure")
     lines = [f"{k}.png,{lat},{lon},{'train' if k < 30 else 'test'}" for k, (lat, lon) in enumerate(towns[:60])]
     (folder / "photos.csv").write_text("\n".join(["path,lat,lon,part", *lines]) + "\n")
     return Archive(names, towns, folder / "model")
@@ -105,7 +105,8 @@ def test_a_model_that_is_too_sure_gets_the_temperature_that_made_its_photos(
     settings = publish(archive.rows())
     assert calibrate.run(settings) == 0
     old, new = Checkpoint.load(archive.model), Checkpoint.load(Path(settings.to))
-    assert new.temperatures == pytest.approx((TRUE,), rel=0.25)
+    assert new.reading.temperatures == pytest.approx((TRUE,), rel=0.25)
+    assert new.reading.prior is None
     assert new.model_id != old.model_id
     assert new.weights_sha256 == old.weights_sha256
     assert new.training["parts"] == old.training["parts"]
@@ -120,7 +121,7 @@ def test_a_model_that_is_too_sure_gets_the_temperature_that_made_its_photos(
     assert after["low"] < 0.9 < after["high"]
     out = capsys.readouterr().out
     assert f"0{TOWNS:>13}{PHOTOS:>15}" in out
-    assert f"{TRUE / TOO_SURE:.3f} → {new.temperatures[0]:.3f}" in out
+    assert f"{TRUE / TOO_SURE:.3f} → {new.reading.temperatures[0]:.3f}" in out
     assert (
         f"python -m jobs.geotag_archive --photos '/my photos' --output {settings.output} --retag --model {settings.to}"
         in out

@@ -17,6 +17,8 @@ from jobs import evaluate
 from jobs.evaluate import SHARED
 from model.checkpoint import Checkpoint
 from model.geodecoder import GeoDecoder, tiny
+from model.prior import Prior
+from model.readout import BEST_CELL, Reading
 from pipeline.locator import BUNDLED_MODEL
 from training.labelled import labelled_photos
 from training.partition import PartitionConfig, build_hierarchy
@@ -59,7 +61,9 @@ def settings(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> evalua
     model = GeoDecoder(tiny(), hierarchy.class_counts)
     folder = tmp_path_factory.mktemp("model") / "checkpoint"
     training = {"split": dataclasses.asdict(config), "parts": parts}
-    Checkpoint.save(folder, model, hierarchy, (2.0, 3.0), training=training, name="random")
+    prior = Prior.world()
+    reading = Reading((2.0, 3.0), prior.levels(hierarchy), (0.25, 0.5), 0.95, point=BEST_CELL)
+    Checkpoint.save(folder, model, hierarchy, reading, training=training, name="random", prior=prior)
     return evaluate.Settings(manifest=str(manifest), model=str(folder), engine="torch")
 
 
@@ -74,13 +78,19 @@ def test_the_table_the_json_and_the_page_say_the_same(
     out = capsys.readouterr().out
     assert "18 photos (test), 0 more could not be read; engine torch " in out
     lines = out.splitlines()
-    model, commonest = (next(x for x in lines if x.startswith(name)) for name in ("random-", "always"))
-    assert len(shares(model)) == len(shares(commonest)) == 5
     values = json.loads((tmp_path / "evaluation.json").read_text())
     assert values["photos"] == 18
     assert values["resampled"] == {"photographers": 6, "places": 6}
     assert "resampling 6 photographers and 6 places (rough" in out
-    for line, way in zip((model, commonest), values["ways"], strict=True):
+    printed = {way["name"]: next(x for x in lines if x.startswith(way["name"])) for way in values["ways"]}
+    assert list(printed) == [
+        values["about"]["model_id"],
+        "its best cell instead",
+        "always the commonest cell",
+        "the prior alone",
+        "the best constant point, in hindsight",
+    ]
+    for line, way in zip(printed.values(), values["ways"], strict=True):
         assert shares(line) == [pytest.approx(100 * x["value"], abs=0.05) for x in way["share_within"].values()]
     assert {x["kind"] for x in values["by_country"]} <= set(TOWNS)
     assert sum(x["measured"]["photos"] for x in values["by_scene"]) == 18
@@ -91,6 +101,34 @@ def test_the_table_the_json_and_the_page_say_the_same(
     page = (tmp_path / "evaluation.html").read_text()
     assert page.count('src="data:image/jpeg;base64,') == 2
     assert f"{100 * values['radius_holds']['value']:.1f}%" in page
+
+
+def test_what_looks_at_no_photo_is_measured_beside_the_model(
+    settings: evaluate.Settings, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.run(dataclasses.replace(settings, to=str(tmp_path), attention_photos=0)) == 0
+    out, values = capsys.readouterr().out, json.loads((tmp_path / "evaluation.json").read_text())
+    checkpoint, photos = Checkpoint.load(Path(settings.model)), labelled_photos(str(manifest))
+    test = split_photos(photos, SplitConfig(seed=3, test_share=0.4)).rows("test")
+    lat_deg_N, lon_deg_N = photos.lat_deg_N[test], photos.lon_deg_N[test]
+    label_NH = checkpoint.hierarchy.label_NH(lat_deg_N, lon_deg_N)
+    pi = Prior.world().levels(checkpoint.hierarchy)
+    for number, (level, printed) in enumerate(
+        zip(values["likelihood"], re.findall(r"level \d +[\d.]+ .*", out), strict=True)
+    ):
+        known_N = label_NH[:, number] >= 0
+        expected = -np.log(pi[number][label_NH[known_N, number]]).mean()
+        assert level["prior"]["value"] == pytest.approx(expected, rel=1e-5)
+        assert level["gain"]["value"] == pytest.approx(level["prior"]["value"] - level["model"]["value"])
+        assert level["gain"]["low"] <= level["gain"]["value"] <= level["gain"]["high"]
+        # A network of random weights says nearly the same of every photo.
+        assert level["blind"]["value"] == pytest.approx(level["model"]["value"], abs=0.1)
+        numbers = [float(x) for x in printed.split()[2:5]]
+        assert numbers == [pytest.approx(level[name]["value"], abs=6e-4) for name in ("model", "prior", "blind")]
+    # No single point is nearer to them on average than the one that is found in hindsight, of their own ones.
+    by_name = {way["name"]: np.mean(way["error_km_P"]) for way in values["ways"]}
+    best = by_name["the best constant point, in hindsight"]
+    assert all(best <= by_name[name] for name in ("the prior alone", "always the commonest cell"))
 
 
 def test_measuring_again_gives_the_same_numbers(settings: evaluate.Settings, tmp_path: Path) -> None:
@@ -104,17 +142,24 @@ def test_measuring_again_gives_the_same_numbers(settings: evaluate.Settings, tmp
 def test_another_point_is_measured_beside_the_best_cell(
     settings: evaluate.Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str], crops: int
 ) -> None:
+    """Without a prior, which makes all answers of a network of random weights the same."""
+    checkpoint = Checkpoint.load(Path(settings.model))
+    bare = str(tmp_path / "bare")
+    Checkpoint.save(Path(bare), checkpoint.build_model(), checkpoint.hierarchy, training=checkpoint.training)
     both = []
     for point in ("best-cell", "least-distance"):
-        chosen = dataclasses.replace(settings, point=point, crops=crops, to=str(tmp_path / point), attention_photos=0)  # type: ignore[arg-type]
+        chosen = dataclasses.replace(
+            settings, model=bare, point=point, crops=crops, to=str(tmp_path / point), attention_photos=0
+        )  # type: ignore[arg-type]
         assert evaluate.run(chosen) == 0
         both.append(json.loads((tmp_path / point / "evaluation.json").read_text())["ways"])
-    (plain, *_), (elsewhere, best_cell, *_) = both
-    assert elsewhere["name"] == f"{plain['name']}+least-distance"
+    (plain, *_), (elsewhere, best_cell, *_) = both  # with --point best-cell there is no other one to show
+    assert plain["name"].endswith("+best-cell")
+    assert elsewhere["name"] == plain["name"].replace("+best-cell", "+least-distance")
     assert best_cell["name"] == "its best cell instead"
     assert best_cell["error_km_P"] == pytest.approx(plain["error_km_P"], rel=1e-9)
     assert elsewhere["error_km_P"] != plain["error_km_P"]
-    assert re.search(r"mean error, which least-distance is for: \d+ km; at its best cell", capsys.readouterr().out)
+    assert re.search(r"mean error with the point by least-distance: \d+ km; at its best cell", capsys.readouterr().out)
 
 
 def test_ten_crops_are_another_answer_by_torch(

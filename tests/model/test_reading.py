@@ -48,9 +48,7 @@ def summed(hierarchy: Hierarchy, logits_K: NDArray[np.float64]) -> list[NDArray[
     return levels
 
 
-def by_hand(
-    hierarchy: Hierarchy, reading: Reading, output: GeoDecoderOutput, photo: int
-) -> list[NDArray[np.float64]]:
+def by_hand(hierarchy: Hierarchy, reading: Reading, output: GeoDecoderOutput, photo: int) -> list[NDArray[np.float64]]:
     """One photo's distributions as they should be served."""
     logits = [x[photo].double().numpy() / t for x, t in zip(output.logits, reading.temperatures, strict=True)]
     if reading.combination == "sum":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from model.engines import Engine, EngineName, NumpyAnswers, load_engine
 from model.engines.export import ServingGraph
 from pipeline import schema, storage
 from pipeline.decode import DecodeTarget
-from pipeline.locator import BUNDLED_MODEL, Locator, LocatorSettings, model_folder
+from pipeline.locator import BUNDLED_MODEL, AtLeast, Locator, LocatorSettings, model_folder
 from pipeline.places import OPEN_SEA, Gazetteer
 from pipeline.reader import Reader, ReaderSettings
 from tests.photo_rows import NOON
@@ -76,16 +77,16 @@ def test_rows_equal_what_the_engine_and_the_hierarchy_say(checkpoint: Checkpoint
     table.validate(full=True)
     answers = locator.engine(np.stack(pixels))
     levels, finest = checkpoint.hierarchy.levels, checkpoint.hierarchy.levels[-1]
-    located = [row for row in table.to_pylist() if row[schema.STATUS] == "located"]
+    located = [row for row in table.to_pylist() if row[schema.STATUS] != "failed"]
     assert len(located) == 5
     for photo, row in enumerate(located):
-        best = answers.top_index_BT[photo, 0]
+        best = answers.point_index_B[photo]
         assert row[schema.LAT_DEG] == finest.lat_deg_K[best]
         assert row[schema.LON_DEG] == finest.lon_deg_K[best]
         assert row[schema.CELL_ID] == s2.leaf_id_N([row[schema.LAT_DEG]], [row[schema.LON_DEG]])[0]
         assert struct.unpack("<xIdd", row[schema.GEOMETRY]) == (1, row[schema.LON_DEG], row[schema.LAT_DEG])
         assert row[schema.RADIUS_KM] == pytest.approx(answers.radius_km_B[photo], rel=1e-5)
-        assert row[schema.CONFIDENCE] == pytest.approx(answers.top_probability_BT[photo, 0], rel=1e-5)
+        assert row[schema.CONFIDENCE] == pytest.approx(answers.point_probability_B[photo], rel=1e-5)
         assert row[schema.SCENE] == checkpoint.config.scenes[answers.scene_index_B[photo]]
         assert [cell[schema.LEVEL] for cell in row[schema.LEVELS]] == list(range(len(levels)))
         for cell, level, index in zip(row[schema.LEVELS], levels, answers.level_index_BH[photo], strict=True):
@@ -98,12 +99,12 @@ def test_rows_equal_what_the_engine_and_the_hierarchy_say(checkpoint: Checkpoint
         )
         shares = [cell[schema.PROBABILITY] for cell in row[schema.ALTERNATIVES]]
         assert shares == sorted(shares, reverse=True)
-        enough = [
-            name
-            for name, mass in zip(("street", "city", "region", "country"), answers.mass_within_B4[photo], strict=True)
-            if mass >= 0.5
-        ]
+        near = zip(("street", "city", "region"), answers.mass_within_B4[photo], strict=False)
+        enough = [name for name, mass in near if mass >= 0.5]
+        if row[schema.COUNTRY_PROBABILITY] > 0.5:
+            enough.append("country")
         assert row[schema.PRECISION] == (enough[0] if enough else None)
+        assert row[schema.STATUS] == ("located" if enough else "undecided")
         assert (row[schema.MODEL_ID], row[schema.RUN_ID]) == (checkpoint.model_id, "r1")
         assert row[schema.PROCESSED_AT] > NOON.replace(year=2025)
     assert table.column(schema.READ_SECONDS).to_pylist() == [0.75, 0.5, 0.75, 0.75, 0.75, 0.75]  # one had no decoding
@@ -112,9 +113,13 @@ def test_rows_equal_what_the_engine_and_the_hierarchy_say(checkpoint: Checkpoint
 def test_names_and_countries_are_those_of_the_cells(checkpoint: Checkpoint, locator: Locator) -> None:
     pixels = random_pixels(6)
     table = locator(read_table([*pixels, None]))
-    assert table.column(schema.COUNTRY).null_count == 1
     finest = checkpoint.hierarchy.levels[-1]
     names = Gazetteer().names_N(finest.lat_deg_K, finest.lon_deg_K)
+    of_country = {"street", "city", "region", "country"}
+    known = dict.fromkeys((schema.COUNTRY_CODE, schema.COUNTRY), of_country)
+    known |= {schema.REGION: of_country - {"country"}, schema.PLACE: {"street", "city"}}
+    assert any(name is not None for name in table.column(schema.COUNTRY).to_pylist())
+    assert table.column(schema.COUNTRY).null_count > 1
     country_K = np.array(names.country.to_pylist())
     with torch.no_grad():
         graph = ServingGraph(checkpoint)
@@ -129,9 +134,11 @@ def test_names_and_countries_are_those_of_the_cells(checkpoint: Checkpoint, loca
         for column, values in zip(
             (schema.COUNTRY_CODE, schema.COUNTRY, schema.REGION, schema.PLACE), names, strict=True
         ):
-            assert row[column] == values[cell].as_py()
+            # A name stands only for what is more likely right than not.
+            is_known = row[schema.COUNTRY_PROBABILITY] > 0.5 and row[schema.PRECISION] in known[column]
+            assert row[column] == (values[cell].as_py() if is_known else None)
         mass = {country: p_K[country_K == country].sum() for country in set(country_K.tolist())}
-        assert row[schema.COUNTRY_PROBABILITY] == pytest.approx(mass[row[schema.COUNTRY]], abs=1e-5)
+        assert row[schema.COUNTRY_PROBABILITY] == pytest.approx(mass[country_K[cell]], abs=1e-5)
         assert row[schema.COUNTRY_PROBABILITY] >= row[schema.CONFIDENCE] - 1e-6
         said = [country[schema.PROBABILITY] for country in row[schema.COUNTRIES]]
         assert len(said) == min(3, len(mass))
@@ -139,6 +146,57 @@ def test_names_and_countries_are_those_of_the_cells(checkpoint: Checkpoint, loca
         for country in row[schema.COUNTRIES]:
             assert country[schema.PROBABILITY] == pytest.approx(mass[country[schema.COUNTRY]], abs=1e-5)
             assert (country[schema.COUNTRY_CODE] is None) == (country[schema.COUNTRY] == OPEN_SEA)
+
+
+@dataclasses.dataclass
+class _Sure:
+    """An engine whose photos have half, or all but a little, within each radius, as told."""
+
+    engine: Engine
+    within_B4: list[list[float]]
+    is_in_country_B: list[bool]
+
+    @property
+    def image_size_px(self) -> int:
+        return self.engine.image_size_px
+
+    def __call__(self, pixels_BHWC: np.ndarray) -> NumpyAnswers:
+        answers = self.engine(pixels_BHWC)
+        count = answers.group_probability_BG.shape[1]
+        one_BG = np.full((len(pixels_BHWC), count), 0.4 / count, np.float32)
+        one_BG[np.array(self.is_in_country_B)] = 0.6
+        return answers._replace(mass_within_B4=np.array(self.within_B4, np.float32), group_probability_BG=one_BG)
+
+
+@pytest.mark.parametrize(
+    ("at_least", "decided"),
+    [
+        ("any", [True, True, True, True, True]),
+        ("country", [True, True, True, True, False]),
+        ("region", [True, True, True, False, False]),
+        ("city", [True, True, False, False, False]),
+        ("street", [True, False, False, False, False]),
+    ],
+)
+def test_a_photo_is_undecided_where_nothing_so_fine_is_more_likely_right_than_not(
+    checkpoint: Checkpoint, locator: Locator, at_least: AtLeast, decided: list[bool]
+) -> None:
+    within_B4 = [[0.5, 0.6, 0.7, 0.8], [0.49, 0.5, 0.7, 0.8], [0, 0, 0.5, 0.9], [0, 0, 0.49, 0.5], [0, 0, 0.1, 0.9]]
+    sure = _Sure(locator.engine, within_B4, [True, True, True, True, False])
+    told = Locator(settings(checkpoint, at_least=at_least), load=lambda *_, **__: sure)
+    rows = told(read_table([*random_pixels(5), None])).to_pylist()
+    assert [row[schema.STATUS] for row in rows] == [*("located" if x else "undecided" for x in decided), "failed"]
+    assert [row[schema.PRECISION] for row in rows] == ["street", "city", "region", "country", None, None]
+    assert [row[schema.COUNTRY] is None for row in rows] == [False] * 4 + [True] * 2
+    assert [row[schema.REGION] is None for row in rows][3:] == [True] * 3
+    assert [row[schema.PLACE] is None for row in rows][2:] == [True] * 4
+    # What was seen stays, whatever is made of it.
+    for row in rows[:5]:
+        assert row[schema.COUNTRIES]
+        assert row[schema.LEVELS]
+        assert row[schema.ALTERNATIVES]
+        assert row[schema.LAT_DEG] is not None
+        assert row[schema.ERROR_CODE] is None
 
 
 def test_positions_of_cameras_are_named_even_of_photos_that_failed(locator: Locator) -> None:

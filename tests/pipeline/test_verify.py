@@ -210,14 +210,14 @@ BAD_LEVELS = [LOCATED[0][schema.LEVELS][0] | {schema.PROBABILITY: 1.5}]
 @pytest.mark.parametrize(
     ("changed", "found"),
     [
-        ({schema.STATUS: "copied"}, "are neither located nor failed"),
-        ({schema.ERROR_CODE: "empty"}, "are located and have an error code"),
-        ({schema.LEVELS: []}, "are located without levels"),
-        ({schema.LEVELS: None}, "are located without levels"),
+        ({schema.STATUS: "copied"}, "have a status that we don't know"),
+        ({schema.ERROR_CODE: "empty"}, "have not failed and have an error code"),
+        ({schema.LEVELS: []}, "were looked at and have no levels"),
+        ({schema.LEVELS: None}, "were looked at and have no levels"),
         ({schema.LEVELS: BAD_LEVELS}, "have a probability that is none"),
         ({schema.CONFIDENCE: float("nan")}, "have a probability that is none"),
         ({schema.SCENE_PROBABILITY: -0.1}, "have a probability that is none"),
-        ({schema.RADIUS_KM: None}, "are located without a cell, radius or confidence"),
+        ({schema.RADIUS_KM: None}, "were looked at and have no cell, radius or confidence"),
         ({schema.GEOMETRY: LOCATED[0][schema.GEOMETRY]}, "have another geometry than position"),
         ({schema.GEOMETRY: b"\x01\x02"}, "have another geometry than position"),
         ({schema.GEOMETRY: None}, "have another geometry than position"),
@@ -249,8 +249,8 @@ def context(lat_deg: float, lon_deg: float, **changed: Any) -> Row:
     return dict(zip(schema.CONTEXT, values, strict=True)) | changed
 
 
-NOWHERE, HALF = "are located without a position on Earth", "have half a context"
-NO_PLACE, NO_PROBABILITY = "are located without a cell, radius or confidence", "have a probability that is none"
+NOWHERE, HALF = "were looked at and have no position on Earth", "have half a context"
+NO_PLACE, NO_PROBABILITY = "were looked at and have no cell, radius or confidence", "have a probability that is none"
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_rules_of_failed_rows_and_positions(output: Path) -> None:
     assert found == [
         "2 rows are failed without an error code that we know",
         "1 rows are failed and have a place",
-        "1 rows are located without a position on Earth",
+        "1 rows were looked at and have no position on Earth",
         "1 rows have another geometry than position",
     ]
 

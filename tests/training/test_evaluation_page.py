@@ -51,7 +51,13 @@ def summary() -> Summary:
     return summarise(
         {"model_id": NASTY, "part": "test", "answered_by": "engine torch fp32", "class_counts": (10, 300)}
         | {"temperatures": (2.0, 3.0)},
-        Measured(said, before=judged(0.95, right_NH), after=judged(0.75, right_NH)),
+        Measured(
+            said,
+            before=judged(0.95, right_NH),
+            after=judged(0.75, right_NH),
+            prior=judged(0.1, right_NH)._replace(nll_NH=np.where(np.isnan(right_NH), np.nan, 2.25)),
+            blind_nll_NH=np.where(np.isnan(right_NH), np.nan, 1.75),
+        ),
         Truth(np.zeros(PHOTOS + 5), np.zeros(PHOTOS + 5), label_of_row),
         {"our model": error_km_N, "guessing": np.full(PHOTOS, 9000.0)},
         {"photographers": np.full(PHOTOS, -1), "places": np.arange(PHOTOS) // 2},
@@ -86,6 +92,10 @@ def test_the_numbers(summary: Summary) -> None:
     assert (coarse.before.temperature, coarse.after.temperature) == (1, 2)
     assert (fine.photos_in_cells, np.isnan(fine.accuracy.value)) == (0, True)
     assert fine.after.ece_everywhere == 0.75
+    told, none = summary.likelihood
+    assert [x.value for x in (told.model, told.prior, told.blind, told.gain)] == [1.5, 2.25, 1.75, 0.75]
+    assert (told.gain.low, told.gain.high) == (0.75, 0.75)
+    assert np.isnan(none.gain.value)
     assert summary.radius_holds.value == 0.6
     assert [x.after.value for x in summary.coverage] == pytest.approx([k / 10 for k in range(1, 10)], abs=0.026)
     assert [(x.km, x.said, x.was.value) for x in summary.nearness] == [
@@ -180,7 +190,14 @@ def test_a_screen_reader_gets_a_name_for_every_picture_and_a_table_of_it(html: s
     assert len(tables) == len([tag for tag, _ in reader.tags if tag == "caption"])
     assert ("html", {"lang": "en"}) in reader.tags
     text = " ".join("".join(reader.text).split())
-    for expected in ("60.0% (", "20 places (rough", "No photo lies in one of its cells", "95.0% → 75.0%", "1 → 2"):
+    for expected in (
+        "60.0% (",
+        "0.750 (0.750–0.750)",
+        "20 places (rough",
+        "No photo lies in one of its cells",
+        "95.0% → 75.0%",
+        "1 → 2",
+    ):
         assert expected in text
 
 

@@ -113,9 +113,11 @@ def test_the_order_of_the_photos_does_not_matter() -> None:
     assert ours.content_hash == partition.build_hierarchy(lat_deg[shuffled], lon_deg[shuffled], config).content_hash
 
 
-@pytest.mark.parametrize(("tau_min", "tau_max"), [(0, ()), (0, (5, 5)), (0, (5, 10)), (-1, (5,)), (5, (10, 5))])
+@pytest.mark.parametrize(
+    ("tau_min", "tau_max"), [(0, ()), (0, (5, 5)), (0, (5, 10)), (-1, (5,)), (5, (10, 5)), (26, (400, 100)), (2, (7,))]
+)
 def test_thresholds_that_make_no_sense_are_refused(tau_min: int, tau_max: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="thresholds"):
+    with pytest.raises(ValueError, match="thresholds|more than a quarter"):
         PartitionConfig(tau_min, tau_max)
 
 

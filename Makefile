@@ -12,7 +12,7 @@ setup: .venv/installed
 	touch $@
 
 demo: setup
-	$(BIN)/python -m jobs.demo $(if $(PHOTOS),--photos "$(PHOTOS)")
+	$(BIN)/python -m jobs.demo $(if $(PHOTOS),--photos "$(PHOTOS)") $(if $(MODEL),--model "$(MODEL)")
 
 # Two processes are what two cores carry, and each has a Ray cluster of its own.
 IN_TWO := --numprocesses 2 --dist loadfile

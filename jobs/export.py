@@ -41,8 +41,10 @@ class ExportSettings:
     """Only photos with at least this confidence (xmp: 0.5 unless said)."""
     max_radius_km: float | None = None
     """Only photos with at most this radius (xmp: 25 unless said)."""
+    undecided: bool = False
+    """Photos too of which no place is more likely right than not, with status and the best guess; not for xmp."""
     all: bool = False
-    """Photos without a place too, with status and error_code; not for xmp."""
+    """Every photo: the undecided ones and those that failed too, with status and error_code; not for xmp."""
     relative_to: str | None = None
     """xmp with --to: names below it begin below this folder, else with the photos' whole path."""
     write: bool = False
@@ -64,7 +66,13 @@ def run(settings: ExportSettings) -> int:
             raise ValueError(f"{name} is for --format xmp only")
     if settings.to is None or settings.to.endswith("/"):
         raise ValueError(f"--format {settings.format} needs a file: add --to FILE.{settings.format}")
-    selection = Selection(settings.where, settings.min_confidence, settings.max_radius_km, settings.all)
+    selection = Selection(
+        settings.where,
+        settings.min_confidence,
+        settings.max_radius_km,
+        with_failed=settings.all,
+        with_undecided=settings.all or settings.undecided,
+    )
     to = storage.canonical(settings.to)
     catalog = Catalog(storage.absolute(settings.output))
     counted = count(catalog, selection)
@@ -78,12 +86,13 @@ def run(settings: ExportSettings) -> int:
 
 
 def _run_sidecars(settings: ExportSettings) -> int:
-    if settings.all:
-        raise ValueError("--all is not for --format xmp: a photo without a place has nothing to say")
+    for name, is_given in (("--all", settings.all), ("--undecided", settings.undecided)):
+        if is_given:
+            raise ValueError(f"{name} is not for --format xmp: a photo without a place has nothing to say")
     if settings.undo:
         if settings.min_confidence is not None or settings.max_radius_km is not None:
             raise ValueError("--undo looks at every photo's sidecar: choose with --where only")
-        selection, chosen = Selection(settings.where, with_failed=True), ""
+        selection, chosen = Selection(settings.where, with_failed=True, with_undecided=True), ""
     else:
         confidence = _SIDECAR_MIN_CONFIDENCE if settings.min_confidence is None else settings.min_confidence
         radius_km = _SIDECAR_MAX_RADIUS_KM if settings.max_radius_km is None else settings.max_radius_km

@@ -16,7 +16,7 @@ from pipeline.schema import ErrorCode
 from tests.conftest import REPOSITORY
 from tests.photo_rows import failed_row, located_row
 from tests.photo_samples import china_jpeg, flower_jpeg
-from tests.published_rows import publish_rows
+from tests.published_rows import publish_rows, publish_run
 
 
 @pytest.fixture
@@ -50,6 +50,32 @@ def test_a_map_file(archive: tuple[str, Path], tmp_path: Path) -> None:
     assert wrong.returncode == 2
     assert b"DuckDB can't run this query" in wrong.stderr
     assert b"Traceback" not in wrong.stderr
+
+
+def test_what_the_model_cannot_tell_is_on_no_map_unless_asked_for(
+    archive: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor in a sidecar; but a sidecar from when it seemed sure can still be taken away."""
+    output, photos = archive
+    assert run(ExportSettings(output, "xmp", write=True)) == 0
+    unsure = located_row(str(photos / "sure.jpg"), 1, 2, **{schema.STATUS: "undecided", schema.COUNTRY: None})
+    publish_run(output, "r2", [unsure | {schema.EXIF_LAT_DEG: None, schema.EXIF_LON_DEG: None}])
+    capsys.readouterr()
+    to = tmp_path / "photos.csv"
+    told = []
+    for options in ({}, {"undecided": True}, {"all": True}):
+        assert run(ExportSettings(output, "csv", to=str(to), **options)) == 0  # type: ignore[arg-type]
+        lines = capsys.readouterr().out.splitlines()
+        told.append((lines[0].split(" ")[0], [" ".join(line.split()) for line in lines[1:]]))
+    undecided, failed = "1 left out: undecided: no place is more likely right than not", "1 left out: failed, no place"
+    assert told == [("2", [failed, undecided]), ("3", [failed]), ("4", [])]
+    assert ",undecided,corrupt" not in to.read_text()
+    assert "undecided" in to.read_text()
+    assert run(ExportSettings(output, "xmp", min_confidence=0)) == 0
+    assert undecided in " ".join(capsys.readouterr().out.split())
+    assert (photos / "sure.jpg.xmp").exists()
+    assert run(ExportSettings(output, "xmp", undo=True, write=True)) == 0
+    assert not (photos / "sure.jpg.xmp").exists()
 
 
 def test_sidecars_dry_first_then_written_then_undone(
@@ -95,6 +121,7 @@ def test_sidecars_that_could_not_be_written_exit_with_3(
         ({"format": "csv", "to": "x.csv", "write": True}, "--write is for --format xmp only"),
         ({"format": "csv", "to": "x.csv", "min_confidence": 50}, "no probability"),
         ({"format": "xmp", "all": True}, "--all is not for"),
+        ({"format": "xmp", "undecided": True}, "--undecided is not for"),
         ({"format": "xmp", "relative_to": "/x"}, "add --to"),
         ({"format": "xmp", "undo": True, "min_confidence": 0.5}, "--undo looks at every photo"),
         ({"format": "csv", "to": "FOLDER"}, "can't write --to"),

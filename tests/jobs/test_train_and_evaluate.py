@@ -42,7 +42,7 @@ def settings(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> train.S
         output=str(tmp_path_factory.mktemp("model") / "checkpoint"),
         network="tiny",
         name="shades",
-        split=SplitConfig(seed=1, test_share=0.25, validation_share=0.1),
+        split=SplitConfig(seed=1, test_share=0.25, validation_share=0.2),
         recipe=Recipe(epochs=40, batch_size=12, learning_rate=3e-3),
     )
 
@@ -60,10 +60,12 @@ def shares(line: str) -> list[float]:
 def test_the_checkpoint_remembers_split_and_training(checkpoint: Checkpoint) -> None:
     assert checkpoint.model_id.startswith("shades-")
     parts = checkpoint.training["parts"]
-    assert [parts[part]["photos"] for part in ("train", "validation", "test")] == [44, 4, 16]
-    assert checkpoint.training["progress"]["draws"] == 40 * 44
+    assert [parts[part]["photos"] for part in ("train", "validation", "test")] == [36, 12, 16]
+    assert checkpoint.training["progress"]["draws"] == 40 * 36
     assert checkpoint.config.scenes == ("any",)  # the table has no scenes
-    assert len(checkpoint.temperatures) == len(checkpoint.hierarchy.levels)
+    assert len(checkpoint.reading.temperatures) == len(checkpoint.hierarchy.levels)
+    assert checkpoint.prior is not None
+    assert checkpoint.training["fit"]["photos"] == 12
     record = json.loads((checkpoint.folder / "run.json").read_text())
     assert record["state"] == "finished"
     assert record["model_id"] == checkpoint.model_id
@@ -179,4 +181,7 @@ def test_train_refuses_what_it_cannot_train_on(settings: train.Settings, archive
     broken.write_text(Path(settings.manifest).read_text().replace("-0.png", "-missing.png"))
     with pytest.raises(ValueError, match="could not be read"):
         train.run(replace(settings, manifest=str(broken), output=str(tmp_path / "out")))
+    few = replace(settings.split, validation_share=0.05)
+    with pytest.raises(ValueError, match=r"4 photos are held out for validation, and it takes 9 .* larger --split"):
+        train.run(replace(settings, split=few, output=str(tmp_path / "out")))
     assert not (tmp_path / "out" / "config.json").exists()

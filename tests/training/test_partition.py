@@ -117,7 +117,7 @@ def test_the_order_of_the_photos_does_not_matter() -> None:
     ("tau_min", "tau_max"), [(0, ()), (0, (5, 5)), (0, (5, 10)), (-1, (5,)), (5, (10, 5)), (26, (400, 100)), (2, (7,))]
 )
 def test_thresholds_that_make_no_sense_are_refused(tau_min: int, tau_max: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="thresholds|more than a quarter"):
+    with pytest.raises(ValueError, match=r"thresholds|more than a quarter"):
         PartitionConfig(tau_min, tau_max)
 
 

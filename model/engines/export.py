@@ -16,7 +16,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from model import backbone, decoder, geodecoder, geodesy, readout
+from model import backbone, decoder, efficientnet_lite, geodecoder, geodesy, hugging_face, readout
 from model.checkpoint import Checkpoint
 from model.engines import Engine, NumpyAnswers
 from model.readout import Answers, ReadOut
@@ -70,7 +70,8 @@ def graph_fingerprint(checkpoint: Checkpoint) -> str:
     A compiled graph kept under this name is never older than the code that asks for it.
     """
     digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
-    for module in (backbone, decoder, geodecoder, geodesy, readout, sys.modules[__name__]):
+    ours = (backbone, decoder, efficientnet_lite, geodecoder, geodesy, hugging_face, readout)
+    for module in (*ours, sys.modules[__name__]):
         digest.update(inspect.getsource(module).encode())
     if checkpoint.group_K is not None:
         digest.update(checkpoint.group_K.astype(np.int64).tobytes())

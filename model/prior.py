@@ -30,6 +30,9 @@ ANYWHERE = 0.01
 """This share of the photos is believed to be taken anywhere on Earth, land or sea, so that no place is impossible."""
 WORLD = Path(__file__).parent / "world_prior.parquet"
 _CELLS_OF_LEVEL_0 = 6
+_MAX_CELLS = 1 << 25
+_MAX_PHOTOS = 1 << 53
+"""As many a double still counts one by one."""
 _ID, _COUNT = "cell_id", "photos"
 
 
@@ -37,7 +40,7 @@ _ID, _COUNT = "cell_id", "photos"
 class Prior:
     """Photos counted by S2 cells, ascending, all of one level; arrays of length M.
 
-    Raises ValueError for a table without photos, for cells of several levels, and for counts below zero.
+    Raises ValueError for a table without photos, for cells of several levels, and for counts that are none.
     """
 
     cell_id_M: NDArray[np.uint64]
@@ -51,6 +54,8 @@ class Prior:
             raise ValueError("a prior's cells must be S2 cells of one level")
         if (np.diff(self.cell_id_M.astype(object)) <= 0).any() or (self.photo_count_M <= 0).any():
             raise ValueError("a prior's cells must be in ascending order, each with one photo or more")
+        if self.photo_count_M.sum(dtype=np.float64) > _MAX_PHOTOS:
+            raise ValueError("a prior can't be made of so many photos")
 
     @classmethod
     def of(cls, lat_deg_N: ArrayLike, lon_deg_N: ArrayLike, **provenance: Any) -> Prior:
@@ -112,13 +117,19 @@ class Prior:
     def from_bytes(cls, data: bytes, place: str) -> Prior:
         """Return the prior in a file's bytes; ValueError naming `place` where they are no prior's."""
         try:
+            cells = pq.read_metadata(io.BytesIO(data)).num_rows
+            if cells > _MAX_CELLS:  # a kilobyte can unfold to any number of them
+                raise ValueError(f"it has {cells} cells, more than {_MAX_CELLS}")
             table = pq.read_table(io.BytesIO(data), columns=[_ID, _COUNT])
+            if table[_ID].null_count or table[_COUNT].null_count:
+                raise ValueError("it has cells without a number or a count")
             provenance = json.loads((table.schema.metadata or {}).get(b"graticule-prior", b"{}"))
             return cls(
                 table[_ID].cast(pa.uint64()).to_numpy(), table[_COUNT].cast(pa.int64()).to_numpy(), dict(provenance)
             )
-        except (pa.ArrowException, KeyError, ValueError, OSError) as error:
-            raise ValueError(f"{place} is not a prior that jobs.build_prior wrote: {error}") from error
+        except (pa.ArrowException, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
+            detail = " ".join(str(error).split())[:300]
+            raise ValueError(f"{place} is not a prior that jobs.build_prior wrote: {detail}") from error
 
     @classmethod
     def world(cls) -> Prior:

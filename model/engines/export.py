@@ -16,7 +16,17 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from model import backbone, decoder, efficientnet_lite, geodecoder, geodesy, hugging_face, readout
+from model import (
+    backbone,
+    decoder,
+    efficientnet_lite,
+    geodecoder,
+    geodesy,
+    hugging_face,
+    networks,
+    prior,
+    readout,
+)
 from model.checkpoint import Checkpoint
 from model.engines import Engine, NumpyAnswers
 from model.readout import Answers, ReadOut
@@ -70,7 +80,7 @@ def graph_fingerprint(checkpoint: Checkpoint) -> str:
     A compiled graph kept under this name is never older than the code that asks for it.
     """
     digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
-    ours = (backbone, decoder, efficientnet_lite, geodecoder, geodesy, hugging_face, readout)
+    ours = (backbone, decoder, efficientnet_lite, geodecoder, geodesy, hugging_face, networks, prior, readout)
     for module in (*ours, sys.modules[__name__]):
         digest.update(inspect.getsource(module).encode())
     if checkpoint.group_K is not None:

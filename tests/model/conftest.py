@@ -14,6 +14,7 @@ from model.checkpoint import Checkpoint
 from model.geodecoder import GeoDecoder, tiny
 from model.geodesy import mean_point
 from model.hierarchy import Hierarchy, Level
+from model.readout import Reading
 
 
 def world(s2_levels: tuple[int, ...] = (1, 2, 4), photos: int = 400, seed: int = 0) -> Hierarchy:
@@ -60,6 +61,5 @@ def checkpoint(hierarchy: Hierarchy, tmp_path_factory: pytest.TempPathFactory) -
     """A tiny Swin with random weights; do not change its folder."""
     torch.manual_seed(0)
     model = GeoDecoder(tiny(), hierarchy.class_counts)
-    return Checkpoint.save(
-        Path(tmp_path_factory.mktemp("tiny")), model, hierarchy, (1.0, 1.5, 0.7), {"photos": 400}, "tiny"
-    )
+    folder = Path(tmp_path_factory.mktemp("tiny"))
+    return Checkpoint.save(folder, model, hierarchy, Reading((1.0, 1.5, 0.7)), {"photos": 400}, "tiny")

@@ -6,13 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import model as model_package
 from model.checkpoint import Checkpoint, _sha256
 from model.geodecoder import GeoDecoder, tiny
 from model.hierarchy import Hierarchy
+from model.networks import PriorConfig, PriorNetwork
+from model.prior import Prior
+from model.readout import Reading
+
+BUNDLED = Path(model_package.__file__).parent / "bundled"
 
 
 @pytest.fixture
@@ -35,7 +42,7 @@ def test_round_trip(checkpoint: Checkpoint, hierarchy: Hierarchy) -> None:
     assert not model.training
     pixels_BCYX = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model(pixels_BCYX), original(pixels_BCYX), rtol=0, atol=0)
-    assert checkpoint.temperatures == (1.0, 1.5, 0.7)
+    assert checkpoint.reading.temperatures == (1.0, 1.5, 0.7)
     assert checkpoint.training == {"photos": 400}
     assert checkpoint.hierarchy.content_hash == hierarchy.content_hash
     assert checkpoint.config == original.config
@@ -45,6 +52,117 @@ def test_round_trip(checkpoint: Checkpoint, hierarchy: Hierarchy) -> None:
         "hierarchy.parquet",
         "weights.safetensors",
     ]
+
+
+@pytest.fixture(scope="module")
+def prior() -> Prior:
+    rng = np.random.default_rng(2)
+    return Prior.of(rng.uniform(-60, 60, 500), rng.uniform(-180, 180, 500), source="a test")
+
+
+@pytest.fixture(scope="module")
+def with_prior(
+    checkpoint: Checkpoint, hierarchy: Hierarchy, prior: Prior, tmp_path_factory: pytest.TempPathFactory
+) -> Checkpoint:
+    """The tiny checkpoint read with a prior; do not change its folder."""
+    reading = Reading((1.0, 1.5, 0.7), prior.levels(hierarchy), (0.0, 0.25, 1.0), 0.8, "sum")
+    folder = tmp_path_factory.mktemp("prior") / "model"
+    return Checkpoint.save(folder, checkpoint.build_model(), hierarchy, reading, prior=prior)
+
+
+def test_reading_and_prior_come_back(with_prior: Checkpoint, hierarchy: Hierarchy, prior: Prior) -> None:
+    reading = with_prior.reading
+    assert (reading.temperatures, reading.prior_share) == ((1.0, 1.5, 0.7), (0.0, 0.25, 1.0))
+    assert (reading.radius_mass, reading.combination, reading.point) == (0.8, "sum", "auto")
+    assert reading.prior is not None
+    for found_K, expected_K in zip(reading.prior, prior.levels(hierarchy), strict=True):
+        np.testing.assert_array_equal(found_K, expected_K)
+    assert with_prior.prior is not None
+    assert (with_prior.prior.content_hash, with_prior.prior.provenance) == (prior.content_hash, {"source": "a test"})
+    assert (with_prior.folder / "prior.parquet").is_file()
+
+
+def test_a_model_without_a_network(hierarchy: Hierarchy, prior: Prior, tmp_path: Path) -> None:
+    config = PriorConfig(scenes=("indoor", "outdoor"))
+    reading = Reading.plain(len(hierarchy.levels))
+    saved = Checkpoint.save(tmp_path, PriorNetwork(config, hierarchy.class_counts), hierarchy, reading, prior=prior)
+    assert json.loads((tmp_path / "config.json").read_text())["kind"] == "prior"
+    assert saved.config == config
+    assert list(saved.build_model().state_dict()) == []
+    edit(tmp_path, lambda values: values["model"].update(width=5))
+    with pytest.raises(ValueError, match="keys preprocessing and scenes, and no others"):
+        Checkpoint.load(tmp_path)
+
+
+def test_saving_over_a_model_that_had_a_prior_leaves_none(
+    with_prior: Checkpoint, checkpoint: Checkpoint, hierarchy: Hierarchy, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(with_prior.folder, tmp_path / "model"))
+    assert Checkpoint.save(folder, checkpoint.build_model(), hierarchy).prior is None
+    assert not (folder / "prior.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file, other: file.unlink(), "cannot be read"),
+        (lambda file, other: file.write_bytes(file.read_bytes()[:-20]), "is not a prior that jobs.build_prior wrote"),
+        (lambda file, other: file.write_bytes(b""), "is not a prior that jobs.build_prior wrote"),
+        (lambda file, other: file.write_bytes(other.to_bytes()), "is not this model's: its hash is not config.json's"),
+    ],
+)
+def test_a_damaged_or_foreign_prior_is_refused_in_one_line(
+    with_prior: Checkpoint, tmp_path: Path, damage: Callable[[Path, Prior], object], message: str
+) -> None:
+    folder = Path(shutil.copytree(with_prior.folder, tmp_path / "model"))
+    damage(folder / "prior.parquet", Prior.of([1.0, 2.0], [3.0, 4.0]))
+    with pytest.raises(ValueError, match=message) as refused:
+        Checkpoint.load(folder)
+    assert "prior.parquet" in str(refused.value)
+    assert str(refused.value).endswith("copy the whole checkpoint folder again from where it was published")
+    assert "\n" not in str(refused.value)
+
+
+def test_what_reads_the_logits_is_part_of_the_id(with_prior: Checkpoint, hierarchy: Hierarchy, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(with_prior.folder, tmp_path / "model"))
+    seen = {with_prior.model_id}
+    for change in ({"radius_mass": 0.7}, {"prior_share": [0.0, 0.25, 0.99]}, {"combination": "product"}):
+        edit(folder, lambda values, change=change: values.update(change))
+        seen.add(Checkpoint.load(folder).model_id)
+    other = Prior.of([1.0, 2.0], [3.0, 4.0])
+    reading = Reading((1.0, 1.5, 0.7), other.levels(hierarchy), (0.0, 0.25, 1.0), 0.8, "sum")
+    again = Checkpoint.save(tmp_path / "other", with_prior.build_model(), hierarchy, reading, prior=other)
+    assert len(seen | {again.model_id}) == 5
+
+
+def test_a_checkpoint_of_format_1_is_read_as_it_was(checkpoint: Checkpoint, folder: Path) -> None:
+    """It had no prior and pointed at the best cell: with its id the same answers, by another rule another id."""
+    path = folder / "config.json"
+    values = json.loads(path.read_text()) | {"format_version": 1}
+    for name in ("kind", "prior_sha256", "prior_share", "radius_mass", "combination"):
+        del values[name]
+    path.write_text(json.dumps(values))
+    first = Checkpoint.load(folder)
+    assert first.prior is None
+    assert vars(first.reading) == vars(Reading((1.0, 1.5, 0.7), radius_mass=0.9, point="best-cell"))
+    assert first.pointing("best-cell").model_id == first.model_id
+    assert first.pointing("auto").model_id == f"{first.model_id}+auto"
+    assert first.pointing("auto").pointing("best-cell").model_id == first.model_id
+    assert checkpoint.pointing("auto").model_id == checkpoint.model_id
+    assert checkpoint.pointing("best-cell").model_id == f"{checkpoint.model_id}+best-cell"
+    weights = checkpoint.build_model().state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in first.build_model().state_dict().items())
+    edit(folder, lambda values: values.update(prior_share=[0.0] * 3))
+    with pytest.raises(ValueError, match=r"unknown keys \['prior_share'\]"):
+        Checkpoint.load(folder)
+
+
+def test_models_of_format_1_keep_the_id_that_published_rows_have(folder: Path) -> None:
+    """Computed when all models were of format 1, and pointed at the best cell."""
+    assert json.loads((BUNDLED / "config.json").read_text())["format_version"] == 1
+    bundled = Checkpoint.load(BUNDLED)
+    assert bundled.model_id == "graticule-first-light-1cf95f7bb0c9"
+    assert bundled.reading.point == "best-cell"
 
 
 def test_model_id_names_the_answers_and_nothing_else(checkpoint: Checkpoint, folder: Path) -> None:
@@ -102,6 +220,20 @@ def test_another_hierarchy_is_refused(folder: Path, make_world: Callable[..., Hi
         (lambda v: v.update(class_counts=7), "config.json is wrong"),
         (lambda v: v["model"].update(heads=5), "must divide"),
         (lambda v: v["model"].update(surprise=5), "unknown key 'surprise'"),
+        (lambda v: v.pop("kind"), "missing keys.*kind"),
+        (lambda v: v.update(kind="oracle"), "kind 'oracle' is not known here: upgrade"),
+        (lambda v: v.update(kind="prior"), "keys preprocessing and scenes"),
+        (lambda v: v.update(kind=5), "kind 5 is not known"),
+        (lambda v: v.update(prior_share=[0.0]), "3 levels need as many shares"),
+        (lambda v: v.update(prior_share=[0.0, 0.0, 0.5]), "needs a prior"),
+        (lambda v: v.update(prior_share=[0.0, 0.0, True]), "prior_share must be a list of numbers"),
+        (lambda v: v.update(prior_share=0.5), "prior_share must be a list of numbers"),
+        (lambda v: v.update(radius_mass=0), "radius must hold"),
+        (lambda v: v.update(radius_mass="much"), "radius_mass must be a number"),
+        (lambda v: v.update(radius_mass=10**400), "config.json is wrong"),
+        (lambda v: v.update(combination="best"), "combination must be one of product, sum"),
+        (lambda v: v.update(combination=[]), "combination must be one of product, sum"),
+        (lambda v: v.update(prior_sha256="0" * 64), "prior.parquet cannot be read"),
         (lambda v: v.update(weights_sha256="0" * 64), "weights.safetensors is damaged"),
         (lambda v: v.update(hierarchy_sha256="0" * 64), "hierarchy.parquet"),
     ],

@@ -5,6 +5,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from model import s2
 from model.backbone import BackboneConfig
 from model.checkpoint import Checkpoint
 from model.engines import Engine, NumpyAnswers, load_engine
@@ -21,9 +23,13 @@ from model.engines.openvino_engine import core, openvino, quantise
 from model.engines.torch_engine import GPU_BATCH_SIZE
 from model.geodecoder import GeoDecoder, tiny
 from model.hierarchy import Hierarchy
+from model.networks import PriorConfig, PriorNetwork
+from model.prior import Prior
+from model.readout import Reading
 
 PROBABILITY_TOLERANCE = 1e-5
-RADIUS_TOLERANCE_KM = 0.05
+TOLERANCES = {"radius_km_B": 0.05, "information_bits_B": 1e-4}
+"""Of what is no probability."""
 
 
 def photos(count: int, size_px: int = 32, seed: int = 0) -> NDArray[np.uint8]:
@@ -35,7 +41,7 @@ def assert_same(one: NumpyAnswers, other: NumpyAnswers) -> None:
         assert a.dtype == b.dtype, name
         assert a.shape == b.shape, name
         if a.dtype.kind == "f":
-            tolerance = RADIUS_TOLERANCE_KM if name == "radius_km_B" else PROBABILITY_TOLERANCE
+            tolerance = TOLERANCES.get(name, PROBABILITY_TOLERANCE)
             np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=name)
         else:
             np.testing.assert_array_equal(a, b, err_msg=name)
@@ -98,7 +104,7 @@ def test_answers_are_the_networks(checkpoint: Checkpoint, torch_engine: Engine) 
     x_BHWC = (pixels_BHWC / 255.0 - np.array(preprocessing.mean_rgb)) / np.array(preprocessing.std_rgb)
     with torch.no_grad():
         output = checkpoint.build_model()(torch.tensor(x_BHWC.transpose(0, 3, 1, 2), dtype=torch.float32))
-    coarse_BK = output.logits[0] / checkpoint.temperatures[0]
+    coarse_BK = output.logits[0] / checkpoint.reading.temperatures[0]
     answers = torch_engine(pixels_BHWC)
     np.testing.assert_array_equal(answers.level_index_BH[:, 0], coarse_BK.argmax(dim=1).numpy())
     expected_B = coarse_BK.softmax(dim=1).amax(dim=1).numpy()
@@ -110,13 +116,79 @@ def test_engines_agree_on_points_of_least_distance(checkpoint: Checkpoint, torch
     elsewhere = checkpoint.pointing("least-distance")
     assert elsewhere.model_id == f"{checkpoint.model_id}+least-distance"
     assert graph_fingerprint(elsewhere) != graph_fingerprint(checkpoint)
-    assert elsewhere.pointing("best-cell").model_id == checkpoint.model_id
+    assert elsewhere.pointing("auto").model_id == checkpoint.model_id
     one, other = (load_engine(name, elsewhere, precision="fp32")(photos(32)) for name in ("torch", "openvino"))
     assert_same(one, other)
-    best = torch_engine(photos(32))
+    best = load_engine("torch", checkpoint.pointing("best-cell"), precision="fp32")(photos(32))
     assert (best.point_index_B == best.top_index_BT[:, 0]).all()
     assert (one.point_index_B != best.point_index_B).any()
     np.testing.assert_array_equal(one.top_index_BT, best.top_index_BT)
+    # No photo of a network with random weights is sure of a city.
+    np.testing.assert_array_equal(torch_engine(photos(32)).point_index_B, one.point_index_B)
+
+
+@pytest.fixture(scope="module")
+def prior(hierarchy: Hierarchy) -> Prior:
+    """No two of its cells are alike, so that no order hangs on rounding."""
+    rng = np.random.default_rng(4)
+    cell_id_M = np.unique(s2.cell_id_N(rng.normal(-15, 8, 3000), rng.normal(180, 12, 3000), 11))
+    return Prior(cell_id_M, rng.integers(1, 1_000_000, len(cell_id_M)))
+
+
+def read_with_prior(checkpoint: Checkpoint, prior: Prior, folder: Path, **changed: Any) -> Checkpoint:
+    """The tiny network, loud enough to be heard, read with a prior that has another share at each level."""
+    pi = prior.levels(checkpoint.hierarchy)
+    reading = dataclasses.replace(Reading((0.2, 0.1, 0.05), pi, (0.3, 0.2, 0.1), 0.7), **changed)
+    return Checkpoint.save(folder, checkpoint.build_model(), checkpoint.hierarchy, reading, prior=prior)
+
+
+def read_by_the_sum(checkpoint: Checkpoint, prior: Prior, folder: Path) -> Checkpoint:
+    return read_with_prior(checkpoint, prior, folder, combination="sum")
+
+
+def prior_alone(checkpoint: Checkpoint, prior: Prior, folder: Path) -> Checkpoint:
+    hierarchy = checkpoint.hierarchy
+    reading = Reading((1.0, 1.0, 1.0), prior.levels(hierarchy))
+    return Checkpoint.save(folder, PriorNetwork(PriorConfig(), hierarchy.class_counts), hierarchy, reading, prior=prior)
+
+
+@pytest.mark.parametrize("make", [read_with_prior, read_by_the_sum, prior_alone])
+def test_engines_agree_on_what_is_read_with_a_prior(
+    make: Callable[[Checkpoint, Prior, Path], Checkpoint], checkpoint: Checkpoint, prior: Prior, tmp_path: Path
+) -> None:
+    """Each also says it of groups, and as the reading by itself does."""
+    count = checkpoint.hierarchy.class_counts[-1]
+    made = make(checkpoint, prior, tmp_path / "model").grouping(np.arange(count) % 5)
+    reference = load_engine("torch", made, precision="fp32")
+    for name in ("openvino", "onnxruntime"):
+        engine = load_engine(name, made, precision="fp32", cache_dir=tmp_path / "cache")
+        for batch in (0, 1, 7, 32):
+            assert_same(reference(photos(32)[:batch]), engine(photos(32)[:batch]))
+    answers = reference(photos(32))
+    assert answers.finite_B.all()
+    pi = prior.levels(checkpoint.hierarchy)
+    if make is prior_alone:
+        np.testing.assert_allclose(answers.information_bits_B, 0, atol=1e-5)
+        best_BH = np.stack([prior_K[index_B] for prior_K, index_B in zip(pi, answers.level_index_BH.T, strict=True)], 1)
+        np.testing.assert_allclose(answers.level_probability_BH, best_BH, rtol=1e-5)
+        np.testing.assert_allclose(best_BH, np.tile([prior_K.max() for prior_K in pi], (32, 1)), rtol=1e-5)
+    else:
+        assert (answers.information_bits_B > 0.1).all()
+        with torch.no_grad():
+            graph = ServingGraph(made)
+            output = graph.network(
+                ((torch.tensor(photos(32)).float() / 255 - graph.mean_C) / graph.std_C).permute(0, 3, 1, 2)
+            )
+            p_BK = graph.read_out.log_probabilities(output.logits)[-1].exp().double().numpy()
+        expected_B = (p_BK * np.log2(p_BK / pi[-1])).sum(axis=1)
+        np.testing.assert_allclose(answers.information_bits_B, expected_B, rtol=1e-3)
+
+
+def test_a_compiled_graph_is_of_its_prior(checkpoint: Checkpoint, prior: Prior, tmp_path: Path) -> None:
+    other = Prior(prior.cell_id_M[:-1], prior.photo_count_M[:-1])
+    made = [read_with_prior(checkpoint, p, tmp_path / str(n)) for n, p in enumerate((prior, other))]
+    made += [read_by_the_sum(checkpoint, prior, tmp_path / "sum"), checkpoint]
+    assert len({graph_fingerprint(one) for one in made}) == 4
 
 
 def test_results_survive_the_next_call(openvino_engine: Engine) -> None:

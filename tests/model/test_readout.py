@@ -12,7 +12,7 @@ from model import s2
 from model.geodecoder import GeoDecoderOutput
 from model.geodesy import unit_vectors_N3
 from model.hierarchy import Hierarchy, Level
-from model.readout import PRECISION_RADII_KM, Answers, PointRule, ReadOut
+from model.readout import BEST_CELL, PRECISION_RADII_KM, Answers, PointRule, Reading, ReadOut
 
 EARTH_KM = 6371.0
 
@@ -21,6 +21,10 @@ def random_logits(hierarchy: Hierarchy, batch: int, scale: float, seed: int = 0)
     generator = torch.Generator().manual_seed(seed)
     logits = tuple(torch.randn(batch, count, generator=generator) * scale for count in hierarchy.class_counts)
     return GeoDecoderOutput(logits, torch.randn(batch, 3, generator=generator))
+
+
+def plain(hierarchy: Hierarchy) -> Reading:
+    return Reading.plain(len(hierarchy.levels), BEST_CELL)
 
 
 def haversine_km(lat1: float, lon1: float, lat2: float, lon2: float) -> float:
@@ -66,7 +70,7 @@ def distances_km(level: Level, cell: int) -> NDArray[np.float64]:
 def test_answers_are_what_brute_force_finds(hierarchy: Hierarchy, scale: float, point_rule: PointRule) -> None:
     temperatures = (1.0, 2.0, 0.5)
     output = random_logits(hierarchy, 12, scale)
-    answers = ReadOut(hierarchy, temperatures, point_rule)(output)
+    answers = ReadOut(hierarchy, Reading(temperatures, point=point_rule))(output)
     finest = hierarchy.levels[-1]
     for b in range(12):
         logits = [logits[b].double().numpy() / t for logits, t in zip(output.logits, temperatures, strict=True)]
@@ -102,13 +106,13 @@ def test_a_groups_probability_is_that_of_all_its_cells(hierarchy: Hierarchy, sca
     output = random_logits(hierarchy, 12, scale)
     count = hierarchy.class_counts[-1]
     group_K = np.random.default_rng(0).permutation(np.arange(count) % 7)
-    answers = ReadOut(hierarchy, group_K=group_K)(output)
+    answers = ReadOut(hierarchy, plain(hierarchy), group_K)(output)
     for b in range(12):
         p_K = joints(hierarchy, [logits[b].double().numpy() for logits in output.logits])[-1]
         expected_G = np.bincount(group_K, p_K)
         np.testing.assert_allclose(answers.group_probability_BG[b].numpy(), expected_G, atol=2e-6)
     assert (answers.group_probability_BG >= 0).all()
-    everything = ReadOut(hierarchy)(output).group_probability_BG
+    everything = ReadOut(hierarchy, plain(hierarchy))(output).group_probability_BG
     torch.testing.assert_close(everything, torch.ones(12, 1), rtol=0, atol=2e-6)
 
 
@@ -129,7 +133,7 @@ def test_groups_of_many_cells_are_added_up_to_a_millionth() -> None:
     )
     logits_BK = torch.randn(4, count, generator=torch.Generator().manual_seed(0)) * 3
     group_K = rng.integers(0, 220, count)
-    found_BG = ReadOut(Hierarchy((level,)), group_K=group_K)(GeoDecoderOutput((logits_BK,), torch.zeros(4, 1)))
+    found_BG = ReadOut(Hierarchy((level,)), Reading((1.0,)), group_K)(GeoDecoderOutput((logits_BK,), torch.zeros(4, 1)))
     p_BK = logits_BK.double().softmax(dim=1).numpy()
     expected_BG = np.stack([np.bincount(group_K, p_K) for p_K in p_BK])
     np.testing.assert_allclose(found_BG.group_probability_BG.numpy(), expected_BG, rtol=0, atol=2e-6)
@@ -137,7 +141,7 @@ def test_groups_of_many_cells_are_added_up_to_a_millionth() -> None:
 
 def test_every_level_is_a_distribution_in_fp32_even_for_bf16_logits(hierarchy: Hierarchy) -> None:
     output = random_logits(hierarchy, 4, 5.0)
-    read_out = ReadOut(hierarchy)
+    read_out = ReadOut(hierarchy, plain(hierarchy))
     for log_BK in read_out.log_probabilities(tuple(logits.bfloat16() for logits in output.logits)):
         assert log_BK.dtype == torch.float32
         torch.testing.assert_close(log_BK.exp().sum(dim=1), torch.ones(4), rtol=0, atol=1e-5)
@@ -150,7 +154,7 @@ def test_a_coarse_level_overrules_a_fine_one(hierarchy: Hierarchy) -> None:
     logits[1][0, wrong] = 2.0
     logits[0][0, fine.parent_K[right]] = 50.0
     logits[1][0, right] = 1.0
-    answers = ReadOut(hierarchy)(GeoDecoderOutput(tuple(logits), torch.zeros(1, 3)))
+    answers = ReadOut(hierarchy, plain(hierarchy))(GeoDecoderOutput(tuple(logits), torch.zeros(1, 3)))
     assert len(coarse) == logits[0].shape[1]
     assert answers.level_index_BH[0, 1] == right
     assert fine.parent_K[answers.level_index_BH[0, 1]] == answers.level_index_BH[0, 0]
@@ -180,7 +184,7 @@ def pair(lat_deg: tuple[float, float], lon_deg: tuple[float, float], spread_km: 
 
 
 def even(hierarchy: Hierarchy) -> Answers[torch.Tensor]:
-    return ReadOut(hierarchy)(GeoDecoderOutput((torch.zeros(1, 2),), torch.zeros(1, 1)))
+    return ReadOut(hierarchy, plain(hierarchy))(GeoDecoderOutput((torch.zeros(1, 2),), torch.zeros(1, 1)))
 
 
 def test_radius_crosses_the_antimeridian() -> None:
@@ -207,7 +211,7 @@ def test_antipodes_and_poles() -> None:
 def test_a_cells_spread_is_part_of_its_reach() -> None:
     hierarchy = pair((10.0, 10.0), (20.0, 40.0), (3.0, 3.0))
     sure = GeoDecoderOutput((torch.tensor([[9.0, -9.0]]),), torch.zeros(1, 1))
-    answers = ReadOut(hierarchy)(sure)
+    answers = ReadOut(hierarchy, plain(hierarchy))(sure)
     assert answers.radius_km_B.item() == pytest.approx(3.0, abs=0.021)
     np.testing.assert_allclose(answers.mass_within_B4[0].numpy(), [0.0, 1.0, 1.0, 1.0], atol=1e-6)
     assert answers.top_index_BT.shape == (1, 2), "two cells have no top five"
@@ -217,7 +221,8 @@ def least_distance(hierarchy: Hierarchy, probability: dict[float, float]) -> tup
     """Return the point's longitude, and the answers, where cells have a probability by their longitude."""
     level = hierarchy.levels[0]
     logits_BK = torch.tensor([[math.log(probability[lon]) for lon in level.lon_deg_K.tolist()]])
-    answers = ReadOut(hierarchy, point="least-distance")(GeoDecoderOutput((logits_BK,), torch.zeros(1, 1)))
+    read_out = ReadOut(hierarchy, Reading((1.0,), point="least-distance"))
+    answers = read_out(GeoDecoderOutput((logits_BK,), torch.zeros(1, 1)))
     return float(level.lon_deg_K[int(answers.point_index_B)]), answers
 
 
@@ -267,7 +272,7 @@ def test_one_clear_place_is_the_point_under_both_rules() -> None:
     assert answers.mass_within_B4[0].tolist() == pytest.approx([0.0, 0.32, 0.32, 0.6], abs=1e-6)
 
 
-@pytest.mark.parametrize("point_rule", ["best-cell", "least-distance"])
+@pytest.mark.parametrize("point_rule", ["best-cell", "least-distance", "auto"])
 def test_extreme_logits_of_many_classes_stay_numbers(point_rule: PointRule) -> None:
     count = 21_673
     rng = np.random.default_rng(0)
@@ -285,13 +290,16 @@ def test_extreme_logits_of_many_classes_stay_numbers(point_rule: PointRule) -> N
     logits_BK = torch.randn(3, count) * 3
     logits_BK[1] *= 1e30
     logits_BK[2] = 0.0
-    read_out = ReadOut(Hierarchy((level,)), point=point_rule)
+    prior_K = rng.uniform(1e-9, 1.0, count)
+    reading = Reading((1.0,), (prior_K / prior_K.sum(),), point=point_rule)
+    read_out = ReadOut(Hierarchy((level,)), reading)
     answers = read_out(GeoDecoderOutput((logits_BK,), torch.zeros(3, 1)))
     for field in answers:
         assert torch.isfinite(field.double()).all()
     assert answers.finite_B.all()
     assert answers.level_probability_BH[1, 0] == 1.0
-    assert answers.top_probability_BT[2, 0].item() == pytest.approx(1 / count, rel=1e-3)
+    assert answers.top_probability_BT[2, 0].item() == pytest.approx(prior_K.max() / prior_K.sum(), rel=1e-3)
+    assert answers.information_bits_B[2].item() == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
@@ -300,10 +308,10 @@ def test_numbers_that_are_not_finite_are_told(hierarchy: Hierarchy, poison: floa
     output = random_logits(hierarchy, 3, 1.0)
     target = output.scene_logits_BS if place == "scene" else output.logits[int(place)]
     target[1, 0] = poison
-    assert ReadOut(hierarchy)(output).finite_B.tolist() == [True, False, True]
+    assert ReadOut(hierarchy, plain(hierarchy))(output).finite_B.tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("temperatures", [(1.0,), (1.0, 0.0, 1.0), (1.0, math.inf, 1.0), (1.0, math.nan, 1.0)])
 def test_temperatures_must_fit(hierarchy: Hierarchy, temperatures: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="3 levels need"):
-        ReadOut(hierarchy, temperatures)
+    with pytest.raises(ValueError, match=r"3 levels need|every level needs a positive temperature"):
+        ReadOut(hierarchy, Reading(temperatures))

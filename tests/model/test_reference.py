@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.geodecoder import GeoDecoder, GeoDecoderConfig, tiny
 from model.hierarchy import Hierarchy
-from model.readout import ReadOut
+from model.readout import Reading, ReadOut
 from training.partition import PartitionConfig, build_hierarchy
 
 
@@ -229,7 +229,7 @@ def test_the_product_is_that_of_each_cell_with_all_that_hold_it() -> None:
     torch.manual_seed(5)
     logits = tuple(torch.randn(4, count) * 2 for count in hierarchy.class_counts)
     temperatures = (1.3, 0.8, 2.0)
-    joints = ReadOut(hierarchy, temperatures).log_probabilities(logits)
+    joints = ReadOut(hierarchy, Reading(temperatures)).log_probabilities(logits)
     moved = 0
     for b in range(4):
         alone = [

@@ -7,7 +7,7 @@ import torch
 from model import geodesy
 from model.geodecoder import GeoDecoderOutput
 from model.hierarchy import Hierarchy
-from model.readout import ReadOut
+from model.readout import BEST_CELL, Reading, ReadOut
 from pipeline.reliability import Bin
 from training.calibration import Judge, Judged, LabelledLogits, fitted_temperatures, reliability
 from training.partition import PartitionConfig, build_hierarchy
@@ -26,7 +26,7 @@ def batches_of(
     """Photos whose labels are drawn from what would be served with `temperatures`, each level's by itself."""
     generator = torch.Generator().manual_seed(seed)
     logits = tuple(3 * torch.randn(photos, count, generator=generator) for count in hierarchy.class_counts)
-    joints = ReadOut(hierarchy, temperatures).log_probabilities(logits)
+    joints = ReadOut(hierarchy, Reading(temperatures)).log_probabilities(logits)
     label_BH = torch.stack([joint.exp().multinomial(1, generator=generator)[:, 0] for joint in joints], dim=1)
     return [LabelledLogits(tuple(x[k : k + 64] for x in logits), label_BH[k : k + 64]) for k in range(0, photos, 64)]
 
@@ -34,7 +34,7 @@ def batches_of(
 def served_nll(
     hierarchy: Hierarchy, temperatures: tuple[float, ...], batches: list[LabelledLogits], level: int
 ) -> float:
-    read_out = ReadOut(hierarchy, temperatures)
+    read_out = ReadOut(hierarchy, Reading(temperatures))
     return sum(
         float(-read_out.log_probabilities(batch.logits)[level].gather(1, batch.label_BH[:, level, None]).sum())
         for batch in batches
@@ -79,7 +79,7 @@ def test_few_labels_stay_near_the_temperature_of_all_levels(hierarchy: Hierarchy
     none = [LabelledLogits(x.logits, torch.where(torch.tensor([True, True, False]), x.label_BH, -1)) for x in batches]
     first = fitted_temperatures(none, hierarchy)
     few = [LabelledLogits(x.logits, x.label_BH.clone()) for x in none]
-    best = ReadOut(hierarchy, (4.0, 4.0, 4.0)).log_probabilities(few[0].logits)[2].argmax(dim=1)
+    best = ReadOut(hierarchy, Reading((4.0, 4.0, 4.0))).log_probabilities(few[0].logits)[2].argmax(dim=1)
     few[0].label_BH[:2, 2] = best[:2]
     second = fitted_temperatures(few, hierarchy)
     assert first[:2] == pytest.approx((4, 4), rel=0.2)
@@ -107,11 +107,11 @@ def test_a_network_that_is_wrong_or_right_about_every_photo_gets_a_finite_temper
 
 def test_the_truth_is_within_a_radius_exactly_when_less_than_its_share_is_nearer(hierarchy: Hierarchy) -> None:
     rng = np.random.default_rng(6)
-    photos, temperatures = 300, (2.0, 2.0, 2.0)
+    photos, reading = 300, Reading((2.0, 2.0, 2.0), point=BEST_CELL)
     logits = tuple(torch.from_numpy(rng.normal(0, 3, (photos, count))).float() for count in hierarchy.class_counts)
     lat_deg_N, lon_deg_N = rng.uniform(-60, 60, photos), rng.uniform(-180, 180, photos)
-    judged = Judge(hierarchy, temperatures)(logits, hierarchy.label_NH(lat_deg_N, lon_deg_N), lat_deg_N, lon_deg_N)
-    answers = ReadOut(hierarchy, temperatures)(GeoDecoderOutput(logits, torch.zeros(photos, 1)))
+    judged = Judge(hierarchy, reading)(logits, hierarchy.label_NH(lat_deg_N, lon_deg_N), lat_deg_N, lon_deg_N)
+    answers = ReadOut(hierarchy, reading)(GeoDecoderOutput(logits, torch.zeros(photos, 1)))
     finest, point_N = hierarchy.levels[-1], answers.top_index_BT[:, 0].numpy()
     error_km_N = geodesy.haversine_km(finest.lat_deg_K[point_N], finest.lon_deg_K[point_N], lat_deg_N, lon_deg_N)
     within_N = error_km_N <= answers.radius_km_B.numpy()
@@ -124,8 +124,8 @@ def test_a_judge_reads_confidence_rightness_and_likelihood_from_the_served_proba
     (batch,) = batches_of(hierarchy, (1.0, 1.0, 1.0), 8)
     label_BH = batch.label_BH.numpy().copy()
     label_BH[0, 2] = -1
-    judged = Judge(hierarchy, (1.5, 2.0, 3.0))(batch.logits, label_BH, np.zeros(8), np.zeros(8))
-    for level, joint in enumerate(ReadOut(hierarchy, (1.5, 2.0, 3.0)).log_probabilities(batch.logits)):
+    judged = Judge(hierarchy, Reading((1.5, 2.0, 3.0)))(batch.logits, label_BH, np.zeros(8), np.zeros(8))
+    for level, joint in enumerate(ReadOut(hierarchy, Reading((1.5, 2.0, 3.0))).log_probabilities(batch.logits)):
         for photo in range(8):
             label = label_BH[photo, level]
             assert judged.confidence_NH[photo, level] == pytest.approx(float(joint[photo].max().exp()), rel=1e-5)

@@ -65,8 +65,12 @@ def architecture(model_type: str, name: str, overrides: dict[str, Any], image_si
 
 
 def settings(of: Any) -> dict[str, Any]:
-    """Return what a configuration says of the architecture, as plain JSON values; library versions left out."""
-    return {key: value for key, value in of.to_diff_dict().items() if key not in _NOT_ARCHITECTURE}
+    """Return what a configuration says of the architecture, as plain JSON values.
+
+    Library versions and the like are left out, and what config.json files carry along that the type has no setting for.
+    """
+    known = _default(of.model_type).to_dict().keys() - set(_NOT_ARCHITECTURE)
+    return {key: value for key, value in of.to_diff_dict().items() if key in known}
 
 
 def network(of: Any) -> nn.Module:

@@ -220,6 +220,8 @@ class World:
         with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(io.StringIO()):
             for name, function in self.store.patches().items():
                 patched.setattr(storage, name, function)
+            # In several threads of its own DuckDB would make a schedule another one each time.
+            patched.setattr(duckdb, "connect", functools.partial(duckdb.connect, config={"threads": 1}))
             patched.setattr(lease, "time", as_time(self.scheduler))
             patched.setattr(lease, "threading", as_threading(self.scheduler))
             signals = SimpleNamespace(

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from model import geodesy
 from model.checkpoint import Checkpoint
 from model.engines import load_engine
-from model.geodecoder import GeoDecoder, GeoDecoderOutput
+from model.geodecoder import GeoDecoder, GeoDecoderConfig, GeoDecoderOutput
+from model.prior import Prior
+from model.readout import Reading
 from pipeline.decode import DecodeTarget
 from training.calibration import LabelledLogits, fitted_temperatures
 from training.dataset import ArraySource, PhotoStore
@@ -18,7 +20,7 @@ from training.evaluation import (
     BATCH_SIZE,
     Truth,
     commonest_cell,
-    fit_temperatures,
+    fit_reading,
     measure,
     nearest_neighbour,
     network_outputs,
@@ -32,7 +34,7 @@ from training.teacher import Teacher
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
-    return dataclasses.replace(Checkpoint.load(tiny_checkpoint), temperatures=(0.5, 0.7, 0.9))
+    return dataclasses.replace(Checkpoint.load(tiny_checkpoint), reading=Reading((0.5, 0.7, 0.9)))
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,7 @@ def truth(checkpoint: Checkpoint, count: int) -> Truth:
 def test_outputs_are_the_networks_without_what_could_not_be_read(
     checkpoint: Checkpoint, pixels_NHWC: NDArray[np.uint8]
 ) -> None:
+    assert isinstance(checkpoint.config, GeoDecoderConfig)
     model = GeoDecoder(dataclasses.replace(checkpoint.config, dropout=0.5), checkpoint.hierarchy.class_counts).train()
     found = list(network_outputs(model, WithGaps(pixels_NHWC), range(50)))
     assert [row_B.tolist() for row_B, _, _ in found] == [[row for row in range(BATCH_SIZE, 50) if row % 3]]
@@ -123,22 +126,37 @@ def test_what_cannot_be_measured_is_refused(checkpoint: Checkpoint, pixels_NHWC:
         measure(checkpoint, ArraySource(pixels_NHWC), range(20), truth(checkpoint, 50), broken)  # type: ignore[arg-type]
 
 
-def test_temperatures_are_those_of_the_photos_that_can_be_read(
+def test_a_reading_is_fitted_to_the_photos_that_can_be_read(
     checkpoint: Checkpoint, pixels_NHWC: NDArray[np.uint8]
 ) -> None:
-    model, label_NH = checkpoint.build_model(), truth(checkpoint, 50).label_NH
+    model, known, hierarchy = checkpoint.build_model(), truth(checkpoint, 50), checkpoint.hierarchy
+    assert isinstance(model, GeoDecoder)
     with torch.no_grad():
         for classifier in model.classifiers:
             classifier.weight.mul_(20)  # type: ignore[operator]
     rows = [row for row in range(BATCH_SIZE, 50) if row % 3]
     output: GeoDecoderOutput = model(normalised(model, pixels_NHWC[rows]))
-    logits = tuple(x.detach() for x in output.logits)
-    expected = fitted_temperatures([LabelledLogits(logits, torch.from_numpy(label_NH[rows]))], checkpoint.hierarchy)
-    fitted = fit_temperatures(model, WithGaps(pixels_NHWC), label_NH, range(50), checkpoint.hierarchy)
-    assert fitted == pytest.approx(expected, rel=1e-2)
-    assert min(fitted) > 1.5  # surely wrong, as random weights are
-    nothing = fit_temperatures(model, ArraySource(pixels_NHWC), label_NH, [], checkpoint.hierarchy)
-    assert nothing == (1.0,) * 3
+    batch = LabelledLogits(tuple(x.detach() for x in output.logits), torch.from_numpy(known.label_NH[rows]))
+    plain, groups = Reading.plain(3), np.arange(50)
+    fit = fit_reading(model, WithGaps(pixels_NHWC), known, groups, range(50), hierarchy, plain, None)
+    assert fit.reading.temperatures == pytest.approx(fitted_temperatures([batch], hierarchy), rel=1e-2)
+    assert min(fit.reading.temperatures) > 1.5  # surely wrong, as random weights are
+    assert fit.after.nll_NH.shape == (len(rows), 3)
+    prior = Prior.of(known.lat_deg_N, known.lon_deg_N)
+    with_prior = fit_reading(model, WithGaps(pixels_NHWC), known, groups, range(50), hierarchy, plain, prior)
+    assert with_prior.reading.is_prior  # for random weights know nothing
+
+
+def test_too_few_photos_to_fit_a_radius_to_are_refused(checkpoint: Checkpoint, pixels_NHWC: NDArray[np.uint8]) -> None:
+    model, known, groups = checkpoint.build_model(), truth(checkpoint, 50), np.arange(50)
+    for rows, readable in ((range(0), 0), (range(8), 8)):
+        with pytest.raises(ValueError, match=f"{readable} held-out photos could be read, and it takes 9 .*--split"):
+            fit_reading(
+                *(model, ArraySource(pixels_NHWC), known, groups, rows, checkpoint.hierarchy, Reading.plain(3), None)
+            )
+    with pytest.raises(ValueError, match=r"8 held-out .* or more photos"):
+        rows = range(BATCH_SIZE + 12)  # of which the first batch, and then every third, can't be read
+        fit_reading(model, WithGaps(pixels_NHWC), known, groups, rows, checkpoint.hierarchy, Reading.plain(3), None)
 
 
 def test_many_photos_are_thinned_evenly_before_they_fill_the_memory(
@@ -153,11 +171,11 @@ def test_many_photos_are_thinned_evenly_before_they_fill_the_memory(
             self.asked = rows
             return super().batches(rows, batch_size)
 
-    monkeypatch.setattr("training.evaluation.MOST_TO_CALIBRATE", 5)
-    source = Remembering(pixels_NHWC)
-    label_NH = truth(checkpoint, 50).label_NH
-    fit_temperatures(checkpoint.build_model(), source, label_NH, range(1, 50), checkpoint.hierarchy)
-    assert source.asked == [1, 13, 25, 37, 49]
+    monkeypatch.setattr("training.evaluation.MOST_TO_CALIBRATE", 13)
+    source, known = Remembering(pixels_NHWC), truth(checkpoint, 50)
+    model, plain = checkpoint.build_model(), Reading.plain(3)
+    fit_reading(model, source, known, np.arange(50), range(1, 50), checkpoint.hierarchy, plain, None)
+    assert source.asked == list(range(1, 50, 4))
 
 
 def test_the_teachers_nearest_neighbour_of_a_photo_is_in_its_town(archive: Path, teacher_file: Path) -> None:

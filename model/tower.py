@@ -91,6 +91,11 @@ def load_tower(name: str) -> tuple[Tower, Preprocessing]:
     return tower.eval(), preprocessing
 
 
+def is_clip(tower: Tower) -> bool:
+    """Return whether a tower is CLIP's, with its projection."""
+    return tower.config.model_type == CLIP_VISION
+
+
 def clip_shape(tower: Tower) -> dict[str, Any]:
     """Return what decides whether the weights of one CLIP could be those of another: sizes, activation, epsilon."""
     assert isinstance(tower.model, CLIPVisionModelWithProjection)

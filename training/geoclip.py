@@ -134,6 +134,12 @@ def read_wheel(path: Path) -> GeoClip:
     return GeoClip(head, encoders, float(scale.double().exp()), lat_deg_N, lon_deg_N, sha256)
 
 
+def needed_shape(geoclip: GeoClip) -> dict[str, Any]:
+    """Return the shape of the CLIP whose features the image perceptron takes: all of it for the published one's."""
+    published, width = CLIP_VIT_L_14, geoclip.clip_width
+    return published if width == published["projection_dim"] else {"projection_dim": width}
+
+
 def location_features(geoclip: GeoClip, lat_deg_N: NDArray[np.float64], lon_deg_N: NDArray[np.float64]) -> Tensor:
     """features_ND of places, of length 1."""
     parts = []

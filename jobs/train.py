@@ -23,7 +23,7 @@ from jobs import run_command
 from jobs.build_prior import read_prior
 from model import geodecoder
 from model.checkpoint import Checkpoint
-from model.geodecoder import GeoDecoder, GeoDecoderConfig
+from model.geodecoder import ONE_SCENE, GeoDecoder, GeoDecoderConfig
 from model.hierarchy import JSON_NAME, PARQUET_NAME, Hierarchy
 from model.networks import build
 from model.pretrained import Pretrained, pretrained
@@ -42,7 +42,7 @@ from training.objective import Labels, TeacherView
 from training.recipe import Recipe
 from training.run_record import RunRecord, identity_of
 from training.snapshot import Snapshots
-from training.split import PARTS, Split, SplitConfig, fingerprint, split_photos
+from training.split import PARTS, Split, SplitConfig, part_record, split_photos
 from training.team import Team
 from training.tokens import TokenCache
 from training.trainer import Network, Photos, Workers, fit
@@ -56,7 +56,6 @@ NETWORKS: dict[str, Callable[[], GeoDecoderConfig]] = {
     "tiny": geodecoder.tiny,
     "globe": functools.partial(globe_study.network, globe_study.Variant(), geodecoder.SCENES_3),
 }
-ONE_SCENE = ("any",)
 _SAMPLE = 3
 """So many local photos every node is asked for, if there are any."""
 
@@ -153,7 +152,7 @@ def run(settings: Settings) -> int:
         "teacher": settings.teacher_onnx.name if settings.teacher_onnx else None,
         "photos": len(photos),
         "split": dataclasses.asdict(settings.split),
-        "parts": {part: _part(photos, split, part) for part in PARTS},
+        "parts": {part: part_record(photos, split, part) for part in PARTS},
     }
     task = dataclasses.replace(task, identity=identity_of(task, network.weights, **about))
     record = RunRecord(output, task.identity)
@@ -317,7 +316,7 @@ def _first_weights(
     if start is None:
         return None
     weights = start.build_model().state_dict()
-    shapes = build(start.config, hierarchy.class_counts).state_dict()
+    shapes = build(start.config, hierarchy).state_dict()
     kept = {name: x for name, x in weights.items() if name in shapes and shapes[name].shape == x.shape}
     if start.hierarchy.content_hash != hierarchy.content_hash:
         # Equal shapes by chance: a classifier's rows mean other cells now.
@@ -357,11 +356,6 @@ def describe_split(split: Split) -> str:
         rows = split.rows(part)
         lines.append(f"{part:<10} {len(rows):>8} photos in {len(np.unique(split.group_N[rows])):>6} groups")
     return "\n".join(lines)
-
-
-def _part(photos: LabelledPhotos, split: Split, part: str) -> dict[str, int | str]:
-    names = [photos.name_N[row] for row in split.rows(part)]
-    return {"photos": len(names), "fingerprint": fingerprint(names)}
 
 
 def _hierarchy(

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model.backbone import Preprocessing
 from model.checkpoint import Checkpoint
 from model.engines import Engine, NumpyAnswers
 from model.geodecoder import GeoDecoder, GeoDecoderOutput
@@ -192,8 +193,12 @@ def _output(model: Network, inputs: Inputs, crops: int) -> GeoDecoderOutput:
 
 def normalised(model: Network, pixels_BHWC: NDArray[np.uint8]) -> torch.Tensor:
     """Return uint8 photos of the model's size as it takes them, pixels_BCYX, on its device."""
-    preprocessing = model.config.preprocessing
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return as_input(model.config.preprocessing, pixels_BHWC, device)
+
+
+def as_input(preprocessing: Preprocessing, pixels_BHWC: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
+    """Return uint8 photos as pixels_BCYX, with a model's mean and standard deviation."""
     rgb_BHWC = torch.tensor(pixels_BHWC, device=device).float() / 255
     mean_C = torch.tensor(preprocessing.mean_rgb, device=device)
     std_C = torch.tensor(preprocessing.std_rgb, device=device)

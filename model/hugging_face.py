@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 IMAGE_SIZE = "image_size"
+_ANTIALIASED = ("dinov2_with_registers",)
+"""Types whose own code interpolates positions with the other cubic, which is gentler."""
 _PREPROCESSOR_FILE = "preprocessor_config.json"
 _PROCESSOR_FILE = "processor_config.json"
 """Where newer folders with several processors keep theirs together."""
@@ -185,7 +187,13 @@ def _interpolated(table: Tensor, shape: torch.Size, name: str, own: Any, new: An
     width = table.shape[-1]
     table_ND = table.reshape(-1, width)
     grid_1DGG = table_ND[before:].reshape(1, old_side, old_side, width).permute(0, 3, 1, 2)
-    grid_1DGG = nn.functional.interpolate(grid_1DGG, (new_side, new_side), mode="bicubic", align_corners=False)
+    grid_1DGG = nn.functional.interpolate(
+        grid_1DGG,
+        (new_side, new_side),
+        mode="bicubic",
+        align_corners=False,
+        antialias=own.model_type in _ANTIALIASED,
+    )
     return torch.cat([table_ND[:before], grid_1DGG.permute(0, 2, 3, 1).reshape(-1, width)]).reshape(shape)
 
 

@@ -84,7 +84,7 @@ def test_positions_that_hang_on_the_size_are_refused_in_one_line(tmp_path: Path)
     )  # fmt: skip
     transformers.BeitModel(config).save_pretrained(tmp_path)
     assert pretrained(str(tmp_path)).preprocessing.image_size_px == 32
-    with pytest.raises(ValueError, match="takes images of 32 px only.*leave out --image-size"):
+    with pytest.raises(ValueError, match=r"takes images of 32 px only.*leave out --image-size"):
         pretrained(str(tmp_path), 48)
 
 

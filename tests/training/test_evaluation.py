@@ -154,8 +154,8 @@ def test_too_few_photos_to_fit_a_radius_to_are_refused(checkpoint: Checkpoint, p
             fit_reading(
                 *(model, ArraySource(pixels_NHWC), known, groups, rows, checkpoint.hierarchy, Reading.plain(3), None)
             )
+    rows = range(BATCH_SIZE + 12)  # of which the first batch, and then every third, can't be read
     with pytest.raises(ValueError, match=r"8 held-out .* or more photos"):
-        rows = range(BATCH_SIZE + 12)  # of which the first batch, and then every third, can't be read
         fit_reading(model, WithGaps(pixels_NHWC), known, groups, rows, checkpoint.hierarchy, Reading.plain(3), None)
 
 

@@ -69,7 +69,8 @@ class Family:
         config = AutoConfig.for_model(self.model_type, **self.settings)
         model: nn.Module = getattr(transformers, self.model_class)(config).eval()
         for norm in model.modules():
-            if isinstance(norm, nn.LayerNorm):  # else one that is left out would not be missed
+            # Else one that is left out would not be missed; and EfficientNet's begin so small that nothing passes.
+            if isinstance(norm, nn.LayerNorm | nn.BatchNorm2d):
                 nn.init.normal_(norm.weight, 1.0, 0.3)
                 nn.init.normal_(norm.bias, 0.0, 0.3)
         transformers.logging.disable_progress_bar()

@@ -6,8 +6,9 @@ A cache is a folder or prefix of Arrow files, each written whole, and index.json
     tokens-3f0c9a11d2e4/validation-00000.90.arrow
     tokens-3f0c9a11d2e4/index.json
 
-Its name is a hash of the backbone, its weights, the preprocessing and the list of photos, so that what any of these
-changes is computed anew beside it. Photos are seen as when serving, in one view: no crops, mirror images or colours.
+Its name is a hash of the backbone, its weights, the preprocessing, and the photos' names and versions (a local file's
+time and size, a store's ETag), so that what any of these changes is computed anew beside it. Photos are seen as when
+serving, in one view: no crops, mirror images or colours.
 
 A training photo's shard is drawn at random, so that those of a few shards are like those of all: they are mixed, then
 the next few are read. What a store or disk is asked for is whole files, one after the other.
@@ -43,12 +44,13 @@ log = logging.getLogger(__name__)
 _FORMAT = 1
 _INDEX = "index.json"
 _NAME = re.compile(r"(train|validation)-(\d{5,})\.(\d+)\.arrow")
-_ROW, _TOKENS = "row", "tokens"
+_ROW, _TOKENS, _HASH = "row", "tokens", b"blake2b"
 _SHARD_BYTES = 64 << 20
 _BUFFER_BYTES = 2 << 30
 """So much each process keeps in memory: half of it is being mixed, the other half being read."""
 _BATCH_SIZE = 32
 _TELL_S = 10.0
+_ASKING_THREADS = 32
 
 Tokens = NDArray[np.float16]
 
@@ -85,14 +87,18 @@ class TokenCache:
 
         Args:
             about: what else decides what the tokens are, as JSON values: architecture, preprocessing, precision.
-            uri_N: the source's photos; a photo that is replaced under its name is not noticed.
+            uri_N: the source's photos; each is asked for its version.
         """
         digest = hashlib.sha256(json.dumps([_FORMAT, about, shape], sort_keys=True).encode())
         for name in sorted(backbone):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(backbone[name].detach().cpu().numpy()).tobytes())
         for rows_M in (train_M, validation_M):
-            digest.update("\n".join([str(len(rows_M)), *(f"{row} {uri_N[row]}" for row in rows_M)]).encode())
+            uri_M = [uri_N[row] for row in rows_M]
+            with ThreadPoolExecutor(_ASKING_THREADS) as threads:
+                version_M = list(threads.map(_version, uri_M))
+            lines = (f"{row} {uri} {version}" for row, uri, version in zip(rows_M, uri_M, version_M, strict=True))
+            digest.update("\n".join([str(len(rows_M)), *lines]).encode("utf-8", "surrogatepass"))
         key = digest.hexdigest()[:12]
         shuffled_M = np.random.default_rng(int(key, 16)).permutation(train_M)
         return TokenCache(
@@ -144,9 +150,10 @@ class TokenCache:
         Raises:
             ValueError: too many photos can't be read, or their tokens are no float16 numbers; in every process.
         """
-        if team.from_first(storage.exists(storage.join(self.folder, _INDEX))):
-            return
         rows, there = self._rows, self._found()
+        is_whole = rows.keys() <= there.keys() and storage.exists(storage.join(self.folder, _INDEX))
+        if team.from_first(is_whole):
+            return
         todo = team.from_first([name for name in rows if name not in there])
         mine = [(*name, rows[name]) for name in todo[team.rank :: team.size]]
         overflown = self._compute(mine, compute, photos, team)
@@ -271,13 +278,16 @@ class TokenStore:
             self._held[shard] = self._reader.submit(self._read, shard)
 
     def _read(self, shard: int) -> dict[int, Tokens]:
-        count = self._counts[self._part, shard]
+        count = self._counts.get((self._part, shard), 0)
         uri = _shard_uri(self._cache.folder, self._part, shard, count)
-        table = pa.ipc.open_file(pa.py_buffer(storage.read_bytes(uri))).read_all()
-        if not table.num_rows:
-            return {}
-        tokens_MND = table[_TOKENS].combine_chunks().to_numpy_ndarray()
-        return dict(zip(table[_ROW].to_pylist(), tokens_MND, strict=True))
+        try:
+            return _decoded(storage.read_bytes(uri))
+        except FileNotFoundError as error:
+            raise ValueError(f"{uri} is missing: run the same command again, and it is computed anew") from error
+        except (pa.ArrowException, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{uri} is damaged: remove it and run the same command again, and it is computed anew"
+            ) from error
 
 
 def _encoded(tokens: list[tuple[int, Tokens]], shape: tuple[int, int]) -> bytes:
@@ -286,11 +296,31 @@ def _encoded(tokens: list[tuple[int, Tokens]], shape: tuple[int, int]) -> bytes:
     row_M = pa.array([row for row, _ in tokens], pa.int64())
     flat = pa.FixedSizeListArray.from_arrays(pa.array(tokens_MND.reshape(-1)), shape[0] * shape[1])
     array = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float16(), shape), flat)
-    table = pa.table({_ROW: row_M, _TOKENS: array})
+    table = pa.table({_ROW: row_M, _TOKENS: array}).replace_schema_metadata({_HASH: _digest(tokens_MND)})
     buffer = io.BytesIO()
     with pa.ipc.new_file(buffer, table.schema) as writer:
         writer.write_table(table)
     return buffer.getvalue()
+
+
+def _decoded(data: bytes) -> dict[int, Tokens]:
+    """The photos of an Arrow file by row; Arrow's own errors or ValueError where it is not what was written."""
+    table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+    tokens_MND = table[_TOKENS].combine_chunks().to_numpy_ndarray()
+    if (table.schema.metadata or {}).get(_HASH) != _digest(tokens_MND):
+        raise ValueError("its tokens have another hash than when they were written")
+    return dict(zip(table[_ROW].to_pylist(), tokens_MND, strict=True))
+
+
+def _digest(tokens_MND: NDArray[np.float16]) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(tokens_MND).tobytes(), digest_size=16).hexdigest().encode()
+
+
+def _version(uri: str) -> str:
+    try:
+        return storage.head(uri).etag
+    except OSError:  # reading it will fail, and say why
+        return ""
 
 
 def _shard_uri(folder: str, part: str, number: int, photos: int) -> str:

@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import openvino
 import pytest
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from jobs import train
+from model.backbone import Backbone
 from model.checkpoint import Checkpoint
 from model.engines import EngineName, load_engine
-from model.geodecoder import GeoDecoderConfig
+from model.engines.export import plain_attention
+from model.geodecoder import GeoDecoder, GeoDecoderConfig
+from tests import family_training
 from tests.backbone_folders import FAMILIES, SIZE_PX
 from training.recipe import Recipe
 
-ENGINES: tuple[EngineName, ...] = ("openvino", "onnxruntime")
 TOLERANCE = 1e-4
+CONVERTED = (
+    *("clip", "siglip", "dinov2", "dinov3 vit", "vit", "convnext", "swin", "swinv2"),
+    *("efficientnet", "resnet", "mobilenet v2"),
+)
+"""Families whose backbone each engine's runtime converts here, in seconds each. The others differ little from these."""
+IN_PAIRS = ("clip", "siglip", "dinov2", "efficientnet")
+"""Families with weights that tokens don't depend on, and the one with batch statistics."""
 PHOTOS = {"train": 24, "validation": 12}
 TOWNS = ((48.8, 2.3), (-33.9, 18.4), (35.7, 139.7))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small wait for threads longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -38,35 +67,138 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "photos.csv")
 
 
-def settings(manifest: str, backbone: str, output: Path, **more: object) -> train.Settings:
+def run(manifest: str, backbone: Path | str, output: Path, **more: Any) -> Checkpoint:
     recipe = Recipe(epochs=2, batch_size=8, learning_rate=3e-3)
-    return train.Settings(
-        manifest=manifest,
-        output=str(output),
-        backbone=backbone,
-        network="tiny",
-        recipe=recipe,
-        **more,  # type: ignore[arg-type]
-    )
+    given = {"recipe": recipe, "network": "tiny", "prior": "none"} | more
+    assert train.run(train.Settings(manifest, str(output), backbone=str(backbone), **given)) == 0
+    return Checkpoint.load(output)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_folder_of_each_family_is_trained_stored_and_served(name: str, manifest: str, tmp_path: Path) -> None:
-    family = FAMILIES[name]
-    family.write(tmp_path / "downloaded")
-    assert train.run(settings(manifest, str(tmp_path / "downloaded"), tmp_path / "model")) == 0
-    checkpoint = Checkpoint.load(tmp_path / "model")
-    assert isinstance(checkpoint.config, GeoDecoderConfig)
-    assert checkpoint.config.backbone.model_type == (family.stored_type or family.model_type)
-    assert checkpoint.config.backbone.name == ""
-    assert checkpoint.config.preprocessing.image_size_px == SIZE_PX
-    assert checkpoint.training["backbone"] == "downloaded"
-    (tmp_path / "downloaded" / "model.safetensors").unlink()  # the checkpoint needs it no more
-    photos_BHWC = np.random.default_rng(1).integers(0, 256, (3, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
-    expected = load_engine("torch", checkpoint, precision="fp32")(photos_BHWC)
+def engines() -> list[EngineName]:
+    """Those that are installed here, beside torch."""
+    has_onnxruntime = all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnxscript"))
+    return ["openvino", "onnxruntime"] if has_onnxruntime else ["openvino"]
+
+
+def pixels(count: int = 3, size_px: int = SIZE_PX) -> NDArray[np.uint8]:
+    return np.random.default_rng(1).integers(0, 256, (count, size_px, size_px, 3), dtype=np.uint8)
+
+
+def assert_engines_agree(checkpoint: Checkpoint, cache_dir: Path) -> None:
+    expected = load_engine("torch", checkpoint, precision="fp32")(pixels())
     assert expected.finite_B.all()
-    for engine in ENGINES:
-        answers = load_engine(engine, checkpoint, precision="fp32", cache_dir=tmp_path)(photos_BHWC)
+    for engine in engines():
+        answers = load_engine(engine, checkpoint, precision="fp32", cache_dir=cache_dir)(pixels())
         for field in ("level_probability_BH", "top_probability_BT", "mass_within_B4", "scene_probability_B"):
             one, other = getattr(answers, field), getattr(expected, field)
             np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE, err_msg=f"{engine} {field}")
+
+
+def assert_tokens_agree(backbone: Backbone, folder: Path) -> None:
+    """What the engines' runtimes make of the backbone alone, exported as they export the whole: in seconds."""
+    pixels_BCHW = torch.from_numpy(pixels(2)).permute(0, 3, 1, 2) / 255 - 0.5
+    batch = ({0: torch.export.Dim("batch")},)
+    with torch.no_grad(), plain_attention(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        expected_BND = backbone(pixels_BCHW).numpy()
+        program = torch.export.export(backbone, (pixels_BCHW,), dynamic_shapes=batch)
+        compiled = openvino.compile_model(openvino.convert_model(program), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        answers = {"openvino": compiled([pixels_BCHW.numpy()])[0]}
+        if "onnxruntime" in engines():
+            answers["onnxruntime"] = in_onnxruntime(program, pixels_BCHW, folder / "tokens.onnx")
+    for engine, tokens_BND in answers.items():
+        np.testing.assert_allclose(tokens_BND, expected_BND, rtol=TOLERANCE, atol=TOLERANCE, err_msg=engine)
+
+
+def in_onnxruntime(program: torch.export.ExportedProgram, pixels_BCHW: Tensor, path: Path) -> NDArray[np.float32]:
+    import onnxruntime
+
+    torch.onnx.export(program, dynamo=True, verbose=False, optimize=False).save(path)  # type: ignore[union-attr]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    tokens_BND: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: pixels_BCHW.numpy()})[0]
+    return tokens_BND
+
+
+def assert_learnt(model: GeoDecoder, start: family_training.Network) -> None:
+    """Every weight that learns had a gradient, and the backbone's have moved."""
+    learning = {name: x for name, x in model.named_parameters() if x.requires_grad}
+    assert [name for name, x in learning.items() if x.grad is None] == []
+    assert start.weights is not None
+    moved = [name for name, x in learning.items() if name in start.weights and not torch.equal(x, start.weights[name])]
+    # Of attention's keys, the bias moves nothing: a softmax does not see it.
+    still = {name for name in learning if name.startswith("backbone.")} - set(moved)
+    assert len(still) <= 0.2 * len(moved), still
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_family_is_trained_stored_and_computed_alike_by_every_runtime(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    family.write(tmp_path / "downloaded")
+    start = family_training.network(str(tmp_path / "downloaded"))
+    (tmp_path / "downloaded" / "model.safetensors").unlink()  # nothing needs it any more
+    model = family_training.trained(start)
+    assert_learnt(model, start)
+    checkpoint = Checkpoint.save(tmp_path / "model", model, family_training.hierarchy())
+    assert isinstance(checkpoint.config, GeoDecoderConfig)
+    assert checkpoint.config.backbone.name == ""
+    assert checkpoint.config.backbone.model_type == (family.stored_type or family.model_type)
+    loaded = checkpoint.build_model()
+    assert isinstance(loaded, GeoDecoder)
+    pixels_BCHW = torch.randn(2, 3, SIZE_PX, SIZE_PX)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(pixels_BCHW).logits, model(pixels_BCHW).logits, rtol=0, atol=1e-6)
+    if name in CONVERTED:
+        assert_tokens_agree(loaded.backbone.eval(), tmp_path)
+
+
+def test_two_processes_train_what_has_weights_that_no_gradient_reaches(tmp_path: Path) -> None:
+    """DistributedDataParallel refuses a weight that learns and gets no gradient: with CLIP's own class it does."""
+    folders = []
+    for name in IN_PAIRS:
+        FAMILIES[name].write(tmp_path / name)
+        folders.append(str(tmp_path / name))
+    command = [sys.executable, "-m", "tests.family_training", str(tmp_path / "rendezvous"), *folders]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as other:
+        try:
+            family_training.join(tmp_path / "rendezvous", 0)
+            for folder in folders:
+                start = family_training.network(folder)
+                assert_learnt(family_training.trained(start), start)
+            _, said = other.communicate(timeout=120)
+        finally:
+            other.kill()
+            if dist.is_initialized():
+                dist.destroy_process_group()
+    assert other.returncode == 0, said
+
+
+def test_another_image_size_is_trained_with_its_positions_interpolated(tmp_path: Path) -> None:
+    FAMILIES["vit"].write(tmp_path / "downloaded")
+    start = family_training.network(str(tmp_path / "downloaded"), 48)
+    model = family_training.trained(start)
+    assert_learnt(model, start)
+    assert model.backbone.tokens == 1 + 36
+    checkpoint = Checkpoint.save(tmp_path / "model", model, family_training.hierarchy())
+    assert checkpoint.config.preprocessing.image_size_px == 48
+    answers = load_engine("torch", checkpoint, precision="fp32")(pixels(2, 48))
+    assert answers.finite_B.all()
+
+
+def test_the_command_takes_a_folder_and_engines_serve_what_it_made(manifest: str, tmp_path: Path) -> None:
+    """Of the families, the one whose serving failed before there was this test."""
+    FAMILIES["efficientnet"].write(tmp_path / "downloaded")
+    checkpoint = run(manifest, tmp_path / "downloaded", tmp_path / "model")
+    assert checkpoint.training["backbone"] == "downloaded"
+    assert checkpoint.config.preprocessing.mean_rgb == (0.5, 0.5, 0.5)
+    assert_engines_agree(checkpoint, tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_command_takes_every_folder_and_engines_serve_what_it_made(
+    name: str, manifest: str, tmp_path: Path
+) -> None:
+    FAMILIES[name].write(tmp_path / "downloaded")
+    checkpoint = run(manifest, tmp_path / "downloaded", tmp_path / "model", prior="world")
+    assert checkpoint.config.preprocessing.image_size_px == SIZE_PX
+    assert_engines_agree(checkpoint, tmp_path)

@@ -1,6 +1,8 @@
 """A few steps of training for a tiny network on some family's backbone, alone or as one of two processes.
 
-python -m tests.family_training RENDEZVOUS FOLDER FOLDER …   the second process, for each folder in turn
+python -m tests.family_training RENDEZVOUS TOKENS FOLDER FOLDER …
+
+is the second process, for each folder in turn, and then for the first one frozen, on tokens that are kept.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from training.objective import Labels
 from training.partition import PartitionConfig, build_hierarchy
 from training.recipe import Recipe
 from training.team import Team
+from training.tokens import TokenCache
 from training.trainer import Network
 
 PHOTOS, STEPS = 16, 3
@@ -44,14 +47,22 @@ def network(folder: str, size_px: int = 0) -> Network:
     return Network(config, hierarchy().class_counts, 0, {f"backbone.{name}": x for name, x in found.weights.items()})
 
 
-def trained(start: Network) -> GeoDecoder:
-    """The network after some steps of whatever team this process is in; its last gradients are still there."""
+def trained(start: Network, tokens: str = "") -> GeoDecoder:
+    """The network after some steps of whatever team this process is in; its last gradients are still there.
+
+    With a folder for `tokens` its backbone is frozen, and they are made and kept there.
+    """
     model = start.build()
     size_px = start.config.preprocessing.image_size_px
     pixels_NHWC = np.random.default_rng(0).integers(0, 256, (PHOTOS, size_px, size_px, 3), dtype=np.uint8)
     labels = Labels(np.arange(PHOTOS)[:, None] % 3, np.full(PHOTOS, -1))
-    recipe = Recipe(epochs=STEPS, batch_size=PHOTOS, learning_rate=1e-3, balance=0.0)
-    task = Task(recipe, labels, np.arange(PHOTOS), np.empty(0, np.int64))
+    rate = 0.0 if tokens else 1.0
+    recipe = Recipe(epochs=STEPS, batch_size=PHOTOS, learning_rate=1e-3, balance=0.0, backbone_rate=rate)
+    rows, none, cache = np.arange(PHOTOS), np.empty(0, np.int64), None
+    if tokens:
+        names, shape = [str(row) for row in rows], (model.backbone.tokens, model.backbone.width)
+        cache = TokenCache.planned(tokens, model.backbone.state_dict(), {}, shape, names, rows, none)
+    task = Task(recipe, labels, rows, none, tokens=cache)
     TrainingLoop(model, task, Team(), Upkeep(quiet=True)).run(ArraySource(pixels_NHWC), ArraySource(pixels_NHWC))
     return model
 
@@ -64,6 +75,7 @@ def join(rendezvous: Path, rank: int) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     join(Path(sys.argv[1]), 1)
-    for folder in sys.argv[2:]:
+    for folder in sys.argv[3:]:
         trained(network(folder))
+    trained(network(sys.argv[3]), sys.argv[2])
     dist.destroy_process_group()

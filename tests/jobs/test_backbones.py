@@ -158,19 +158,27 @@ def test_two_processes_train_what_has_weights_that_no_gradient_reaches(tmp_path:
     for name in IN_PAIRS:
         FAMILIES[name].write(tmp_path / name)
         folders.append(str(tmp_path / name))
-    command = [sys.executable, "-m", "tests.family_training", str(tmp_path / "rendezvous"), *folders]
+    rendezvous, tokens = tmp_path / "rendezvous", str(tmp_path / "tokens")
+    command = [sys.executable, "-m", "tests.family_training", str(rendezvous), tokens, *folders]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as other:
         try:
-            family_training.join(tmp_path / "rendezvous", 0)
+            family_training.join(rendezvous, 0)
             for folder in folders:
                 start = family_training.network(folder)
                 assert_learnt(family_training.trained(start), start)
+            start = family_training.network(folders[0])
+            frozen = family_training.trained(start, tokens).state_dict()
             _, said = other.communicate(timeout=120)
         finally:
             other.kill()
             if dist.is_initialized():
                 dist.destroy_process_group()
     assert other.returncode == 0, said
+    alone = family_training.trained(start, tokens).state_dict()
+    assert start.weights is not None
+    for name, x in frozen.items():
+        torch.testing.assert_close(x, alone[name], rtol=0, atol=1e-4)
+        assert name not in start.weights or torch.equal(x, start.weights[name])
 
 
 def test_another_image_size_is_trained_with_its_positions_interpolated(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from jobs.benchmark_query import QueryBenchmark
 from jobs.benchmark_scale import ScaleBenchmark
 from jobs.benchmark_shrink import ShrinkBenchmark
 from jobs.benchmark_sizing import SizeClusterBenchmark
+from jobs.benchmark_tokens import TokensBenchmark
 from jobs.benchmark_ways import WaysBenchmark
 from jobs.demo_photos import write_demo_archive
 from model import s2
@@ -322,6 +323,7 @@ class Settings:
         | Annotated[SizeClusterBenchmark, tyro.conf.subcommand("size-cluster")]
         | Annotated[ScaleBenchmark, tyro.conf.subcommand("scale")]
         | Annotated[TrainBenchmark, tyro.conf.subcommand("train")]
+        | Annotated[TokensBenchmark, tyro.conf.subcommand("tokens")]
         | Annotated[AllBenchmark, tyro.conf.subcommand("all")]
     ]
     to: Path | None = None

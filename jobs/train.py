@@ -23,9 +23,10 @@ from jobs import run_command
 from jobs.build_prior import read_prior
 from model import geodecoder
 from model.checkpoint import Checkpoint
-from model.geodecoder import GeoDecoder, GeoDecoderConfig
+from model.geodecoder import ONE_SCENE, GeoDecoder, GeoDecoderConfig
 from model.hierarchy import JSON_NAME, PARQUET_NAME, Hierarchy
 from model.networks import build
+from model.pretrained import Pretrained, pretrained
 from model.readout import Reading
 from pipeline import storage
 from pipeline.cluster import Driver, NamedPath, check_paths, start_ray
@@ -41,8 +42,9 @@ from training.objective import Labels, TeacherView
 from training.recipe import Recipe
 from training.run_record import RunRecord, identity_of
 from training.snapshot import Snapshots
-from training.split import PARTS, Split, SplitConfig, fingerprint, split_photos
+from training.split import PARTS, Split, SplitConfig, part_record, split_photos
 from training.team import Team
+from training.tokens import TokenCache
 from training.trainer import Network, Photos, Workers, fit
 
 log = logging.getLogger(__name__)
@@ -54,7 +56,6 @@ NETWORKS: dict[str, Callable[[], GeoDecoderConfig]] = {
     "tiny": geodecoder.tiny,
     "globe": functools.partial(globe_study.network, globe_study.Variant(), geodecoder.SCENES_3),
 }
-ONE_SCENE = ("any",)
 _SAMPLE = 3
 """So many local photos every node is asked for, if there are any."""
 
@@ -82,6 +83,16 @@ class Settings:
     """A table with path and scene, if the manifest has no column scene."""
     network: Literal["paper_swin_b", "small", "bundled", "tiny", "globe"] = "small"
     """The network to train, without --init."""
+    backbone: str = ""
+    """A pretrained backbone in place of the network's own: a Hugging Face folder, a model of the hub that was
+    downloaded (such as openai/clip-vit-base-patch32), or efficientnet-lite0."""
+    image_size: int = 0
+    """Height and width in pixels of what --backbone sees; its own if 0."""
+    freeze: bool = False
+    """Leave the backbone as it is, and train the rest (the same as --recipe.backbone-rate 0)."""
+    cache_tokens: str = ""
+    """Folder or prefix that keeps what a frozen backbone says of each photo, so that it is asked once and not in every
+    epoch. Photos are then seen as when serving: no crops, mirror images or changed colours."""
     teacher_onnx: Path | None = None
     """An ONNX network from images to features, to learn from by distillation; every node needs the file."""
     name: str = "geodecoder"
@@ -109,10 +120,12 @@ def run(settings: Settings) -> int:
     """Train and write the checkpoint; return the exit code."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    settings = _with_frozen_recipe(settings)
     output = storage.absolute(settings.output)
     _check_paths(settings, output)
     start = Checkpoint.load(model_folder(settings.init)) if settings.init else None
-    config = _config(settings, start)
+    trunk = pretrained(settings.backbone, settings.image_size) if settings.backbone else None
+    config = _config(settings, start, trunk)
     photos = labelled_photos(settings.manifest, settings.root, settings.only, settings.scenes, vocabulary=config.scenes)
     _check_scenes(config, photos, start.model_id if start else f"the network {settings.network}")
     if start is None:
@@ -133,17 +146,19 @@ def run(settings: Settings) -> int:
     storage.check_writable(output)
     print(describe_split(split))
     hierarchy = _hierarchy(settings, photos, rows, start)
-    network = Network(config, hierarchy.class_counts, settings.recipe.seed, _first_weights(start, hierarchy))
-    task = _task(settings, photos, split, hierarchy, config)
+    network = Network(config, hierarchy.class_counts, settings.recipe.seed, _first_weights(start, trunk, hierarchy))
+    task = _task(settings, photos, split, hierarchy, network)
     about = {
         "recipe": dataclasses.asdict(settings.recipe),
         "network": config.to_json(),
         "init": start.model_id if start else None,
+        "backbone": settings.backbone.rstrip("/").rpartition("/")[2] or None,
+        "tokens": task.tokens.name if task.tokens else None,
         "hierarchy_sha256": hierarchy.content_hash,
         "teacher": settings.teacher_onnx.name if settings.teacher_onnx else None,
         "photos": len(photos),
         "split": dataclasses.asdict(settings.split),
-        "parts": {part: _part(photos, split, part) for part in PARTS},
+        "parts": {part: part_record(photos, split, part) for part in PARTS},
     }
     task = dataclasses.replace(task, identity=identity_of(task, network.weights, **about))
     record = RunRecord(output, task.identity)
@@ -159,7 +174,8 @@ def run(settings: Settings) -> int:
     prior = read_prior(settings.prior)
     truth = Truth(photos.lat_deg_N, photos.lon_deg_N, task.labels.level_NH)
     plain = Reading.plain(len(hierarchy.levels))
-    fit = evaluation.fit_reading(model, served, truth, split.group_N, validation, hierarchy, plain, prior)
+    source = task.tokens.validation() if task.tokens else served
+    fit = evaluation.fit_reading(model, source, truth, split.group_N, validation, hierarchy, plain, prior)
     training = about | {"identity": task.identity, "progress": dataclasses.asdict(progress)}
     training["fit"] = {"photos": len(validation), "gain_low": None if math.isnan(fit.gain_low) else fit.gain_low}
     model_id = save_model(output, model, hierarchy, fit.reading, training=training, name=settings.name, prior=prior)
@@ -170,12 +186,39 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def _config(settings: Settings, start: Checkpoint | None) -> GeoDecoderConfig:
+def _with_frozen_recipe(settings: Settings) -> Settings:
+    """Return the settings with what --freeze means for the recipe; ValueError for flags that exclude each other."""
+    if settings.backbone and settings.init:
+        raise ValueError("--init brings its own backbone: leave --backbone or --init out")
+    if settings.image_size and not settings.backbone:
+        raise ValueError("--image-size is for --backbone: every other network has its own size")
+    recipe = dataclasses.replace(settings.recipe, backbone_rate=0.0) if settings.freeze else settings.recipe
+    if settings.teacher_onnx is not None and recipe.is_frozen:
+        raise ValueError("a teacher teaches the backbone, and a frozen one learns nothing: leave --teacher-onnx out")
+    if settings.cache_tokens and not recipe.is_frozen:
+        raise ValueError(
+            "what a backbone says can be kept only where it does not learn: add --freeze to --cache-tokens"
+        )
+    return dataclasses.replace(settings, recipe=recipe)
+
+
+def _config(settings: Settings, start: Checkpoint | None, trunk: Pretrained | None) -> GeoDecoderConfig:
     """Return the network to train; ValueError where the model to begin with has none."""
     config = start.config if start else NETWORKS[settings.network]()
     if not isinstance(config, GeoDecoderConfig):
         raise ValueError(f"--init {settings.init}: that model has no network to train: leave --init out")
-    return config
+    if trunk is None:
+        return config
+    pixels = trunk.preprocessing
+    print(
+        f"backbone {settings.backbone}: {trunk.config.model_type}, {pixels.image_size_px} px out of "
+        f"{pixels.resize_px} px, mean {_in_short(pixels.mean_rgb)}, deviation {_in_short(pixels.std_rgb)}"
+    )
+    return dataclasses.replace(config, backbone=trunk.config, preprocessing=trunk.preprocessing)
+
+
+def _in_short(numbers: tuple[float, ...]) -> str:
+    return " ".join(f"{number:.3f}" for number in numbers)
 
 
 def _check_paths(settings: Settings, output: str) -> None:
@@ -191,6 +234,8 @@ def _check_paths(settings: Settings, output: str) -> None:
         "--teacher-onnx": str(settings.teacher_onnx or ""),
     }
     paths = [NamedPath(flag, storage.absolute(uri)) for flag, uri in given.items() if uri]
+    if settings.cache_tokens:
+        paths.append(NamedPath("--cache-tokens", storage.absolute(settings.cache_tokens)))
     check_paths([*paths, NamedPath("--output", output)], settings.shared_filesystem, output)
 
 
@@ -201,6 +246,7 @@ def _train(settings: Settings, network: Network, task: Task, photos: LabelledPho
         workers = dataclasses.replace(settings.workers, count=settings.num_workers)
         size = start_ray(least_cpus=math.ceil(workers.count * workers.cpus_each), dashboard=True)
         named = [upkeep.output, *uris, *([str(settings.teacher_onnx)] if settings.teacher_onnx else [])]
+        named += [task.tokens.folder] if task.tokens else []
         is_local = not all(storage.is_remote(uri) for uri in named)
         driver = Driver.here(uses_local_paths=is_local and not settings.shared_filesystem)
         listed = Photos(pa.array(uris, pa.large_string()), target, served)
@@ -218,9 +264,8 @@ def _training_target(settings: Settings, config: GeoDecoderConfig) -> DecodeTarg
     return DecodeTarget(size_px, size_px)
 
 
-def _task(
-    settings: Settings, photos: LabelledPhotos, split: Split, hierarchy: Hierarchy, config: GeoDecoderConfig
-) -> Task:
+def _task(settings: Settings, photos: LabelledPhotos, split: Split, hierarchy: Hierarchy, network: Network) -> Task:
+    config = network.config
     scene_N = np.array([config.scenes.index(scene) if scene else -1 for scene in photos.scene_N])
     labels = Labels.of(hierarchy, photos.lat_deg_N, photos.lon_deg_N, scene_N)
     rows = split.rows("train")
@@ -230,15 +275,54 @@ def _task(
     if settings.teacher_onnx is not None:
         store = PhotoStore(photos.uri_N, _training_target(settings, config), settings.recipe.max_failed_fraction)
         teacher = TeacherView.fitted(settings.teacher_onnx.resolve(), store, rows)
-    return Task(settings.recipe, labels, rows, split.rows("validation"), teacher)
+    validation = split.rows("validation")
+    tokens = _tokens(settings, photos, rows, validation, network) if settings.cache_tokens else None
+    return Task(settings.recipe, labels, rows, validation, teacher, tokens=tokens)
 
 
-def _first_weights(start: Checkpoint | None, hierarchy: Hierarchy) -> dict[str, torch.Tensor] | None:
+def _tokens(
+    settings: Settings,
+    photos: LabelledPhotos,
+    rows: NDArray[np.int64],
+    validation: NDArray[np.int64],
+    network: Network,
+) -> TokenCache:
+    """Return where the tokens are kept, and say how much they take."""
+    backbone = network.build().backbone
+    about = {
+        "backbone": dataclasses.asdict(backbone.config),
+        "preprocessing": dataclasses.asdict(network.config.preprocessing),
+        "precision": settings.recipe.precision,
+    }
+    cache = TokenCache.planned(
+        storage.absolute(settings.cache_tokens),
+        backbone.state_dict(),
+        about,
+        (backbone.tokens, backbone.width),
+        photos.uri_N,
+        rows,
+        validation,
+        settings.recipe.max_failed_fraction,
+    )
+    storage.check_writable(cache.folder)
+    size_mb = cache.photos * cache.bytes_a_photo / 1e6
+    print(
+        f"tokens: {backbone.tokens} of {backbone.width} for each of {cache.photos} photos, {size_mb:.0f} MB in "
+        f"{cache.folder}; photos are seen as when serving, without crops, mirror images or changed colours"
+    )
+    return cache
+
+
+def _first_weights(
+    start: Checkpoint | None, trunk: Pretrained | None, hierarchy: Hierarchy
+) -> dict[str, torch.Tensor] | None:
     """Return the weights to begin with: all of the model's, less those whose shape another hierarchy changes."""
+    if trunk is not None:
+        return {f"backbone.{name}": x for name, x in trunk.weights.items()}
     if start is None:
         return None
     weights = start.build_model().state_dict()
-    shapes = build(start.config, hierarchy.class_counts).state_dict()
+    shapes = build(start.config, hierarchy).state_dict()
     kept = {name: x for name, x in weights.items() if name in shapes and shapes[name].shape == x.shape}
     if start.hierarchy.content_hash != hierarchy.content_hash:
         # Equal shapes by chance: a classifier's rows mean other cells now.
@@ -257,12 +341,17 @@ def in_words(fitted: Fit) -> str:
 
 
 def _trained(network: Network, snapshots: Snapshots) -> GeoDecoder:
-    """Return the network of the newest snapshot: the moving average where one was kept."""
+    """Return the network of the newest snapshot: the moving average where one was kept.
+
+    A frozen backbone is in no snapshot: it is what the training began with.
+    """
     state = snapshots.load(snapshots.steps()[-1])
     prefix = "model."
     weights = {name.removeprefix(prefix): x for name, x in state["weights"].items() if name.startswith(prefix)}
     model = network.build()
-    model.load_state_dict(weights | state["average"])
+    missing, unknown = model.load_state_dict(weights | state["average"], strict=False)
+    assert not unknown, f"the snapshot has parts that the network has not: {unknown}"
+    assert all(name.startswith("backbone.") for name in missing), f"the snapshot lacks {missing}"
     return model.eval()
 
 
@@ -273,11 +362,6 @@ def describe_split(split: Split) -> str:
         rows = split.rows(part)
         lines.append(f"{part:<10} {len(rows):>8} photos in {len(np.unique(split.group_N[rows])):>6} groups")
     return "\n".join(lines)
-
-
-def _part(photos: LabelledPhotos, split: Split, part: str) -> dict[str, int | str]:
-    names = [photos.name_N[row] for row in split.rows(part)]
-    return {"photos": len(names), "fingerprint": fingerprint(names)}
 
 
 def _hierarchy(

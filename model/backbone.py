@@ -7,30 +7,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+
+from model import efficientnet_lite, hugging_face
 
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
 
-_NOT_ARCHITECTURE = (
-    "model_type",
-    "transformers_version",
-    "architectures",
-    "dtype",
-    "_name_or_path",
-    "id2label",
-    "label2id",
-    # Which feature maps a detector would take, derived from the depths:
-    "stage_names",
-    "out_features",
-    "out_indices",
-)
+_POST_NORMS = ("post_layernorm", "layernorm", "pooler.layernorm")
+"""Where networks keep the normalisation that they apply to a pooled token alone: CLIP, ConvNeXt, BEiT."""
 
 
 @dataclass(frozen=True)
@@ -87,104 +75,124 @@ class BackboneConfig:
 class Backbone(nn.Module):
     """pixels_BCHW (normalised floats) → tokens_BND; grids of convolutional networks are flattened row by row.
 
-    `config` is always the inline form of what was built, so a checkpoint that stores it needs no hub; `width` is D.
+    The tokens are the network's last hidden state, each normalised by what the network itself would normalise a pooled
+    one with. What they don't depend on (poolers, heads, mask tokens) is left out, or frozen: no gradient would ever
+    reach it, which DistributedDataParallel refuses.
+
+    Attributes:
+        config: always the inline form of what was built, so that a checkpoint that stores it needs no hub.
+        tokens: N, for images of `image_size_px`.
+        width: D.
 
     Raises:
-        ValueError: an unknown architecture or setting; a named model that is not on this machine.
-
-    Source: the token outputs of transformers' AutoModel, without its poolers and mask tokens, which this network would
-    never use (and DistributedDataParallel rejects parameters without a gradient).
+        ValueError: an unknown architecture or setting; a named model that is not on this machine, or lacks weights.
     """
 
     def __init__(self, config: BackboneConfig, image_size_px: int) -> None:
         super().__init__()
-        architecture = _architecture(config, image_size_px)
-        try:
-            if config.pretrained:
-                model = AutoModel.from_pretrained(config.name, config=architecture, local_files_only=True)
-            else:
-                model = AutoModel.from_config(architecture)  # type: ignore[no-untyped-call]
-        except OSError as error:
-            raise ValueError(_not_here(config.name)) from error
-        except (ValueError, RuntimeError, TypeError, AttributeError) as error:
-            raise ValueError(f"cannot build the backbone {_label(config)}: {_short(error)}") from error
-        self.model = _without_unused_parts(model)
-        self.config = BackboneConfig(model_type=architecture.model_type, overrides=_settings(architecture))
-        self.width = self._output_width(image_size_px)
+        self.model, self.config, missing = _built(config, image_size_px)
+        shape, unused = _probed(self.model, image_size_px, self.config.model_type)
+        self.post_norm = _post_norm(self.model, unused, shape)
+        _leave_out(self.model, unused)
+        # A normalisation of pooled tokens that was not stored begins as a plain one: that is no weight to miss.
+        needed = missing & set(self.model.state_dict())
+        if needed:
+            raise ValueError(
+                f"{config.name} lacks {len(needed)} of the weights that a {self.config.model_type} needs, among them "
+                f"{min(needed)}: download it again, or give another folder"
+            )
+        _, still_unused = _probed(self.model, image_size_px, self.config.model_type)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name not in still_unused)
+        self.tokens, self.width = _tokens_shape(shape)
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         hidden: Tensor = self.model(pixel_values=pixels_BCHW).last_hidden_state
         if hidden.ndim == 4:
-            return hidden.flatten(2).transpose(1, 2)
-        return hidden
-
-    @torch.no_grad()
-    def _output_width(self, image_size_px: int) -> int:
-        # One forward pass tells the width for every family; transformers has no one name for it. In eval mode, so that
-        # batch normalisation keeps its statistics.
-        self.eval()
-        try:
-            tokens_BND = self(torch.zeros(1, 3, image_size_px, image_size_px))
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"the backbone {self.config.model_type} does not accept {image_size_px} px images: {_short(error)}"
-            ) from error
-        self.train()
-        return int(tokens_BND.shape[-1])
+            hidden = hidden.flatten(2).transpose(1, 2)
+        tokens_BND: Tensor = self.post_norm(hidden)
+        return tokens_BND
 
 
-def _architecture(config: BackboneConfig, image_size_px: int) -> Any:
-    """The transformers configuration that `config` describes."""
+class LeftOut(nn.Module):
+    """In the place of a part that nothing depends on: what it is given first, it gives back."""
+
+    def forward(self, first: Any = None, *others: Any, **more: Any) -> Any:
+        return first
+
+
+def _built(config: BackboneConfig, image_size_px: int) -> tuple[nn.Module, BackboneConfig, set[str]]:
+    """The network, its inline form, and the names of weights that a pretrained one should have and has not."""
+    if config.name == efficientnet_lite.NAME or config.model_type == efficientnet_lite.MODEL_TYPE:
+        if config.overrides:
+            raise ValueError(f"{efficientnet_lite.MODEL_TYPE} has no settings: leave {', '.join(config.overrides)} out")
+        lite = efficientnet_lite.EfficientNetLite0()
+        if config.pretrained:
+            lite.load_state_dict(efficientnet_lite.pretrained_weights())
+        return lite, BackboneConfig(efficientnet_lite.MODEL_TYPE), set()
+    architecture = hugging_face.architecture(config.model_type, config.name, config.overrides, image_size_px)
     try:
-        if config.name:
-            architecture = AutoConfig.from_pretrained(config.name, local_files_only=True)
-        else:
-            architecture = AutoConfig.for_model(config.model_type)
-    except OSError as error:
-        raise ValueError(_not_here(config.name)) from error
-    except (ValueError, KeyError) as error:
-        if Path(config.name or "-").exists():
-            raise ValueError(_not_here(config.name)) from error
-        raise ValueError(f"transformers knows no backbone of type {_label(config)}") from error
-    known = architecture.to_dict()
-    unknown = sorted(set(config.overrides) - set(known))
-    if unknown:
-        # transformers itself would take any key and ignore it.
-        raise ValueError(f"a {architecture.model_type} has no setting {', '.join(unknown)}")
-    overrides = dict(config.overrides)
-    if not config.name and "image_size" in known:
-        overrides.setdefault("image_size", image_size_px)
+        model = hugging_face.network(architecture)
+    except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+        label = config.name or config.model_type
+        raise ValueError(f"cannot build the backbone {label}: {_short(error)}") from error
+    missing = hugging_face.load_weights(model, config.name, architecture) if config.pretrained else set()
+    return model, BackboneConfig(architecture.model_type, hugging_face.settings(architecture)), missing
+
+
+def _probed(model: nn.Module, image_size_px: int, label: str) -> tuple[torch.Size, set[str]]:
+    """The shape of the last hidden state of one image, and the names of the parameters that no gradient of it reaches.
+
+    Without memory or time for either, on torch's meta device: only shapes are computed.
+    """
+    parameters = {
+        name: torch.empty_like(x, device="meta").requires_grad_(x.is_floating_point())
+        for name, x in model.named_parameters()
+    }
+    buffers = {name: torch.empty_like(x, device="meta") for name, x in model.named_buffers()}
+    pixels_BCHW = torch.empty(1, 3, image_size_px, image_size_px, device="meta")
+    was_training = model.training
+    model.eval()  # stochastic depth skips layers
     try:
-        # Rebuilt, not assigned: some settings derive others (Swin's hidden size, stage names).
-        inherited = architecture.to_diff_dict() if config.name else {}
-        return type(architecture)(**{**inherited, **overrides})
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise ValueError(f"wrong setting for the backbone {_label(config)}: {_short(error)}") from error
+        with torch.enable_grad():
+            output: Any = torch.func.functional_call(model, parameters | buffers, (), {"pixel_values": pixels_BCHW})
+            hidden: Tensor = output.last_hidden_state
+            learned = [x for x in parameters.values() if x.requires_grad]
+            gradients = torch.autograd.grad(hidden.sum(), learned, allow_unused=True)
+    except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"the backbone {label} does not accept {image_size_px} px images, and nothing else: {_short(error)}"
+        ) from error
+    finally:
+        model.train(was_training)
+    reached = {id(x) for x, gradient in zip(learned, gradients, strict=True) if gradient is not None}
+    return hidden.shape, {name for name, x in parameters.items() if id(x) not in reached}
 
 
-def _settings(architecture: Any) -> dict[str, Any]:
-    """What differs from the type's defaults, as plain JSON values; library versions and the like left out."""
-    return {key: value for key, value in architecture.to_diff_dict().items() if key not in _NOT_ARCHITECTURE}
+def _tokens_shape(hidden: torch.Size) -> tuple[int, int]:
+    """N and D of a last hidden state, BND or BDHW."""
+    return (hidden[2] * hidden[3], hidden[1]) if len(hidden) == 4 else (hidden[1], hidden[2])
 
 
-def _without_unused_parts(model: nn.Module) -> nn.Module:
-    """Remove what the tokens don't depend on: the pooler, and the mask token of masked pretraining."""
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = nn.Identity()
-    embeddings: Any = getattr(model, "embeddings", None)
-    if getattr(embeddings, "mask_token", None) is not None:
-        embeddings.mask_token = None
-    return model
+def _post_norm(model: nn.Module, unused: set[str], shape: torch.Size) -> nn.Module:
+    """The normalisation that only a pooled token goes through, for all tokens; nothing where there is none."""
+    modules = dict(model.named_modules())
+    norms = [modules.get(name) for name in _POST_NORMS if f"{name}.weight" in unused]
+    width = _tokens_shape(shape)[1:]
+    fitting = (norm for norm in norms if isinstance(norm, nn.LayerNorm) and norm.normalized_shape == width)
+    return next(fitting, nn.Identity())
 
 
-def _not_here(name: str) -> str:
-    if Path(name).exists():
-        return f"{name} is not a complete Hugging Face model folder: it needs config.json and model.safetensors"
-    return f"the backbone {name} is not on this machine: download it first with `hf download {name}`"
-
-
-def _label(config: BackboneConfig) -> str:
-    return config.name or config.model_type
+def _leave_out(model: Any, unused: set[str]) -> None:
+    """Replace every part whose parameters are all unused, and remove mask tokens of masked pretraining."""
+    for name, part in list(model.named_children()):
+        names = {f"{name}.{inner}" for inner, _ in part.named_parameters()}
+        if names and names <= unused:
+            setattr(model, name, LeftOut())
+        elif names & unused:
+            _leave_out(part, {inner.removeprefix(f"{name}.") for inner in names & unused})
+    if "mask_token" in unused:
+        model.mask_token = None
 
 
 def _short(error: Exception) -> str:

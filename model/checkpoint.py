@@ -31,7 +31,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from model.geodecoder import GeoDecoderConfig
 from model.hierarchy import Hierarchy
-from model.networks import Config, Network, build, config_from_json, kind_of
+from model.networks import Config, Network, PriorConfig, build, config_from_json, kind_of
 from model.prior import Prior
 from model.readout import AUTO, BEST_CELL, Combination, PointRule, Reading
 
@@ -200,14 +200,14 @@ class Checkpoint:
         """
         weights = self.folder / WEIGHTS_FILE
         try:
-            _require_fitting_weights(self.config, self.hierarchy.class_counts, weights)
+            _require_fitting_weights(self.config, self.hierarchy, weights)
             tensors = load_file(weights)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{weights} cannot be read ({error}): {_RESTORE}") from error
         broken = [key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())]
         if broken:
             raise ValueError(f"{weights}: the weights of {broken[0]} are not finite: train again from an earlier state")
-        model = build(self.config, self.hierarchy.class_counts)
+        model = build(self.config, self.hierarchy)
         try:
             model.load_state_dict(tensors, strict=True)
         except RuntimeError as error:
@@ -265,7 +265,7 @@ def _require_name(name: Any) -> None:
 
 def _require_plausible(config: Config, levels: int) -> None:
     """Refuse what no network of ours says, before anything is computed from it."""
-    if isinstance(config, GeoDecoderConfig) and (config.backbone.name or config.backbone.pretrained):
+    if not isinstance(config, PriorConfig) and (config.backbone.name or config.backbone.pretrained):
         raise ValueError("model.backbone must be spelled inline, not name another model")
     if not all(scene.isprintable() and 0 < len(scene) <= 100 for scene in config.scenes):
         raise ValueError("model.scenes must be names of up to 100 printable characters")
@@ -282,7 +282,7 @@ def _whole_numbers(value: Any) -> Iterator[int]:
             yield from _whole_numbers(inner)
 
 
-def _require_fitting_weights(config: Config, class_counts: tuple[int, ...], weights: Path) -> None:
+def _require_fitting_weights(config: Config, hierarchy: Hierarchy, weights: Path) -> None:
     """Compare the network with its weights' names and shapes without memory for either: a lie may ask for terabytes.
 
     Raises ValueError; what `weights` itself makes go wrong is safetensors' own error.
@@ -293,7 +293,7 @@ def _require_fitting_weights(config: Config, class_counts: tuple[int, ...], weig
         raise ValueError(f"{weights} does not fit the network in {CONFIG_FILE}: it has too few layers")
     try:
         with _at_most_parameters(2 * len(stored) + 100), torch.device("meta"):
-            network = build(config, class_counts)
+            network = build(config, hierarchy)
     except (ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         detail = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(f"the network in {CONFIG_FILE} cannot be built ({detail}): {_RESTORE}") from error

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from model.backbone import Backbone, BackboneConfig, Preprocessing
 from model.decoder import DependentLayer, IndependentLayer
 
+ONE_SCENE = ("any",)
+"""The scenes of a network that does not tell any apart."""
+
 SCENES_3 = ("indoor", "natural", "urban")
 
 SCENES_16 = (
@@ -84,8 +87,8 @@ class GeoDecoderConfig:
         Raises:
             ValueError: an unknown or missing key, a value of the wrong type, or one that the class refuses.
         """
-        fields = _checked(cls, values, "model")
-        fields["backbone"] = BackboneConfig(**_checked(BackboneConfig, fields["backbone"], "model.backbone"))
+        fields = checked_fields(cls, values, "model")
+        fields["backbone"] = backbone_from_json(fields["backbone"])
         fields["preprocessing"] = preprocessing_from_json(fields["preprocessing"])
         if not all(isinstance(scene, str) for scene in fields["scenes"]):
             raise ValueError("model.scenes must be a list of names")
@@ -94,9 +97,14 @@ class GeoDecoderConfig:
         return cls(**fields)
 
 
+def backbone_from_json(values: Any) -> BackboneConfig:
+    """The backbone that `values` (parsed JSON) describes; ValueError where they describe none."""
+    return BackboneConfig(**checked_fields(BackboneConfig, values, "model.backbone"))
+
+
 def preprocessing_from_json(values: Any) -> Preprocessing:
     """The preprocessing that `values` (parsed JSON) describes; ValueError where they describe none."""
-    fields = _checked(Preprocessing, values, "model.preprocessing")
+    fields = checked_fields(Preprocessing, values, "model.preprocessing")
     for key in ("mean_rgb", "std_rgb"):
         fields[key] = tuple(_number(value, f"model.preprocessing.{key}") for value in fields[key])
     return Preprocessing(**fields)
@@ -254,8 +262,8 @@ _JSON_TYPES: Mapping[str, tuple[type, str]] = {
 }
 
 
-def _checked(kind: Any, values: Any, where: str) -> dict[str, Any]:
-    """`values` as keyword arguments of the dataclass `kind`, if it has exactly its keys and plausible types."""
+def checked_fields(kind: Any, values: Any, where: str) -> dict[str, Any]:
+    """`values` as keyword arguments of the dataclass `kind`; ValueError for other keys, or types that can't be."""
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be a JSON object")
     fields = {field.name: str(field.type) for field in dataclasses.fields(kind)}

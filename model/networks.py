@@ -1,6 +1,7 @@
 """The kinds of network that a checkpoint can hold, behind one face: pixels in, logits of every level and scene out.
 
 geodecoder  the hierarchical scene-query network (`model.geodecoder`)
+gallery     features of many places, with which a photo's are compared (`model.gallery`)
 prior       no network at all: every photo gets the prior's answer
 
 Shapes: B batch · C, Y, X colours, rows, columns of pixels · K classes of one level · S scenes.
@@ -12,12 +13,15 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from model.backbone import Preprocessing
+from model.gallery import Gallery, GalleryConfig
 from model.geodecoder import SCENES_3, GeoDecoder, GeoDecoderConfig, GeoDecoderOutput, preprocessing_from_json
+from model.hierarchy import Hierarchy
 
-Kind = Literal["geodecoder", "prior"]
+Kind = Literal["geodecoder", "gallery", "prior"]
 
 
 class NetworkConfig(Protocol):
@@ -72,26 +76,40 @@ class PriorNetwork(nn.Module):
         )
 
 
-Network = GeoDecoder | PriorNetwork
-Config = GeoDecoderConfig | PriorConfig
+Network = GeoDecoder | Gallery | PriorNetwork
+Config = GeoDecoderConfig | GalleryConfig | PriorConfig
 
 
 def config_from_json(kind: str, values: Any) -> Config:
     """Return the configuration of a network of some kind; ValueError for an unknown kind or wrong values."""
     if kind == "geodecoder":
         return GeoDecoderConfig.from_json(values)
+    if kind == "gallery":
+        return GalleryConfig.from_json(values)
     if kind == "prior":
         return PriorConfig.from_json(values)
     raise ValueError(f"a model of the kind {kind!r:.50} is not known here: upgrade Graticule")
 
 
-def build(config: Config, class_counts: tuple[int, ...]) -> Network:
+def build(config: Config, hierarchy: Hierarchy) -> Network:
     """Return the network that a configuration describes, its weights at random."""
     if isinstance(config, GeoDecoderConfig):
-        return GeoDecoder(config, class_counts)
-    return PriorNetwork(config, class_counts)
+        return GeoDecoder(config, hierarchy.class_counts)
+    if isinstance(config, GalleryConfig):
+        return Gallery(config, hierarchy)
+    return PriorNetwork(config, hierarchy.class_counts)
 
 
 def kind_of(config: Config) -> Kind:
     """Return the kind of network that a configuration describes."""
-    return "geodecoder" if isinstance(config, GeoDecoderConfig) else "prior"
+    if isinstance(config, GeoDecoderConfig):
+        return "geodecoder"
+    return "gallery" if isinstance(config, GalleryConfig) else "prior"
+
+
+def in_dtype(network: Network, dtype: torch.dtype) -> Network:
+    """Return the network computing in `dtype`; a gallery's comparison stays in fp32, its tower does not."""
+    if isinstance(network, Gallery):
+        network.tower.to(dtype)
+        return network
+    return network.to(dtype)

@@ -1,6 +1,6 @@
 """Photos for training and evaluation: read and decoded exactly as when serving, in an order that a seed decides.
 
-Shapes: N photos of the store, M photos of one part, D draws, B batch, H and W height and width in pixels, C 3 colours.
+Shapes: N photos of the store, M photos of one part, S shards, B batch, H and W height and width in pixels, C 3 colours.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,16 @@ from pipeline.schema import PhotoError
 log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
+Inputs = NDArray[np.uint8] | NDArray[np.float16]
+"""What training takes: pixels, or tokens that a backbone has made of them."""
+
+
+class InputSource(Protocol):
+    """Photos by row, or the tokens of photos: whatever the network begins with."""
+
+    def batches(self, rows: Sequence[int], batch_size: int) -> Iterator[tuple[NDArray[np.int64], Inputs]]:
+        """Yield (row_B, inputs) for each `batch_size` rows, in order, as `PhotoSource` does."""
+        ...
 
 
 class PhotoSource(Protocol):
@@ -109,17 +119,34 @@ def stack_batch(photos: Sequence[tuple[int, Pixels]], target: DecodeTarget) -> t
     return np.array([row for row, _ in photos], np.int64), pixels_BHWC
 
 
+class Shards(NamedTuple):
+    """Files that photos lie in together: those of a few at a time are drawn in any order, then come the next few."""
+
+    shard_N: NDArray[np.int64]
+    """Which file each row's photo is in."""
+    files: int
+    at_once: int
+
+
 class DrawOrder:
     """Which photo each draw takes: a function of the seed and the draw's number, however many workers share the draws.
 
     Draws are counted from 0 through all epochs; an epoch has as many as there are photos. With weights an epoch draws
-    with replacement, without them each photo once, in a new order each epoch.
+    with replacement, without them each photo once, in a new order each epoch. With shards an epoch goes through these
+    in a new order, so that each is read once.
     """
 
-    def __init__(self, rows_M: NDArray[np.int64], seed: int, weight_M: NDArray[np.float64] | None = None) -> None:
+    def __init__(
+        self,
+        rows_M: NDArray[np.int64],
+        seed: int,
+        weight_M: NDArray[np.float64] | None = None,
+        shards: Shards | None = None,
+    ) -> None:
         self.rows_M = rows_M
         self._seed = seed
         self._weight_M = weight_M
+        self._shards = shards
         self._epoch = -1
         self._order_M = rows_M
 
@@ -137,6 +164,10 @@ class DrawOrder:
             random = np.random.default_rng([self._seed, epoch])
             with_replacement = self._weight_M is not None
             self._order_M = random.choice(self.rows_M, len(self.rows_M), with_replacement, self._weight_M)
+            if self._shards is not None:
+                turn_S = random.permutation(self._shards.files) // self._shards.at_once
+                turn_M = turn_S[self._shards.shard_N[self._order_M]]
+                self._order_M = self._order_M[np.argsort(turn_M, kind="stable")]
             self._epoch = epoch
         return self._order_M
 

@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from model import geodesy
+from model.backbone import Preprocessing
 from model.checkpoint import Checkpoint
 from model.engines import Engine, NumpyAnswers
-from model.geodecoder import GeoDecoderOutput
+from model.geodecoder import GeoDecoder, GeoDecoderOutput
 from model.hierarchy import Hierarchy
 from model.networks import Network
 from model.prior import Prior
@@ -27,7 +28,7 @@ from model.readout import Answers, Reading, ReadOut
 from training import calibration
 from training.augment import resize
 from training.calibration import FEWEST_PHOTOS, Fit, Judge, Judged, LabelledLogits
-from training.dataset import PhotoSource
+from training.dataset import Inputs, InputSource, PhotoSource
 from training.teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -98,8 +99,12 @@ def measure(
     parts: list[tuple[Predictions, list[Judged]]] = []
     answered = [np.zeros(count) for count in hierarchy.class_counts]
     model = checkpoint.build_model().to("cuda" if torch.cuda.is_available() else "cpu")
-    for row_B, pixels_BHWC, output in network_outputs(model, store, rows, crops):
-        answers = engine(pixels_BHWC) if engine else Answers(*(field.numpy() for field in read_out(output)))
+    for row_B, inputs, output in network_outputs(model, store, rows, crops):
+        answers = (
+            engine(inputs.astype(np.uint8, copy=False))
+            if engine
+            else Answers(*(field.numpy() for field in read_out(output)))
+        )
         said = _predictions(row_B, answers, hierarchy)
         true_B = truth.label_NH[row_B], truth.lat_deg_N[row_B], truth.lon_deg_N[row_B]
         parts.append((said, [judge(output.logits, *true_B) for judge in judges]))
@@ -206,9 +211,11 @@ def nearest_neighbour(features_ND: torch.Tensor, known_MD: torch.Tensor) -> NDAr
 
 
 def network_outputs(
-    model: Network, store: PhotoSource, rows: Sequence[int], crops: int = 1
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8], GeoDecoderOutput]]:
-    """Yield (row_B, pixels_BHWC, logits) of the photos of some rows, by the torch model in fp32, wherever it is.
+    model: Network, store: InputSource, rows: Sequence[int], crops: int = 1
+) -> Iterator[tuple[NDArray[np.int64], Inputs, GeoDecoderOutput]]:
+    """Yield (row_B, inputs, logits) of the photos of some rows, by the torch model in fp32, wherever it is.
+
+    `store` has photos, or the tokens that the model's backbone has made of them.
 
     The logits are on the CPU. With ten crops, `store` must decode to `resize_px` squared; each crop chooses its own
     scene's queries, and the logits, of cells and of scenes, are the means of the crops'. Batches are never empty.
@@ -216,15 +223,20 @@ def network_outputs(
     was_training = model.training
     model.eval()
     try:
-        for row_B, pixels_BHWC in store.batches(rows, BATCH_SIZE):
+        for row_B, inputs in store.batches(rows, BATCH_SIZE):
             if len(row_B):
-                yield row_B, pixels_BHWC, _output(model, pixels_BHWC, crops)
+                yield row_B, inputs, _output(model, inputs, crops)
     finally:
         model.train(was_training)
 
 
 @torch.no_grad()
-def _output(model: Network, pixels_BHWC: NDArray[np.uint8], crops: int) -> GeoDecoderOutput:
+def _output(model: Network, inputs: Inputs, crops: int) -> GeoDecoderOutput:
+    if inputs.dtype == np.float16:
+        assert isinstance(model, GeoDecoder), "only a network with a backbone goes on from tokens"
+        assert crops == 1, "tokens are of one view"
+        return GeoDecoderOutput(*model.forward_tokens(torch.from_numpy(inputs).float()))
+    pixels_BHWC = inputs.astype(np.uint8, copy=False)
     size_px = model.config.preprocessing.image_size_px
     views = ten_crops(pixels_BHWC, size_px) if crops == TEN_CROPS else [pixels_BHWC]
     assert len(views) == crops
@@ -237,8 +249,12 @@ def _output(model: Network, pixels_BHWC: NDArray[np.uint8], crops: int) -> GeoDe
 
 def normalised(model: Network, pixels_BHWC: NDArray[np.uint8]) -> torch.Tensor:
     """Return uint8 photos of the model's size as it takes them, pixels_BCYX, on its device."""
-    preprocessing = model.config.preprocessing
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return as_input(model.config.preprocessing, pixels_BHWC, device)
+
+
+def as_input(preprocessing: Preprocessing, pixels_BHWC: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
+    """Return uint8 photos as pixels_BCYX, with a model's mean and standard deviation."""
     rgb_BHWC = torch.tensor(pixels_BHWC, device=device).float() / 255
     mean_C = torch.tensor(preprocessing.mean_rgb, device=device)
     std_C = torch.tensor(preprocessing.std_rgb, device=device)
@@ -257,7 +273,7 @@ def ten_crops(pixels_BHWC: NDArray[np.uint8], size_px: int) -> list[NDArray[np.u
 
 def fit_reading(
     model: Network,
-    store: PhotoSource,
+    store: InputSource,
     truth: Truth,
     group_N: NDArray[np.int64],
     rows: Sequence[int],
@@ -284,7 +300,7 @@ def fit_reading(
 
 
 def labelled_logits(
-    model: Network, store: PhotoSource, label_NH: NDArray[np.int64], rows: Sequence[int]
+    model: Network, store: InputSource, label_NH: NDArray[np.int64], rows: Sequence[int]
 ) -> tuple[NDArray[np.int64], list[LabelledLogits]]:
     """Return row_N of the photos that could be read, and their logits with labels, in batches, in that order."""
     found: list[NDArray[np.int64]] = [np.empty(0, np.int64)]

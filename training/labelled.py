@@ -67,6 +67,11 @@ def read_table(uri: str) -> pa.Table:
         data = storage.read_bytes(uri)
     except OSError as error:
         raise ValueError(f"cannot read the table {uri}: {error}") from error
+    return table_from_bytes(data, uri)
+
+
+def table_from_bytes(data: bytes, uri: str) -> pa.Table:
+    """Return the table in a file's bytes; `uri` is what errors call it. Raises ValueError as `read_table` does."""
     try:
         if data[:4] == b"PAR1":
             table = pq.read_table(io.BytesIO(data))

@@ -23,12 +23,13 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from model.geodecoder import GeoDecoder
 from training.augment import random_numbers
-from training.dataset import DrawOrder, PhotoSource, Pixels, balanced_weights
+from training.dataset import DrawOrder, Inputs, InputSource, PhotoSource, balanced_weights
 from training.journal import Journal
 from training.objective import Labels, Objective, TeacherView
 from training.recipe import Recipe
 from training.snapshot import Snapshots, WeightAverage, restore_state, take_state
 from training.team import Sharding, Team, gradients_stay_here
+from training.tokens import TokenCache
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Task:
         row_M: rows of the source to train on.
         validation_rows: rows to validate on after each epoch; may be none.
         identity: names the training: a snapshot of another one is refused.
+        tokens: where the frozen backbone's tokens are kept, to train on in place of photos.
     """
 
     recipe: Recipe
@@ -75,6 +77,12 @@ class Task:
     validation_rows: NDArray[np.int64]
     teacher: TeacherView | None = None
     identity: str = ""
+    tokens: TokenCache | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None:
+            assert self.recipe.is_frozen, "tokens of a backbone that learns change with every step"
+            assert self.teacher is None, "a teacher teaches the backbone"
 
     @property
     def draws(self) -> int:
@@ -123,13 +131,14 @@ class TrainingLoop:
         torch.manual_seed(recipe.seed)
         self._objective = Objective(self._model, recipe, task.labels, task.teacher).to(team.device).train()
         blocks = (*model.independent_layers, *model.dependent_layers)
-        self._joined = team.join(self._objective, blocks, sharding)
+        frozen = model.backbone if recipe.is_frozen else None
+        self._joined = team.join(self._objective, blocks, sharding, frozen)
         if isinstance(self._objective, FSDPModule):
             register_fsdp_forward_method(self._objective, "validate")
         self._optimizer = recipe.make_optimizer(self._objective, model.backbone)
-        self._average = WeightAverage(self._model, recipe.average) if recipe.average else None
+        self._average = WeightAverage(self._model, recipe.average, frozen) if recipe.average else None
         weight_M = balanced_weights(task.labels.level_NH[task.row_M, 0], recipe.balance) if recipe.balance else None
-        self._order = DrawOrder(task.row_M, recipe.seed, weight_M)
+        self._order = DrawOrder(task.row_M, recipe.seed, weight_M, task.tokens.shards if task.tokens else None)
         self._snapshots = Snapshots(upkeep.output, upkeep.keep_snapshots) if upkeep.output else None
         self._sums = _Sums()
         self.first_step = self._resume()
@@ -137,17 +146,26 @@ class TrainingLoop:
     def run(self, source: PhotoSource, validation_source: PhotoSource) -> Progress:
         """Train to the end and return; the network is left in eval mode, as the moving average if there is one.
 
+        Where tokens are kept, those that are not there yet are computed first, of photos as `validation_source` has
+        them; `source` is then not asked.
+
         Raises:
             ValueError: training diverged, or too many photos of an epoch could not be had. Every process raises it.
         """
+        if self._task.tokens is not None:
+            self._task.tokens.fill(self._objective.tokens, validation_source, self._team)
+            return self._run(self._task.tokens.training(), self._task.tokens.validation())
+        return self._run(source, validation_source)
+
+    def _run(self, source: InputSource, validation_source: InputSource) -> Progress:
         task, batch_size, start = self._task, self._task.recipe.batch_size, time.monotonic()
         journal = None
         if self._team.rank == 0:
             journal = Journal(self._upkeep.output, self.first_step, self._upkeep.quiet)
         step, means, last_log, logged_step = self.first_step, dict[str, float](), start, self.first_step
-        for pixels_BWWC, row_B, draw_B, drawn in self._steps(source):
+        for inputs, row_B, draw_B, drawn in self._steps(source):
             rate = task.recipe.set_rate(self._optimizer, step / task.steps)
-            self._step(step, pixels_BWWC, row_B, draw_B, drawn)
+            self._step(step, inputs, row_B, draw_B, drawn)
             step += 1
             end = min(step * batch_size, task.draws)
             epoch_ends = end // len(task.row_M) > (step - 1) * batch_size // len(task.row_M)
@@ -184,8 +202,8 @@ class TrainingLoop:
         minutes = round((time.monotonic() - start) / 60, 1)
         return Progress(task.draws, round(task.draws / len(task.row_M), 1), minutes, means)
 
-    def _steps(self, source: PhotoSource) -> Iterator[tuple[Pixels, NDArray[np.int64], NDArray[np.int64], int]]:
-        """Yield (pixels_BWWC, row_B, draw_B, draws asked for) of this process's share of each step to come."""
+    def _steps(self, source: InputSource) -> Iterator[tuple[Inputs, NDArray[np.int64], NDArray[np.int64], int]]:
+        """Yield (inputs, row_B, draw_B, draws asked for) of this process's share of each step to come."""
         batch_size = self._task.recipe.batch_size
         most = max(1, _ROWS_A_STREAM // -(-batch_size // self._team.size))
         for first in range(self.first_step, self._task.steps, most):
@@ -196,12 +214,10 @@ class TrainingLoop:
             # A worker may have no share of a small last step: then the source has one batch less.
             batches = source.batches(np.concatenate(asked).tolist(), max(len(shares[0]), 1))
             for share, share_rows in zip(shares, asked, strict=True):
-                row_B, pixels_BWWC = next(batches) if len(share) else _nothing()
-                yield pixels_BWWC, row_B, np.array(share)[_slots(share_rows, row_B)], len(share)
+                row_B, inputs = next(batches) if len(share) else self._nothing()
+                yield inputs, row_B, np.array(share)[_slots(share_rows, row_B)], len(share)
 
-    def _step(
-        self, step: int, pixels_BWWC: Pixels, row_B: NDArray[np.int64], draw_B: NDArray[np.int64], drawn: int
-    ) -> None:
+    def _step(self, step: int, inputs: Inputs, row_B: NDArray[np.int64], draw_B: NDArray[np.int64], drawn: int) -> None:
         recipe, team = self._task.recipe, self._team
         count_P = team.sum(torch.from_numpy(self._task.labels.known_P(row_B)).to(team.device))
         torch.manual_seed(((recipe.seed * 1_000_003 + step) * 4099 + team.rank) % (1 << 63))  # dropout's
@@ -210,7 +226,7 @@ class TrainingLoop:
         early = step < recipe.early_share * self._task.steps
         for number, part in enumerate(parts):
             with gradients_stay_here(self._joined, number + 1 < len(parts)):
-                terms = self._terms(pixels_BWWC[part], row_B[part], draw_B[part], count_P, early)
+                terms = self._terms(inputs[part], row_B[part], draw_B[part], count_P, early)
                 # Workers' gradients are averaged, but their terms, over the whole step's counts, are to be added.
                 (torch.stack(list(terms.values())).sum() * team.size).backward()  # type: ignore[no-untyped-call]
             self._sums.add(terms)
@@ -222,18 +238,18 @@ class TrainingLoop:
 
     def _terms(
         self,
-        pixels_BWWC: Pixels,
+        inputs: Inputs,
         row_B: NDArray[np.int64],
         draw_B: NDArray[np.int64],
         count_P: Tensor,
         early: bool,
     ) -> dict[str, Tensor]:
         if not len(row_B):  # others wait for this process's gradients: it has none to add, but has to take part
-            pixels_BWWC, row_B, draw_B = _grey(self._model), np.array([-1]), np.array([0])
+            inputs, row_B, draw_B = self._blank(), np.array([-1]), np.array([0])
         device = self._team.device
-        pixels = torch.from_numpy(pixels_BWWC).to(device, non_blocking=True)
         random_BU = random_numbers(self._task.recipe.seed, draw_B).to(device)
-        terms: dict[str, Tensor] = self._joined(pixels, row_B, random_BU, count_P, early)
+        moved = torch.from_numpy(inputs).to(device, non_blocking=True)
+        terms: dict[str, Tensor] = self._joined(moved, row_B, random_BU, count_P, early)
         if row_B[0] == -1:
             terms = {name: term * 0 for name, term in terms.items()}
         return terms
@@ -250,7 +266,17 @@ class TrainingLoop:
                 f"decoded, more than the {most:.0f} allowed (max_failed_fraction): the log names them"
             )
 
-    def _validate(self, source: PhotoSource) -> dict[str, float]:
+    def _blank(self) -> Inputs:
+        """One photo, or its tokens, that shows nothing."""
+        if self._task.tokens is not None:
+            return np.zeros((1, *self._task.tokens.shape), np.float16)
+        size_px = self._model.config.preprocessing.image_size_px
+        return np.full((1, size_px, size_px, 3), 128, np.uint8)
+
+    def _nothing(self) -> tuple[NDArray[np.int64], Inputs]:
+        return np.empty(0, np.int64), self._blank()[:0]
+
+    def _validate(self, source: InputSource) -> dict[str, float]:
         """Return the validation photos' loss and accuracy at each level, of the moving average if there is one."""
         rows, team = self._task.validation_rows, self._team
         if not len(rows):
@@ -263,10 +289,10 @@ class TrainingLoop:
         sums = torch.zeros(len(self._model.class_counts) + 1, 3, dtype=torch.float64)
         # Sharded weights are gathered in every forward pass, so each process has to make as many.
         for _ in range(0, len(rows), team.size * batch_size):
-            row_B, pixels_BSSC = next(batches, _nothing())
+            row_B, inputs = next(batches, self._nothing())
             if not len(row_B):
-                row_B, pixels_BSSC = np.array([-1]), _grey(self._model)
-            sums += self._objective.validate(torch.from_numpy(pixels_BSSC).to(team.device), row_B).cpu()
+                row_B, inputs = np.array([-1]), self._blank()
+            sums += self._objective.validate(torch.from_numpy(inputs).to(team.device), row_B).cpu()
         self._objective.train()
         if self._average is not None:
             self._average.swap()
@@ -377,12 +403,3 @@ def _slots(asked: NDArray[np.int64], got: NDArray[np.int64]) -> NDArray[np.int64
             slot += 1
         slots[index], slot = slot, slot + 1
     return slots
-
-
-def _nothing() -> tuple[NDArray[np.int64], Pixels]:
-    return np.empty(0, np.int64), np.empty((0, 0, 0, 3), np.uint8)
-
-
-def _grey(model: GeoDecoder) -> Pixels:
-    size_px = model.config.preprocessing.image_size_px
-    return np.full((1, size_px, size_px, 3), 128, np.uint8)

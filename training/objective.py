@@ -98,28 +98,34 @@ class Objective(nn.Module):
             assert labels.position_N3 is not None
             for h, cell_K3 in enumerate(labels.cell_K3):
                 self.register_buffer(f"cell_{h}_K3", torch.tensor(cell_K3), persistent=False)
-        for parameter in model.backbone.parameters() if recipe.backbone_rate == 0 else ():
+        for parameter in model.backbone.parameters() if recipe.is_frozen else ():
             parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Objective:
         """Switch to training or not; a frozen backbone keeps its statistics and is never in training."""
         super().train(mode)
-        if self.recipe.backbone_rate == 0:
+        if self.recipe.is_frozen:
             self.model.backbone.eval()
         return self
 
     def forward(
-        self, pixels_BWWC: Tensor, row_B: NDArray[np.int64], random_BU: Tensor, count_P: Tensor, early: bool = False
+        self, inputs: Tensor, row_B: NDArray[np.int64], random_BU: Tensor, count_P: Tensor, early: bool = False
     ) -> dict[str, Tensor]:
-        """Return the terms of uint8 photos in random views. `count_P`: of the whole step, as `Labels.known_P`."""
+        """Return the terms of uint8 photos BWWC in random views, or of tokens BND as they are.
+
+        `count_P`: of the whole step, as `Labels.known_P`.
+        """
         recipe, size_px = self.recipe, self.model.config.preprocessing.image_size_px
         if recipe.early_size_px is not None and early:
             size_px = recipe.early_size_px
         view_px = max(size_px, self._teacher.size_px) if self._teacher else size_px
-        rgb_BCSS = augment(pixels_BWWC, view_px, recipe.augment, random_BU)
-        with self._autocast(rgb_BCSS.device):
-            tokens_BND = self.model.backbone(self._normalised(resize(rgb_BCSS, size_px)))
-            label_BH, scene_B = self._known(row_B, rgb_BCSS.device)
+        rgb_BCSS = None if inputs.is_floating_point() else augment(inputs, view_px, recipe.augment, random_BU)
+        with self._autocast(inputs.device):
+            if rgb_BCSS is None:
+                tokens_BND = inputs.float()
+            else:
+                tokens_BND = self.model.backbone(self._normalised(resize(rgb_BCSS, size_px)))
+            label_BH, scene_B = self._known(row_B, inputs.device)
             output = self.model.forward_tokens(tokens_BND, scene_B if recipe.routing == "labelled" else None)
         near = (
             [
@@ -134,7 +140,7 @@ class Objective(nn.Module):
         )
         scene = masked_cross_entropy(output.scene_logits_BS, scene_B, 0.0, count_P[-2])
         terms = {"levels": levels, "scene": recipe.scene_weight * scene}
-        if self._teacher is not None and self.imitate is not None:
+        if self._teacher is not None and self.imitate is not None and rgb_BCSS is not None:
             seen_BD = self._teacher(resize(rgb_BCSS, self._teacher.size_px).cpu()).to(rgb_BCSS.device)
             seen_BD = (seen_BD - self.get_buffer("teacher_mean_D")) / self.get_buffer("teacher_std_D")
             distance = distillation_loss(self.imitate(tokens_BND.float().mean(dim=1)), seen_BD, count_P[-1])
@@ -142,13 +148,21 @@ class Objective(nn.Module):
         return terms
 
     @torch.no_grad()
-    def validate(self, pixels_BSSC: Tensor, row_B: NDArray[np.int64]) -> Tensor:
-        """Return sums over photos, decoded as when serving: each level's cross-entropy, hits and labels, then the
-        scenes'; float64 of shape (H + 1, 3)."""
+    def tokens(self, pixels_BSSC: Tensor) -> Tensor:
+        """Return the backbone's tokens BND of uint8 photos, decoded as when serving."""
+        rgb_BCSS = pixels_BSSC.permute(0, 3, 1, 2).float() / 255
         with self._autocast(pixels_BSSC.device):
-            rgb_BCSS = pixels_BSSC.permute(0, 3, 1, 2).float() / 255
-            output = self.model(self._normalised(rgb_BCSS))
-        label_BH, scene_B = self._known(row_B, pixels_BSSC.device)
+            tokens_BND: Tensor = self.model.backbone(self._normalised(rgb_BCSS))
+        return tokens_BND
+
+    @torch.no_grad()
+    def validate(self, inputs: Tensor, row_B: NDArray[np.int64]) -> Tensor:
+        """Return sums over photos, decoded as when serving, or over their tokens: each level's cross-entropy, hits and
+        labels, then the scenes'; float64 of shape (H + 1, 3)."""
+        tokens_BND = inputs.float() if inputs.is_floating_point() else self.tokens(inputs)
+        with self._autocast(inputs.device):
+            output = self.model.forward_tokens(tokens_BND)
+        label_BH, scene_B = self._known(row_B, inputs.device)
         sums = []
         for logits_BK, label_B in zip((*output.logits, output.scene_logits_BS), (*label_BH.T, scene_B), strict=True):
             known = (label_B != UNKNOWN).sum()

@@ -83,6 +83,11 @@ class Recipe:
         if self.level_weights and (min(self.level_weights) < 0 or sum(self.level_weights) <= 0):
             raise ValueError("level_weights must not be negative, and one of them positive")
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the backbone stays as it is."""
+        return self.backbone_rate == 0
+
     def rate_factor(self, done: float) -> float:
         """Return what the learning rate is multiplied by after a share of the way, from 0 to 1."""
         if done < self.warm_up_share:

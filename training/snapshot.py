@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "snapshots"
 _NAME = re.compile(r"step-(\d{9})\.pt")
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
 class Snapshots:
@@ -73,8 +73,10 @@ class Snapshots:
 
 
 def take_state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return copies of weights and optimizer on the CPU, whole where they are sharded; every process has to call it,
-    the first gets them (the others may get nothing)."""
+    """Return copies of weights and optimizer on the CPU, whole where they are sharded, without frozen weights.
+
+    Every process has to call it; the first gets them (the others may get nothing).
+    """
     weights, moments = get_state_dict(objective, optimizer, options=_WHOLE)
     return {"weights": _copied(weights), "optimizer": _copied(moments)}
 
@@ -86,7 +88,7 @@ def restore_state(objective: nn.Module, optimizer: torch.optim.Optimizer, state:
         optimizer,
         model_state_dict=state["weights"],
         optim_state_dict=_copied(state["optimizer"]),  # or the optimizer would go on in the state itself
-        options=StateDictOptions(full_state_dict=True),
+        options=StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False),
     )
 
 
@@ -94,12 +96,16 @@ class WeightAverage:
     """A moving average of a network's weights and statistics, that can be swapped in.
 
     The decay grows to its full value over the first steps, as (1 + step) / (10 + step): the start counts for little.
+
+    Args:
+        frozen: a part that stays as it is, and so is its own average.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, module: nn.Module, decay: float, frozen: nn.Module | None = None) -> None:
         self._decay = decay
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        self._live = {name: x for name, x in tensors.items() if x.is_floating_point()}
+        still = {id(x) for x in (*frozen.parameters(), *frozen.buffers())} if frozen is not None else set()
+        self._live = {name: x for name, x in tensors.items() if x.is_floating_point() and id(x) not in still}
         self._average = {name: x.detach().clone() for name, x in self._live.items()}
 
     @torch.no_grad()

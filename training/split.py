@@ -197,3 +197,9 @@ def linked_groups(items: int, one_E: NDArray[np.integer[Any]], other_E: NDArray[
 def fingerprint(names: Iterable[str]) -> str:
     """Return 16 hex digits that name a set of photos, to tell later whether a split is the one trained with."""
     return hashlib.sha256("\n".join(sorted(names)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def part_record(photos: LabelledPhotos, split: Split, part: str) -> dict[str, int | str]:
+    """Return what a model remembers of a part of its photos: how many, and the set's fingerprint."""
+    names = [photos.name_N[row] for row in split.rows(part)]
+    return {"photos": len(names), "fingerprint": fingerprint(names)}

@@ -52,16 +52,25 @@ class Team:
         """Return which of `first` to `end` (not included) are this process's: every `size`th, so even to one."""
         return range(first + self.rank, end, self.size)
 
-    def join(self, module: nn.Module, blocks: Iterable[nn.Module], sharding: Sharding) -> nn.Module:
-        """Return `module` such that every process's gradients are averaged: DDP, or FSDP2 with its blocks sharded."""
+    def join(
+        self, module: nn.Module, blocks: Iterable[nn.Module], sharding: Sharding, frozen: nn.Module | None = None
+    ) -> nn.Module:
+        """Return `module` such that every process's gradients are averaged: DDP, or FSDP2 with its blocks sharded.
+
+        Its part `frozen` every process has whole, and the same from the start: nothing of it is ever sent.
+        """
         if self.size == 1:
             return module
+        still = {id(x) for x in (*frozen.parameters(), *frozen.buffers())} if frozen is not None else set()
         if sharding == "ddp":
+            names = [name for name, x in (*module.named_parameters(), *module.named_buffers()) if id(x) in still]
+            ddp: Any = DistributedDataParallel
+            ddp._set_params_and_buffers_to_ignore_for_model(module, names)
             return DistributedDataParallel(module, device_ids=[self.device] if self.device.type == "cuda" else None)
         mesh = init_device_mesh(self.device.type, (self.size,))
         for block in blocks:
             fully_shard(block, mesh=mesh)
-        fully_shard(module, mesh=mesh)
+        fully_shard(module, mesh=mesh, ignored_params={x for x in module.parameters() if id(x) in still})
         return module
 
 

@@ -16,9 +16,22 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from model import backbone, decoder, geodecoder, geodesy, networks, prior, readout
+from model import (
+    backbone,
+    decoder,
+    efficientnet_lite,
+    gallery,
+    geodecoder,
+    geodesy,
+    hugging_face,
+    networks,
+    prior,
+    readout,
+    tower,
+)
 from model.checkpoint import Checkpoint
 from model.engines import Engine, NumpyAnswers
+from model.networks import in_dtype
 from model.readout import Answers, ReadOut
 
 
@@ -33,7 +46,7 @@ class ServingGraph(nn.Module):
         preprocessing = checkpoint.config.preprocessing
         self.image_size_px = preprocessing.image_size_px
         self.network_dtype = network_dtype
-        self.network = checkpoint.build_model().to(network_dtype)
+        self.network = in_dtype(checkpoint.build_model(), network_dtype)
         self.read_out = ReadOut(checkpoint.hierarchy, checkpoint.reading, checkpoint.group_K)
         self.mean_C: Tensor
         self.register_buffer("mean_C", torch.tensor(preprocessing.mean_rgb))
@@ -70,7 +83,11 @@ def graph_fingerprint(checkpoint: Checkpoint) -> str:
     A compiled graph kept under this name is never older than the code that asks for it.
     """
     digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
-    for module in (backbone, decoder, geodecoder, geodesy, networks, prior, readout, sys.modules[__name__]):
+    ours = (
+        *(backbone, decoder, efficientnet_lite, gallery, geodecoder, geodesy),
+        *(hugging_face, networks, prior, readout, tower),
+    )
+    for module in (*ours, sys.modules[__name__]):
         digest.update(inspect.getsource(module).encode())
     if checkpoint.group_K is not None:
         digest.update(checkpoint.group_K.astype(np.int64).tobytes())

@@ -123,9 +123,8 @@ def test_where_logits_are_noise_the_reading_is_the_prior(hierarchy: Hierarchy, p
     assert fit.reading.prior_share == (1.0, 1.0, 1.0)
     assert fit.gain_low <= 0
     # Photos are judged by what is served: the prior.
-    expected_NH = np.stack(
-        [-np.log(level_K[label_N]) for level_K, label_N in zip(pi, photos.label_NH.T, strict=True)], axis=1
-    )
+    of_levels = zip(pi, photos.label_NH.T, strict=True)
+    expected_NH = np.stack([-np.log(level_K[label_N]) for level_K, label_N in of_levels], axis=1)
     np.testing.assert_allclose(fit.after.nll_NH, expected_NH, rtol=1e-4)
     assert fit.helps
     fresh = drawn(hierarchy, truth, seed=6)

@@ -91,3 +91,29 @@ def test_the_average_is_that_of_weights_and_statistics() -> None:
     other = WeightAverage(network(), decay=0.5)
     other.restore(average.take())
     assert all(torch.equal(x, other.take()[name]) for name, x in average.take().items())
+
+
+def test_what_is_frozen_is_in_no_snapshot_and_no_average(tmp_path: Path) -> None:
+    model = network()
+    frozen = model[0]
+    for parameter in frozen.parameters():
+        parameter.requires_grad_(False)
+    optimizer = torch.optim.AdamW([x for x in model.parameters() if x.requires_grad], lr=0.1)
+    average = WeightAverage(model, 0.5, frozen)
+    step(model, optimizer)
+    average.update(0)
+    state = take_state(model, optimizer)
+    assert not [name for name in (*state["weights"], *average.take()) if name.startswith("0.")]
+    assert {"1.running_mean", "2.weight"} <= state["weights"].keys() & average.take().keys()
+    store = Snapshots(str(tmp_path))
+    store.put(1, state)
+    store.wait()
+    other = network()
+    for parameter in other[0].parameters():
+        parameter.requires_grad_(False)
+    theirs = torch.optim.AdamW([x for x in other.parameters() if x.requires_grad], lr=0.1)
+    restore_state(other, theirs, store.load(1))
+    assert all(torch.equal(x, other.state_dict()[name]) for name, x in model.state_dict().items())
+    other_average = WeightAverage(other, 0.5, other[0])
+    other_average.restore(average.take())
+    assert all(torch.equal(x, other_average.take()[name]) for name, x in average.take().items())

@@ -23,7 +23,7 @@ from model.engines import EngineName, Precision
 from model.gallery import Gallery
 from model.hierarchy import Hierarchy
 from model.prior import Prior
-from model.tower import clip_shape, is_clip, load_tower
+from model.tower import load_tower, tower_shape
 from pipeline import storage
 from pipeline.decode import DecodeTarget
 from pipeline.locator import save_model
@@ -60,9 +60,8 @@ class GeoClipSettings:
         _require_free(self.output)
         prior = _prior(self.prior)
         published = geoclip.read_wheel(self.weights)
+        _require_shape(self.clip, tower_shape(self.clip), geoclip.needed_shape(published))
         tower, preprocessing = load_tower(self.clip)
-        found = clip_shape(tower) if is_clip(tower) else {"model_type": tower.config.model_type}
-        _require_shape(self.clip, found, geoclip.needed_shape(published))
         storage.check_writable(storage.absolute(self.output))
         print(f"the features of {len(published.lat_deg_N)} places, computed once: a minute or so")
         features_ND = geoclip.location_features(published, published.lat_deg_N, published.lon_deg_N)
@@ -198,12 +197,10 @@ def _require_free(output: str) -> None:
 
 
 def _require_shape(clip: str, found: dict[str, Any], needed: dict[str, Any]) -> None:
-    wrong = {name: value for name, value in needed.items() if found.get(name) != value}
+    wrong = [name for name, value in needed.items() if name in found and found[name] != value]
     if wrong:
-        is_ = ", ".join(f"{name} {found.get(name, 'none')}" for name in wrong)
-        needs = ", ".join(f"{name} {value}" for name, value in wrong.items())
-        kind = f" (a {found['model_type']})" if "model_type" in found else ""
-        raise ValueError(f"--clip {clip}{kind} has {is_}; GeoCLIP needs {needs}: give openai/clip-vit-large-patch14")
+        has, needs = (", ".join(f"{name} {values[name]}" for name in wrong) for values in (found, needed))
+        raise ValueError(f"--clip {clip} has {has}; GeoCLIP needs {needs}: give openai/clip-vit-large-patch14")
 
 
 def _prior(name: str) -> Prior:

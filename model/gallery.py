@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.backbone import BackboneConfig, Preprocessing
+from model.backbone import Backbone, BackboneConfig, Preprocessing
 from model.geodecoder import ONE_SCENE, GeoDecoderOutput, backbone_from_json, checked_fields, preprocessing_from_json
 from model.hierarchy import Hierarchy
 from model.tower import Tower
@@ -80,7 +80,7 @@ class Gallery(nn.Module):
 
     def __init__(self, config: GalleryConfig, hierarchy: Hierarchy, tower: Tower | None = None) -> None:
         super().__init__()
-        self.tower = tower or Tower.build(config.backbone, config.preprocessing.image_size_px)
+        self.tower = tower or Tower(Backbone(config.backbone, config.preprocessing.image_size_px))
         self.config = dataclasses.replace(config, backbone=self.tower.config)
         self.class_counts = hierarchy.class_counts
         widths = (self.tower.width, *config.head_widths)

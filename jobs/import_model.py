@@ -149,11 +149,11 @@ class OwnPhotosSettings:
         }
         _save(self.output, gallery, hierarchy, prior, self.name, training)
         held_out = len(split.rows("test"))
+        root = f" --root {self.root}" if self.root else ""
         if held_out:
             print(f"How good it is, {held_out} photos that are not in the gallery can tell:")
-            root = f" --root {self.root}" if self.root else ""
             print(f"    python -m jobs.evaluate --model {self.output} --manifest {self.photos}{root} --part test")
-        print(_not_calibrated(self.output, f" --trained-on {self.photos}"))
+        print(_not_calibrated(self.output, f" --trained-on {self.photos}{root}"))
         return 0
 
 
@@ -171,12 +171,16 @@ class Settings:
     photos: str = ""
     """For --check: a table with uri (or path), lat and lon; or a folder or prefix of photos whose cameras wrote where
     they were."""
+    root: str = ""
+    """For --check: where the table's relative paths lie, if not beside it."""
     most: int = 24
     """For --check: look at so many of them, drawn by lot."""
     engine: EngineName = "auto"
     """For --check: what runs the model."""
     precision: Precision = "auto"
     """For --check: what its network computes in."""
+    threads: int | None = None
+    """For --check: CPU threads of the engine; all if not given."""
 
 
 def run(settings: Settings) -> int:
@@ -187,7 +191,8 @@ def run(settings: Settings) -> int:
         return settings.source.make()
     if not settings.check or not settings.photos:
         raise ValueError("say what to import, geoclip or gallery (--help), or give --check MODEL and --photos PHOTOS")
-    return check(settings.check, settings.photos, settings.most, settings.engine, settings.precision)
+    engine = settings.engine, settings.precision, settings.threads
+    return check(settings.check, settings.photos, settings.root, settings.most, *engine)
 
 
 def _require_free(output: str) -> None:

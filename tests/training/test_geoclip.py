@@ -14,38 +14,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPModel
 
 from model.checkpoint import Checkpoint
 from model.engines import EngineName, load_engine
 from model.prior import Prior
 from model.readout import Reading
 from model.tower import CLIP_MEAN_RGB, CLIP_STD_RGB, load_tower
-from tests.geoclip_wheel import PLACES, WEIGHTS, real_wheel, small_tensors, write_wheel
+from tests.geoclip_wheel import PLACES, SMALL_CLIP, WEIGHTS, real_wheel, small_tensors, two_towers, write_wheel
 from training import galleries, geoclip
-
-SMALL_CLIP = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "patch_size": 14,
-    "image_size": 28,
-}
 
 
 @pytest.fixture
 def wheel(pytestconfig: pytest.Config) -> Path:
-    assert pytestconfig.cache is not None
-    return real_wheel(Path(pytestconfig.cache.mkdir("geoclip")))
-
-
-def two_towers(vision: dict[str, Any], projection: int) -> CLIPModel:
-    """CLIP with random weights, its tower for texts a stump."""
-    torch.manual_seed(0)
-    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text |= {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 2}
-    return CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=projection)).eval()
+    return real_wheel(pytestconfig)
 
 
 def as_published(wheel: Path, clip: CLIPModel, pixels_BHWC: NDArray[np.uint8], places_N2: Tensor) -> Tensor:

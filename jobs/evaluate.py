@@ -21,6 +21,7 @@ from jobs import run_command
 from model import geodesy, s2
 from model.checkpoint import Checkpoint
 from model.engines import EngineName, load_engine
+from model.geodecoder import GeoDecoderConfig
 from model.readout import AUTO, BEST_CELL, PointRule
 from pipeline import storage
 from pipeline.decode import DecodeTarget
@@ -266,7 +267,8 @@ def _looks(
     target: DecodeTarget,
 ) -> list[Look]:
     """Return what the model looks at in a few photos, from the best placed one to the worst."""
-    said, shown = measured.said, min(settings.attention_photos, len(error_km_N))
+    said, has_queries = measured.said, isinstance(checkpoint.config, GeoDecoderConfig)
+    shown = min(settings.attention_photos, len(error_km_N)) if has_queries else 0
     by_error = np.argsort(error_km_N, kind="stable")
     chosen = by_error[np.linspace(0, len(by_error) - 1, shown).round().astype(int)].tolist() if shown else []
     store = PhotoStore(photos.uri_N, target, settings.max_failed_fraction)

@@ -34,7 +34,9 @@ _LESS_THAN = 0.5
 """A model that finds anything is nearer to its photos than to half as far as each is from the others' answers."""
 
 
-def check(model: str, photos: str, most: int, engine: EngineName, precision: Precision) -> int:
+def check(
+    model: str, photos: str, root: str, most: int, engine: EngineName, precision: Precision, threads: int | None
+) -> int:
     """Locate some photos and print how far off each is; return the exit code: 3 if the model does not tell them apart.
 
     Raises ValueError for a model that can't be had, and where there are no photos with a known place.
@@ -45,7 +47,7 @@ def check(model: str, photos: str, most: int, engine: EngineName, precision: Pre
     checkpoint = Checkpoint.load(model_folder(uri)).pointing(AUTO)
     reader = IsolatedReader(ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing)))
     try:
-        read = _read(reader, photos, most)
+        read = _read(reader, photos, root, most)
     finally:
         reader.close()
     begun_s = time.perf_counter()
@@ -55,6 +57,7 @@ def check(model: str, photos: str, most: int, engine: EngineName, precision: Pre
         run_id="check",
         engine=engine,
         engine_precision=precision,
+        threads=threads,
         batch_size=_AT_ONCE,
         engine_cache=storage.cache_folder() / "engines",
     )
@@ -75,10 +78,10 @@ def check(model: str, photos: str, most: int, engine: EngineName, precision: Pre
     return _report(rows)
 
 
-def _read(reader: IsolatedReader, photos: str, most: int) -> pa.Table:
+def _read(reader: IsolatedReader, photos: str, root: str, most: int) -> pa.Table:
     """Return rows of `schema.READ`, with pixels, and the place where it is known."""
     is_table = photos.lower().endswith(_TABLES)
-    known = labelled_photos(photos) if is_table else None
+    known = labelled_photos(photos, root) if is_table else None
     parts: list[pa.Table] = []
     seen = count = 0
     for plan in _drawn(photos, known):
@@ -91,8 +94,8 @@ def _read(reader: IsolatedReader, photos: str, most: int) -> pa.Table:
             break
     if count < 2:
         raise ValueError(
-            f"{photos} has {count} readable photos whose place is known, of {seen}: give a table with uri, lat and lon,"
-            " or photos whose cameras wrote it"
+            f"{photos} has {count} readable photos whose place is known, of {seen}: give a table with uri, lat and"
+            " lon, with --root if its files lie elsewhere, or photos whose cameras wrote it"
         )
     return pa.concat_tables(parts).slice(0, most)
 

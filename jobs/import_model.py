@@ -23,7 +23,7 @@ from model.engines import EngineName, Precision
 from model.gallery import Gallery
 from model.hierarchy import Hierarchy
 from model.prior import Prior
-from model.tower import clip_shape, is_clip, load_tower
+from model.tower import load_tower, tower_shape
 from pipeline import storage
 from pipeline.decode import DecodeTarget
 from pipeline.locator import save_model
@@ -60,9 +60,9 @@ class GeoClipSettings:
         _require_free(self.output)
         prior = _prior(self.prior)
         published = geoclip.read_wheel(self.weights)
+        galleries.partition(len(published.lat_deg_N), self.tau_max)
+        _require_shape(self.clip, tower_shape(self.clip), geoclip.needed_shape(published))
         tower, preprocessing = load_tower(self.clip)
-        found = clip_shape(tower) if is_clip(tower) else {"model_type": tower.config.model_type}
-        _require_shape(self.clip, found, geoclip.needed_shape(published))
         storage.check_writable(storage.absolute(self.output))
         print(f"the features of {len(published.lat_deg_N)} places, computed once: a minute or so")
         features_ND = geoclip.location_features(published, published.lat_deg_N, published.lon_deg_N)
@@ -127,6 +127,7 @@ class OwnPhotosSettings:
         photos = labelled_photos(self.photos, self.root)
         split = split_photos(photos, self.split)
         rows = split.rows("train").tolist()
+        galleries.partition(len(rows), self.tau_max)
         tower, preprocessing = load_tower(self.backbone)
         storage.check_writable(storage.absolute(self.output))
         store = PhotoStore(photos.uri_N, DecodeTarget.of(preprocessing), self.max_failed_fraction, memory_bytes=0)
@@ -150,11 +151,11 @@ class OwnPhotosSettings:
         }
         _save(self.output, gallery, hierarchy, prior, self.name, training)
         held_out = len(split.rows("test"))
+        root = f" --root {self.root}" if self.root else ""
         if held_out:
             print(f"How good it is, {held_out} photos that are not in the gallery can tell:")
-            root = f" --root {self.root}" if self.root else ""
             print(f"    python -m jobs.evaluate --model {self.output} --manifest {self.photos}{root} --part test")
-        print(_not_calibrated(self.output, f" --trained-on {self.photos}"))
+        print(_not_calibrated(self.output, f" --trained-on {self.photos}{root}"))
         return 0
 
 
@@ -172,12 +173,16 @@ class Settings:
     photos: str = ""
     """For --check: a table with uri (or path), lat and lon; or a folder or prefix of photos whose cameras wrote where
     they were."""
+    root: str = ""
+    """For --check: where the table's relative paths lie, if not beside it."""
     most: int = 24
     """For --check: look at so many of them, drawn by lot."""
     engine: EngineName = "auto"
     """For --check: what runs the model."""
     precision: Precision = "auto"
     """For --check: what its network computes in."""
+    threads: int | None = None
+    """For --check: CPU threads of the engine; all if not given."""
 
 
 def run(settings: Settings) -> int:
@@ -188,7 +193,8 @@ def run(settings: Settings) -> int:
         return settings.source.make()
     if not settings.check or not settings.photos:
         raise ValueError("say what to import, geoclip or gallery (--help), or give --check MODEL and --photos PHOTOS")
-    return check(settings.check, settings.photos, settings.most, settings.engine, settings.precision)
+    engine = settings.engine, settings.precision, settings.threads
+    return check(settings.check, settings.photos, settings.root, settings.most, *engine)
 
 
 def _require_free(output: str) -> None:
@@ -198,12 +204,10 @@ def _require_free(output: str) -> None:
 
 
 def _require_shape(clip: str, found: dict[str, Any], needed: dict[str, Any]) -> None:
-    wrong = {name: value for name, value in needed.items() if found.get(name) != value}
+    wrong = [name for name, value in needed.items() if name in found and found[name] != value]
     if wrong:
-        is_ = ", ".join(f"{name} {found.get(name, 'none')}" for name in wrong)
-        needs = ", ".join(f"{name} {value}" for name, value in wrong.items())
-        kind = f" (a {found['model_type']})" if "model_type" in found else ""
-        raise ValueError(f"--clip {clip}{kind} has {is_}; GeoCLIP needs {needs}: give openai/clip-vit-large-patch14")
+        has, needs = (", ".join(f"{name} {values[name]}" for name in wrong) for values in (found, needed))
+        raise ValueError(f"--clip {clip} has {has}; GeoCLIP needs {needs}: give openai/clip-vit-large-patch14")
 
 
 def _prior(name: str) -> Prior:

@@ -233,6 +233,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error}): {_RESTORE}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} is damaged (not a JSON object): {_RESTORE}")
+    if "format_version" not in values:
+        raise ValueError(f"{folder} is another program's model ({CONFIG_FILE} has no format_version): import it first")
     version = values.get("format_version")
     if version not in (1, FORMAT_VERSION):
         raise ValueError(

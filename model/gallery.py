@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.backbone import BackboneConfig, Preprocessing
+from model.backbone import Backbone, BackboneConfig, Preprocessing
 from model.geodecoder import ONE_SCENE, GeoDecoderOutput, backbone_from_json, checked_fields, preprocessing_from_json
 from model.hierarchy import Hierarchy
 from model.tower import Tower
@@ -71,8 +71,9 @@ class Gallery(nn.Module):
     """pixels_BCYX (normalised) → logits of every level: the logarithms of the gallery's softmax, summed by cell.
 
     The gallery is one linear layer, `gallery`: a row for each place, in the order of the S2 curve and so of the finest
-    level's cells, its features of length 1 times the scale of the softmax. All that follows the tower is computed in
-    fp32, whatever the tower is in: cosines of neighbouring places differ in the third digit.
+    level's cells, its features of length 1 times the scale of the softmax. By torch all that follows the tower is
+    computed in fp32, whatever the tower is in, as cosines of neighbouring places differ in the third digit. OpenVINO
+    chooses itself where it computes in bf16: probabilities of GeoCLIP's cells then differ by up to 0.005.
 
     Raises:
         ValueError: a backbone that cannot be built here, or a hierarchy with cells without a place.
@@ -80,7 +81,7 @@ class Gallery(nn.Module):
 
     def __init__(self, config: GalleryConfig, hierarchy: Hierarchy, tower: Tower | None = None) -> None:
         super().__init__()
-        self.tower = tower or Tower.build(config.backbone, config.preprocessing.image_size_px)
+        self.tower = tower or Tower(Backbone(config.backbone, config.preprocessing.image_size_px))
         self.config = dataclasses.replace(config, backbone=self.tower.config)
         self.class_counts = hierarchy.class_counts
         widths = (self.tower.width, *config.head_widths)

@@ -20,7 +20,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
 
 IMAGE_SIZE = "image_size"
 _ANTIALIASED = ("dinov2_with_registers",)
@@ -91,22 +91,7 @@ def load_weights(model: nn.Module, name: str, of: Any) -> set[str]:
         ValueError: a model that is not on this machine, or incomplete; positions that can't be interpolated.
     """
     own = _named(name)
-    try:
-        with _quiet():
-            stored, report = AutoModel.from_pretrained(
-                name,
-                config=own,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                dtype=torch.float32,
-            )
-    except OSError as error:
-        raise ValueError(_not_here(name)) from error
-    except SafetensorError as error:
-        raise ValueError(f"the weights of {name} are damaged ({_short(error)}): download them again") from error
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"the weights of {name} do not fit its config.json: {_short(error)}") from error
+    stored, report = _stored(AutoModel, name, own)
     tensors = stored.state_dict()
     with torch.no_grad():
         for key, mine in model.state_dict().items():
@@ -114,6 +99,20 @@ def load_weights(model: nn.Module, name: str, of: Any) -> set[str]:
                 tensors[key] = _interpolated(tensors[key], mine.shape, name, own, of)
             mine.copy_(tensors[key])
     return set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]}
+
+
+def clip_projection(name: str) -> Tensor:
+    """Return the matrix, (to, from), that takes the first token of a named CLIP to where it is compared with texts.
+
+    Raises:
+        ValueError: a model that is not on this machine, or has no such matrix.
+    """
+    stored, report = _stored(CLIPVisionModelWithProjection, name, _named(name))
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(f"{name} lacks {missing[0]}, which a CLIP that is compared with texts has: give all of it")
+    projection: Tensor = stored.visual_projection.weight
+    return projection
 
 
 def image_size_px(name: str) -> int | None:
@@ -163,7 +162,32 @@ def _named(name: str) -> Any:
             known = AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ValueError(_not_here(name)) from error
-    return getattr(known, "vision_config", known)
+    vision = getattr(known, "vision_config", known)
+    if hasattr(vision, "projection_dim") and hasattr(known, "projection_dim"):
+        # Of two towers it is said beside the two towers, whatever the half's own configuration says.
+        vision.projection_dim = known.projection_dim
+    return vision
+
+
+def _stored(model_class: Any, name: str, of: Any) -> tuple[Any, dict[str, Any]]:
+    """A named model as one of transformers' classes, and its report of keys that are missing or do not fit."""
+    try:
+        with _quiet():
+            stored, report = model_class.from_pretrained(
+                name,
+                config=of,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                dtype=torch.float32,
+            )
+    except OSError as error:
+        raise ValueError(_not_here(name)) from error
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {name} are damaged ({_short(error)}): download them again") from error
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"the weights of {name} do not fit its config.json: {_short(error)}") from error
+    return stored, report
 
 
 def _default(model_type: str) -> Any:

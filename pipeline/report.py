@@ -293,7 +293,7 @@ class _Gathering:
 
     def _failures(self) -> list[Failure]:
         rows = self._rows(
-            "error_code AS code, count(*) AS n,"
+            "coalesce(error_code, status) AS code, count(*) AS n,"
             f" min_by({{'u': uri, 'm': error_message}}, uri, {_FAILURE_EXAMPLES}) AS examples",
             f"WHERE NOT {_HAS_PLACE} GROUP BY 1 ORDER BY 2 DESC, 1",
         )

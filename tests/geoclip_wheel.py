@@ -1,4 +1,4 @@
-"""GeoCLIP's wheel for tests: the real one where it can be had, and a small one of the same layout."""
+"""GeoCLIP's wheel for tests: the real one where it can be had, a small one of the same layout; and CLIPs for them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
 
 from training.geoclip import WHEEL, WHEEL_SHA256
 
@@ -21,8 +22,20 @@ WEIGHTS = "geoclip/model/weights"
 PLACES = "geoclip/model/gps_gallery/coordinates_100K.csv"
 
 
-def real_wheel(cache: Path) -> Path:
-    """The published wheel, downloaded into `cache` once; the test is skipped where that can't be done."""
+SMALL_CLIP = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "patch_size": 14,
+    "image_size": 28,
+}
+
+
+def real_wheel(config: pytest.Config) -> Path:
+    """The published wheel, downloaded into pytest's cache once; the test is skipped where that can't be done."""
+    assert config.cache is not None
+    cache = Path(config.cache.mkdir("geoclip"))
     path = cache / WHEEL
     if not path.is_file():
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "0", "--timeout", "20"]
@@ -62,6 +75,14 @@ def write_wheel(path: Path, tensors: dict[str, Any], places: int = 300) -> Path:
         lines = (f"{lat:.6f},{lon:.6f}\n" for lat, lon in zip(lat_deg_N, lon_deg_N, strict=True))
         wheel.writestr(PLACES, "LAT,LON\n" + "".join(lines))
     return path
+
+
+def two_towers(vision: dict[str, Any], projection: int) -> CLIPModel:
+    """CLIP with random weights, its tower for texts a stump."""
+    torch.manual_seed(0)
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text |= {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 2}
+    return CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=projection)).eval()
 
 
 def _layer(name: str, outputs: int, inputs: int) -> dict[str, Tensor]:

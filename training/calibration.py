@@ -340,7 +340,9 @@ def fit_reading(
         network_NH, prior_NH = -apart.nll_NH, log_prior_NH(label_NH, pi)
         shares = {fold: _shares(network_NH[fold_N != fold], prior_NH[fold_N != fold]) for fold in of_fold}
         share_N = np.array([shares[fold][-1] for fold in fold_N.tolist()])
-        gain_N = np.logaddexp(_log(1 - share_N) + network_NH[:, -1], _log(share_N) + prior_NH[:, -1]) - prior_NH[:, -1]
+        with np.errstate(invalid="ignore"):  # photos in no cell are NaN
+            served_N = np.logaddexp(_log(1 - share_N) + network_NH[:, -1], _log(share_N) + prior_NH[:, -1])
+        gain_N = served_N - prior_NH[:, -1]
         gain_low = _low(gain_N, group_N)
         if not gain_low > 0:
             shares = dict.fromkeys(shares, (1.0,) * len(pi))

@@ -6,6 +6,7 @@ Shapes: N places · B batch · D width of features · H levels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -31,6 +32,18 @@ PRIOR_SHARE = 0.01
 """Before it is fitted: so that no place is impossible, though the gallery has none there."""
 
 
+def partition(places: int, tau_max: tuple[int, ...]) -> PartitionConfig:
+    """Return how so many places are sorted into cells; thresholds that no cell could exceed are left out.
+
+    Raises:
+        ValueError: fewer than `FEWEST_PLACES`, or thresholds that don't fall.
+    """
+    if places < FEWEST_PLACES:
+        raise ValueError(f"a gallery of {places} places would answer nothing: it takes {FEWEST_PLACES}")
+    whole = PartitionConfig(0, tau_max)
+    return replace(whole, tau_max=tuple(tau for tau in tau_max if tau < places) or tau_max[-1:])
+
+
 def make_gallery(
     tower: Tower,
     preprocessing: Preprocessing,
@@ -47,15 +60,12 @@ def make_gallery(
         head: weight and bias of each layer between the tower and the gallery.
         features_ND: of length 1, one row a place.
         scale: what cosines are multiplied by, before the softmax.
-        tau_max: how many places a cell may hold, coarse → fine; what no cell could exceed is left out.
+        tau_max: how many places a cell may hold, coarse → fine.
 
     Raises:
-        ValueError: fewer than `FEWEST_PLACES`, or thresholds that don't fall.
+        ValueError: too few places, or thresholds that are none; `partition` tells beforehand.
     """
-    if len(lat_deg_N) < FEWEST_PLACES:
-        raise ValueError(f"a gallery of {len(lat_deg_N)} places would answer nothing: it takes {FEWEST_PLACES}")
-    thresholds = tuple(tau for tau in tau_max if tau < len(lat_deg_N)) or tau_max[-1:]
-    hierarchy = build_hierarchy(lat_deg_N, lon_deg_N, PartitionConfig(0, thresholds))
+    hierarchy = build_hierarchy(lat_deg_N, lon_deg_N, partition(len(lat_deg_N), tau_max))
     widths = tuple(len(bias) for _, bias in head)
     gallery = Gallery(GalleryConfig(tower.config, preprocessing, head_widths=widths), hierarchy, tower)
     # A cell's places lie side by side on the curve, and cells are in its order.

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import linear, normalize, relu
 
+from model.tower import CLIP_VISION
 from training.labelled import coordinates, table_from_bytes
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ HOW_TO_GET_IT = f"`pip download --no-deps geoclip==1.3.0` brings {WHEEL}"
 PUBLISHED_ON_IM2GPS3K = {"1 km": 14.1, "25 km": 34.5, "200 km": 50.7, "750 km": 69.7, "2500 km": 83.8}
 """Per cent of photos, as its authors publish them: of the likeliest of 100,000 places, not of a cell's mean."""
 CLIP_VIT_L_14: dict[str, Any] = {
+    "model_type": CLIP_VISION,
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -131,13 +133,14 @@ def read_wheel(path: Path) -> GeoClip:
     except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"--weights {path} is not GeoCLIP's wheel of 1.3.0 ({said}): {HOW_TO_GET_IT}") from error
-    return GeoClip(head, encoders, float(scale.double().exp()), lat_deg_N, lon_deg_N, sha256)
+    return GeoClip(head, encoders, float(scale.detach().double().exp()), lat_deg_N, lon_deg_N, sha256)
 
 
 def needed_shape(geoclip: GeoClip) -> dict[str, Any]:
     """Return the shape of the CLIP whose features the image perceptron takes: all of it for the published one's."""
     published, width = CLIP_VIT_L_14, geoclip.clip_width
-    return published if width == published["projection_dim"] else {"projection_dim": width}
+    of_another = {"model_type": published["model_type"], "projection_dim": width}
+    return published if width == published["projection_dim"] else of_another
 
 
 def location_features(geoclip: GeoClip, lat_deg_N: NDArray[np.float64], lon_deg_N: NDArray[np.float64]) -> Tensor:

@@ -20,7 +20,6 @@ from model.hierarchy import Hierarchy, Level
 from model.networks import config_from_json
 from model.prior import Prior
 from model.readout import Reading
-from model.tower import Tower
 from tests.model.test_engines import assert_same
 
 CLIP = BackboneConfig(
@@ -111,7 +110,7 @@ def test_features_of_another_backbone_are_compared_as_they_are(hierarchy: Hierar
     network = gallery(hierarchy, SWIN, 32)
     pixels_BCYX = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        mean_BD = network.tower.model(pixels_BCYX).mean(dim=1)
+        mean_BD = network.tower.backbone(pixels_BCYX).mean(dim=1)
         torch.testing.assert_close(network.features(pixels_BCYX), mean_BD / mean_BD.norm(dim=1, keepdim=True))
     checkpoint = Checkpoint.save(tmp_path, network, hierarchy)
     reference, compiled = (load_engine(name, checkpoint, precision="fp32") for name in ("torch", "openvino"))
@@ -177,13 +176,6 @@ def test_wrong_settings_are_named(checkpoint: Checkpoint, change: dict[str, Any]
     values = json.loads(json.dumps(checkpoint.config.to_json())) | change
     with pytest.raises(ValueError, match=message):
         config_from_json("gallery", values)
-
-
-def test_a_tower_has_no_unknown_settings() -> None:
-    with pytest.raises(ValueError, match="a clip_vision_model has no setting depth"):
-        Tower.build(BackboneConfig("clip_vision_model", {"depth": 2}), 28)
-    with pytest.raises(ValueError, match="wrong setting for a clip_vision_model"):
-        Tower.build(BackboneConfig("clip_vision_model", {"hidden_size": "wide"}), 28)
 
 
 @pytest.mark.parametrize("module", ["model.gallery", "model.tower", "model.networks"])

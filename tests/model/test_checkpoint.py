@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -158,11 +159,22 @@ def test_a_checkpoint_of_format_1_is_read_as_it_was(checkpoint: Checkpoint, fold
 
 
 def test_models_of_format_1_keep_the_id_that_published_rows_have(folder: Path) -> None:
-    """Computed when all models were of format 1, and pointed at the best cell."""
-    assert json.loads((BUNDLED / "config.json").read_text())["format_version"] == 1
+    """By the rule of when all models were of format 1: all of config.json but name and training."""
+    path = folder / "config.json"
+    names = ("class_counts", "hierarchy_sha256", "model", "temperatures", "weights_sha256")
+    values = json.loads(path.read_text())
+    first = {"format_version": 1} | {name: values[name] for name in names}
+    path.write_text(json.dumps(first | {"name": "older", "training": {"photos": 3}}))
+    digest = hashlib.sha256(json.dumps(first, sort_keys=True).encode()).hexdigest()
+    assert Checkpoint.load(folder).model_id == f"older-{digest[:12]}"
+
+
+def test_the_bundled_model_answers_by_its_prior_and_says_so() -> None:
     bundled = Checkpoint.load(BUNDLED)
-    assert bundled.model_id == "graticule-first-light-1cf95f7bb0c9"
-    assert bundled.reading.point == "best-cell"
+    assert bundled.reading.is_prior
+    assert bundled.prior is not None
+    assert bundled.prior.content_hash == Prior.world().content_hash
+    assert bundled.model_id in (BUNDLED / "MODEL_CARD.md").read_text().splitlines()[0]
 
 
 def test_model_id_names_the_answers_and_nothing_else(checkpoint: Checkpoint, folder: Path) -> None:

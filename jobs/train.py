@@ -139,8 +139,8 @@ def run(settings: Settings) -> int:
         raise ValueError(f"{settings.manifest} leaves no photo to train on")
     if (held_out := len(split.rows("validation"))) < FEWEST_PHOTOS:
         raise ValueError(
-            f"{held_out} photos are held out for validation, and it takes {FEWEST_PHOTOS} to say how sure a model may be "
-            f"and to fit a radius: give a larger --split.validation-share than {settings.split.validation_share:g}, "
+            f"{held_out} photos are held out for validation, and it takes {FEWEST_PHOTOS} to say how sure a model may "
+            f"be and to fit a radius: give a larger --split.validation-share than {settings.split.validation_share:g}, "
             "more photos, or a table whose column part says validation of more of them"
         )
     storage.check_writable(output)

@@ -93,6 +93,7 @@ def publish(archive: Archive, tmp_path: Path) -> Callable[..., Settings]:
         record = json.loads((output / "runs" / "r1.json").read_text())
         model = Checkpoint.load(archive.model)
         record |= {"model_id": model.model_id, "model_uri": str(archive.model), "sources": ["/my photos"]}
+        record["settings"]["point"] = "auto"
         (output / "runs" / "r1.json").write_text(json.dumps(record))
         return Settings(**{"output": str(output), "to": str(tmp_path / "to"), "by_folder": "never"} | settings)
 

@@ -42,6 +42,7 @@ def settings(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> train.S
         output=str(tmp_path_factory.mktemp("model") / "checkpoint"),
         network="tiny",
         name="shades",
+        prior="none",  # which would say more than 36 photos of made-up towns do
         split=SplitConfig(seed=1, test_share=0.25, validation_share=0.2),
         recipe=Recipe(epochs=40, batch_size=12, learning_rate=3e-3),
     )
@@ -64,7 +65,7 @@ def test_the_checkpoint_remembers_split_and_training(checkpoint: Checkpoint) -> 
     assert checkpoint.training["progress"]["draws"] == 40 * 36
     assert checkpoint.config.scenes == ("any",)  # the table has no scenes
     assert len(checkpoint.reading.temperatures) == len(checkpoint.hierarchy.levels)
-    assert checkpoint.prior is not None
+    assert checkpoint.prior is None
     assert checkpoint.training["fit"]["photos"] == 12
     record = json.loads((checkpoint.folder / "run.json").read_text())
     assert record["state"] == "finished"
@@ -114,6 +115,7 @@ def test_fine_tuning_on_another_hierarchy_keeps_all_but_the_classifiers(
         hierarchy="new",
         output=str(tmp_path / "tuned"),
         recipe=still,
+        split=replace(settings.split, validation_share=0.4),
     )
     assert train.run(tuning) == 0
     tuned = Checkpoint.load(tmp_path / "tuned")
@@ -144,15 +146,23 @@ def test_evaluate_prints_the_model_beside_the_commonest_cell(
     assert re.search(r"inside the radius meant to hold 90 %: [\d.]+%", out)
 
 
-def test_train_reads_a_hierarchy_that_was_built_before(settings: train.Settings, checkpoint: Checkpoint) -> None:
+def test_train_reads_a_hierarchy_that_was_built_before(
+    settings: train.Settings, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
     again = replace(
         settings,
         hierarchy=str(checkpoint.folder),
         output=f"{settings.output} again",
         recipe=Recipe(epochs=1, batch_size=12),
+        prior="world",
     )
     assert train.run(again) == 0
-    assert Checkpoint.load(Path(again.output)).hierarchy.content_hash == checkpoint.hierarchy.content_hash
+    untrained = Checkpoint.load(Path(again.output))
+    assert untrained.hierarchy.content_hash == checkpoint.hierarchy.content_hash
+    # After one epoch it knows nothing, and says so.
+    assert untrained.reading.is_prior
+    assert "the network knows no more than its prior, so the model answers with the prior" in capsys.readouterr().out
+    assert untrained.prior is not None
 
 
 @pytest.mark.s3
@@ -182,6 +192,6 @@ def test_train_refuses_what_it_cannot_train_on(settings: train.Settings, archive
     with pytest.raises(ValueError, match="could not be read"):
         train.run(replace(settings, manifest=str(broken), output=str(tmp_path / "out")))
     few = replace(settings.split, validation_share=0.05)
-    with pytest.raises(ValueError, match=r"4 photos are held out for validation, and it takes 9 .* larger --split"):
+    with pytest.raises(ValueError, match=r"\d photos are held out for validation, and it takes 9 .* larger --split"):
         train.run(replace(settings, split=few, output=str(tmp_path / "out")))
     assert not (tmp_path / "out" / "config.json").exists()

@@ -41,7 +41,9 @@ _MOST_MONTHS = 36
 
 _HAS_PLACE = f"status = '{schema.Status.LOCATED}'"
 _ERROR_KM = "distance_km(exif_lat_deg, exif_lon_deg, lat_deg, lon_deg)"
-_HAS_TRUTH = f"{_HAS_PLACE} AND {_ERROR_KM} IS NOT NULL"
+_IS_UNDECIDED = f"status = '{schema.Status.UNDECIDED}'"
+_HAS_TRUTH = f"status <> '{schema.Status.FAILED}' AND {_ERROR_KM} IS NOT NULL"
+"""The guesses of undecided photos among them: radius and confidence are to be true of these, too."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Report:
     where: str | None
     photos: int
     located: int
+    undecided: int
     size_bytes: int
     models: Sequence[str]
     first_taken_at: dt.datetime | None
@@ -139,8 +142,8 @@ class Report:
 
     @property
     def failed(self) -> int:
-        """Photos without a place."""
-        return self.photos - self.located
+        """Photos that could not be looked at."""
+        return self.photos - self.located - self.undecided
 
     @property
     def coarsened(self) -> list[str]:
@@ -167,6 +170,7 @@ class _Gathering:
         """Count everything."""
         counted = self._row(
             f"""count(*) AS photos, count(*) FILTER (WHERE {_HAS_PLACE}) AS located,
+            count(*) FILTER (WHERE {_IS_UNDECIDED}) AS undecided,
             coalesce(sum(size_bytes), 0)::BIGINT AS total, min(taken_at) AS first, max(taken_at) AS last,
             count(*) FILTER (WHERE taken_at IS NULL) AS undated, approx_quantile(confidence, 0.5) AS sure,
             approx_quantile(radius_km, 0.5) AS radius"""
@@ -178,6 +182,7 @@ class _Gathering:
             where=self._where,
             photos=counted["photos"],
             located=counted["located"],
+            undecided=counted["undecided"],
             size_bytes=counted["total"],
             models=[
                 row["model"] for row in self._rows("model_id AS model, count(*) AS n", "GROUP BY 1 ORDER BY 2 DESC")
@@ -293,9 +298,9 @@ class _Gathering:
 
     def _failures(self) -> list[Failure]:
         rows = self._rows(
-            "coalesce(error_code, status) AS code, count(*) AS n,"
+            "error_code AS code, count(*) AS n,"
             f" min_by({{'u': uri, 'm': error_message}}, uri, {_FAILURE_EXAMPLES}) AS examples",
-            f"WHERE NOT {_HAS_PLACE} GROUP BY 1 ORDER BY 2 DESC, 1",
+            f"WHERE status = '{schema.Status.FAILED}' GROUP BY 1 ORDER BY 2 DESC, 1",
         )
         return [Failure(row["code"], row["n"], [(x["u"], x["m"] or "") for x in row["examples"]]) for row in rows]
 

@@ -117,6 +117,7 @@ def _headline(report: Report, made_at: dt.datetime) -> str:
     facts = [
         ("photos", f"{report.photos:,}", _bytes(report.size_bytes)),
         ("with a place", f"{report.located:,}", _percent(report.located, report.photos)),
+        ("can't tell", f"{report.undecided:,}", _percent(report.undecided, report.photos)),
         ("failed", f"{report.failed:,}", _percent(report.failed, report.photos)),
         ("countries", f"{sum(country.code is not None for country in report.countries):,}", ""),
         ("median confidence", _number(report.median_confidence, ".2f"), "of the finest cell"),
@@ -139,6 +140,11 @@ def _headline(report: Report, made_at: dt.datetime) -> str:
     ]
     if report.where:
         lines.append(f"<p><strong>Only photos for which</strong> <code>{escape(printable(report.where))}</code></p>")
+    if report.undecided:
+        lines.append(
+            f"<p><strong>Can't tell</strong>: of {report.undecided:,} photos no place is more likely right than not. "
+            "They are on no map and in no country below; among the photos whose cameras knew, their best guesses count.</p>"
+        )
     if report.coarsened:
         kept = escape(", ".join(report.coarsened))
         lines.append(

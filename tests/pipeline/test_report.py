@@ -96,6 +96,20 @@ def test_counts_places_times_and_failures(small: Report) -> None:
     assert sum(small.photos_by_confidence) == 5
 
 
+def test_what_the_model_cannot_tell_is_said_in_so_many_words(tmp_path: Path) -> None:
+    guess = {schema.STATUS: "undecided", schema.COUNTRY: None, schema.COUNTRY_CODE: None, schema.PRECISION: None}
+    unsure = [off(located_row(f"/cat{number}", *ROME, radius_km=900.0) | guess, 1000.0) for number in range(3)]
+    publish(str(tmp_path), [off(located_row("/paris", *PARIS), 0.5), *unsure, failed_row("/broken", ErrorCode.EMPTY)])
+    report = gather(Catalog(str(tmp_path)), str(tmp_path))
+    assert (report.photos, report.located, report.undecided, report.failed) == (5, 1, 3, 1)
+    assert [country.code for country in report.countries] == ["FR"]
+    assert [failure.code for failure in report.failures] == ["empty"]
+    assert report.accuracy is not None
+    assert (report.accuracy.photos, report.accuracy.inside_radius) == (4, 0.25)
+    page = made(report)
+    assert "Can't tell</strong>: of 3 photos no place is more likely right than not." in html.unescape(page)
+
+
 def test_measures_against_the_cameras(small: Report) -> None:
     assert small.accuracy is not None
     assert small.accuracy.photos == 4

@@ -2,6 +2,7 @@
 
 python -m jobs.synthetic_globe ablate
 python -m jobs.synthetic_globe context
+python -m jobs.synthetic_globe radius
 python -m jobs.synthetic_globe write globe-photos
 """
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from jobs import run_command
 from pipeline import storage
 from pipeline.context import ContextSettings
-from training import globe_albums, globe_study
+from training import globe_albums, globe_radius, globe_study
 from training.globe_study import FINEST, PRODUCT, VARIANTS, YARDSTICKS, Answer, Result
 from training.synthetic_globe import Globe, GlobeConfig, write_archive
 
@@ -132,12 +133,38 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Radius:
+    """Train networks, fit how they are read to photos that they have not seen, and print how many of fresh photos lie
+    within the radius, which is meant to hold 90 %."""
+
+    seeds: int = 3
+    """Each is another globe, with other photos and another network."""
+    photos_per_town: int = 24
+    """How many photos of each of the 48 towns to learn from."""
+    draws: int = 9_216
+    """Photos drawn in each training."""
+    fitting_per_town: int = 40
+    """Photos of each town that the reading is fitted to."""
+    fresh_per_town: int = 100
+    """Photos of each town that the radius is tried on."""
+
+    def run(self) -> int:
+        """Train, fit, look, print the table; return the exit code."""
+        if min(self.seeds, self.photos_per_town, self.draws, self.fitting_per_town, self.fresh_per_town) < 1:
+            raise ValueError("give at least 1 of everything")
+        counts = self.photos_per_town, self.draws, self.fitting_per_town, self.fresh_per_town
+        print(globe_radius.table([globe_radius.study(seed, *counts) for seed in range(self.seeds)]))
+        return 0
+
+
+@dataclass(frozen=True)
 class Settings:
     """A world with a known best answer, to try networks and trainers on."""
 
     command: tyro.conf.OmitSubcommandPrefixes[
         Annotated[Ablate, tyro.conf.subcommand("ablate")]
         | Annotated[Context, tyro.conf.subcommand("context")]
+        | Annotated[Radius, tyro.conf.subcommand("radius")]
         | Annotated[Write, tyro.conf.subcommand("write")]
     ]
 

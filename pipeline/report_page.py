@@ -143,7 +143,7 @@ def _headline(report: Report, made_at: dt.datetime) -> str:
     if report.undecided:
         lines.append(
             f"<p><strong>Can't tell</strong>: of {report.undecided:,} photos no place is more likely right than not. "
-            "They are on no map and in no country below; among the photos whose cameras knew, their best guesses count.</p>"
+            "They are on no map and in no country below; where cameras knew better, their best guesses count.</p>"
         )
     if report.coarsened:
         kept = escape(", ".join(report.coarsened))

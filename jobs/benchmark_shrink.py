@@ -7,6 +7,7 @@ Shapes: B photos of a batch · N photos · H, W, C height, width and colours.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import tempfile
 import time
@@ -92,7 +93,9 @@ class _Ways:
         size = checkpoint.config.preprocessing
         self._mean_C, self._std_C = torch.tensor(size.mean_rgb), torch.tensor(size.std_rgb)
         self._network = checkpoint.build_model().eval()
-        self._read_out = ReadOut(checkpoint.hierarchy, checkpoint.reading).eval()
+        # The network's own answers: mixed with a prior, they would change less.
+        own = dataclasses.replace(checkpoint.reading, prior=None, prior_share=())
+        self._read_out = ReadOut(checkpoint.hierarchy, own).eval()
         self._px = size.image_size_px
         resize_px = max(size.resize_px, self._px + 2)  # room to move the crop
         self._targets = {

@@ -20,7 +20,7 @@ from jobs.benchmark_engine import Agreement, all_answers
 from model.checkpoint import Checkpoint
 from model.engines import Precision, cache, load_engine, onnx_graph
 from model.engines.tensorrt_engine import TensorRtSettings
-from model.readout import BEST_CELL, PointRule
+from model.readout import AUTO, PointRule
 from pipeline import schema, storage
 from pipeline.decode import DecodeTarget
 from pipeline.engine_share import EngineShare
@@ -42,7 +42,7 @@ class CompileSettings:
     """Folder or object prefix; several models, engines and GPUs may share one."""
     model: str = "bundled"
     """Checkpoint folder, local or remote; `bundled` is the small model that ships with Graticule."""
-    point: PointRule = BEST_CELL
+    point: PointRule = AUTO
     """Where an answer has its point: as jobs.geotag_archive's."""
     precision: Precision = "auto"
     """What the network computes in: auto is fp32 for onnx, and what this machine is fastest in for the others. int8 is
@@ -158,7 +158,7 @@ def _advice(settings: CompileSettings, output: str, name: str) -> str:
 
 
 def _geotag(settings: CompileSettings, output: str) -> str:
-    point = "" if settings.point == BEST_CELL else f" --point {settings.point}"
+    point = "" if settings.point == AUTO else f" --point {settings.point}"
     return f"python -m jobs.geotag_archive … --model {settings.model}{point} --engines {output}"
 
 

@@ -41,7 +41,7 @@ _NEVER_RUN = (
 
 
 @dataclass(frozen=True)
-class GeoClipSettings:
+class FromGeoClip:
     """GeoCLIP (MIT): its wheel's tensors and 100,000 places, behind OpenAI's CLIP ViT-L/14."""
 
     weights: Path
@@ -91,7 +91,7 @@ class GeoClipSettings:
 
 
 @dataclass(frozen=True)
-class OwnPhotosSettings:
+class FromPhotos:
     """A gallery of one's own: photos whose places are known, told apart by any Hugging Face vision model."""
 
     backbone: str
@@ -164,8 +164,8 @@ class Settings:
     """Import a model, or check one that was imported."""
 
     source: tyro.conf.OmitSubcommandPrefixes[
-        Annotated[GeoClipSettings, tyro.conf.subcommand("geoclip")]
-        | Annotated[OwnPhotosSettings, tyro.conf.subcommand("gallery")]
+        Annotated[FromGeoClip, tyro.conf.subcommand("geoclip")]
+        | Annotated[FromPhotos, tyro.conf.subcommand("gallery")]
         | Annotated[None, tyro.conf.subcommand("nothing")]
     ] = None
     check: str = ""

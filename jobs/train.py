@@ -123,6 +123,7 @@ def run(settings: Settings) -> int:
     settings = _with_frozen_recipe(settings)
     output = storage.absolute(settings.output)
     _check_paths(settings, output)
+    prior = read_prior(settings.prior)
     start = Checkpoint.load(model_folder(settings.init)) if settings.init else None
     trunk = pretrained(settings.backbone, settings.image_size) if settings.backbone else None
     config = _config(settings, start, trunk)
@@ -155,6 +156,7 @@ def run(settings: Settings) -> int:
         "backbone": settings.backbone.rstrip("/").rpartition("/")[2] or None,
         "tokens": task.tokens.name if task.tokens else None,
         "hierarchy_sha256": hierarchy.content_hash,
+        "prior": prior.content_hash if prior else None,
         "teacher": settings.teacher_onnx.name if settings.teacher_onnx else None,
         "photos": len(photos),
         "split": dataclasses.asdict(settings.split),
@@ -171,7 +173,6 @@ def run(settings: Settings) -> int:
     model = _trained(network, snapshots)
     served = PhotoStore(photos.uri_N, DecodeTarget.of(config.preprocessing), settings.recipe.max_failed_fraction)
     validation = split.rows("validation").tolist()
-    prior = read_prior(settings.prior)
     truth = Truth(photos.lat_deg_N, photos.lon_deg_N, task.labels.level_NH)
     plain = Reading.plain(len(hierarchy.levels))
     source = task.tokens.validation() if task.tokens else served

@@ -154,7 +154,7 @@ def _probed(model: nn.Module, image_size_px: int, label: str) -> tuple[torch.Siz
     was_training = model.training
     model.eval()  # stochastic depth skips layers
     try:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             output: Any = torch.func.functional_call(model, parameters | buffers, (), {"pixel_values": pixels_BCHW})
             hidden: Tensor = output.last_hidden_state
             learned = [x for x in parameters.values() if x.requires_grad]

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 _LEAST_SHARE = 0.001
 _LEAST_MASS = 0.01
+_ROUNDING = 1e-5
+"""More than engines' sums of probabilities are rounded by: of photos with the same answer many are equally far away."""
 _RESAMPLES, _LOW_END = 1000, 0.025
 FEWEST_PHOTOS = 9
 """With fewer no radius can be said to hold nine photos of ten."""
@@ -366,7 +368,7 @@ def conformal_mass(mass_nearer_N: NDArray[np.float64]) -> float:
     if rank > len(mass_nearer_N):
         return 1.0
     mass: float = np.sort(mass_nearer_N)[rank - 1].item()
-    return min(1.0, max(math.nextafter(mass, 2.0), _LEAST_MASS))  # more than what lies nearer than the true place
+    return min(1.0, max(mass + _ROUNDING, _LEAST_MASS))  # more than what lies nearer than the true place
 
 
 def _shares(network_NH: NDArray[np.float64], prior_NH: NDArray[np.float64]) -> tuple[float, ...]:

@@ -96,7 +96,9 @@ def test_three_nights(
     assert [night["date"] for night in posted] == ["2026-11-01"]
     assert posted[0]["text"] in out
     assert (tmp_path / "summary.txt").read_text() == posted[0]["text"]
-    assert posted[0]["text"].startswith("Graticule, night of 2026-11-01: done; 3 photos located, 1 failed\n\n")
+    assert posted[0]["text"].startswith(
+        "Graticule, night of 2026-11-01: done; 3 photos located, 0 undecided, 1 failed\n\n"
+    )
     assert "secret" not in out + err
 
     put(photos / "d.jpg", china_jpeg() + b"d")

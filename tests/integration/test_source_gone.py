@@ -33,7 +33,7 @@ def test_a_disk_that_is_away_for_a_minute_costs_no_answer(
         return [entry.uri for entry in storage.list_files(f"{output}/runs")]
 
     before, recorded = answers(output), records()
-    assert {status for _, status, _ in before} == {"located"}
+    assert {status for _, status, _ in before} <= {"located", "undecided"}
 
     again, log = (*arguments, "--retag", "--point", "least-distance"), tmp_path / "log"
     running = start(ray_cluster, log, *again)

@@ -72,7 +72,7 @@ def assert_same(output: Path, undisturbed: Path) -> None:
     assert len([x for x in one if x["kind"] == "step"]) == STEPS
     assert numbers(one) == pytest.approx(numbers(other), rel=TOLERANCE, abs=1e-5)
     checkpoints = [Checkpoint.load(folder) for folder in (output, undisturbed)]
-    assert checkpoints[0].temperatures == pytest.approx(checkpoints[1].temperatures, rel=0.02)
+    assert checkpoints[0].reading.temperatures == pytest.approx(checkpoints[1].reading.temperatures, rel=0.02)
     assert checkpoints[0].training["identity"] == checkpoints[1].training["identity"]
 
 

@@ -59,7 +59,7 @@ def test_other_ways_find_the_same_cells(way: str, tmp_path: Path) -> None:
     ours = locate(read(pa.Table.from_pylist(rows, schema=schema.MANIFEST))).to_pylist()
     cell_id_K = checkpoint.hierarchy.levels[-1].cell_id_K
     same = [theirs[row["uri"]][0] == list(cell_id_K).index(row["levels"][-1]["cell_id"]) for row in ours]
-    off = [abs(theirs[row["uri"]][1] / row["confidence"] - 1) for row in ours]
+    off = [abs(theirs[row["uri"]][1] / row["levels"][-1]["probability"] - 1) for row in ours]
     assert sum(same) >= len(same) - 1  # all six here; each resamples in its own way
     assert max(off) < 0.1  # 0.06 here: their decoders take the JPEG whole, ours shrinks it while loading
 

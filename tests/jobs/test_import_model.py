@@ -18,7 +18,7 @@ import transformers
 from PIL import Image
 
 from jobs import calibrate, compile_engine, evaluate, import_model, report
-from jobs.import_model import GeoClipSettings, OwnPhotosSettings, Settings
+from jobs.import_model import FromGeoClip, FromPhotos, Settings
 from model.checkpoint import Checkpoint
 from model.gallery import GalleryConfig
 from pipeline import schema, storage
@@ -54,7 +54,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def geoclip_model(wheel: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("imported") / "model"
-    assert import_model.run(Settings(GeoClipSettings(wheel, str(output), str(clip), tau_max=(100, 20)))) == 0
+    assert import_model.run(Settings(FromGeoClip(wheel, str(output), str(clip), tau_max=(100, 20)))) == 0
     return output
 
 
@@ -80,7 +80,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def own_model(archive: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("own") / "model"
-    source = OwnPhotosSettings(str(clip), str(archive / "photos.csv"), str(output), kernel_width=0.003, name="towns")
+    source = FromPhotos(str(clip), str(archive / "photos.csv"), str(output), kernel_width=0.003, name="towns")
     assert import_model.run(Settings(dataclasses.replace(source, tau_max=(40, 10)))) == 0
     return output
 
@@ -101,7 +101,7 @@ def test_geoclip_becomes_a_gallery_behind_the_users_clip(geoclip_model: Path, wh
 
 
 def test_what_is_said_of_it(wheel: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import_model.run(Settings(GeoClipSettings(wheel, str(tmp_path / "model"), str(clip), tau_max=(100,))))
+    import_model.run(Settings(FromGeoClip(wheel, str(tmp_path / "model"), str(clip), tau_max=(100,))))
     printed = capsys.readouterr().out
     assert "300 places in cells (" in printed
     assert "Published for GeoCLIP on Im2GPS3k, not measured here: 14.1 34.5 50.7 69.7 83.8 %" in printed
@@ -111,7 +111,7 @@ def test_what_is_said_of_it(wheel: Path, clip: Path, tmp_path: Path, capsys: pyt
     assert f"python -m jobs.geotag_archive --photos PHOTOS --model {tmp_path / 'model'}" in printed
 
 
-def refused(source: GeoClipSettings | OwnPhotosSettings) -> str:
+def refused(source: FromGeoClip | FromPhotos) -> str:
     """Import in vain, see that nothing was written, and return the one line that says why."""
     with pytest.raises(ValueError, match=r".") as error:
         import_model.run(Settings(source))
@@ -169,14 +169,14 @@ CLIPS: list[tuple[Callable[[Path], Any], str]] = [
 @pytest.mark.parametrize(("write", "message"), CLIPS)
 def test_a_wrong_clip_is_refused(wheel: Path, tmp_path: Path, write: Callable[[Path], Any], message: str) -> None:
     write(tmp_path / "clip")
-    assert message in refused(GeoClipSettings(wheel, str(tmp_path / "model"), str(tmp_path / "clip")))
+    assert message in refused(FromGeoClip(wheel, str(tmp_path / "model"), str(tmp_path / "clip")))
 
 
 def test_a_wrong_wheel_is_refused(wheel: Path, clip: Path, tmp_path: Path) -> None:
     (tmp_path / "half.whl").write_bytes(wheel.read_bytes()[:5000])
     (tmp_path / "clip.whl").write_bytes((clip / "model.safetensors").read_bytes())
     for name, message in (("half.whl", "cut short"), ("clip.whl", "is not GeoCLIP's wheel"), ("no.whl", "be read")):
-        said = refused(GeoClipSettings(tmp_path / name, str(tmp_path / "model"), str(clip)))
+        said = refused(FromGeoClip(tmp_path / name, str(tmp_path / "model"), str(clip)))
         assert message in said
         assert DOWNLOAD in said
 
@@ -184,16 +184,16 @@ def test_a_wrong_wheel_is_refused(wheel: Path, clip: Path, tmp_path: Path) -> No
 def test_the_real_wheel_takes_one_clip_only(pytestconfig: pytest.Config, tmp_path: Path) -> None:
     wheel = real_wheel(pytestconfig)
     two_towers(SMALL_CLIP, 768).save_pretrained(tmp_path / "clip")
-    said = refused(GeoClipSettings(wheel, str(tmp_path / "model"), str(tmp_path / "clip")))
+    said = refused(FromGeoClip(wheel, str(tmp_path / "model"), str(tmp_path / "clip")))
     assert "has hidden_size 64, intermediate_size 96, num_hidden_layers 1, num_attention_heads 4, image_size 28" in said
     assert "GeoCLIP needs hidden_size 1024, intermediate_size 4096, num_hidden_layers 24" in said
 
 
 def test_what_else_is_refused(wheel: Path, clip: Path, archive: Path, tmp_path: Path, own_model: Path) -> None:
-    geoclip = GeoClipSettings(wheel, str(tmp_path / "model"), str(clip))
+    geoclip = FromGeoClip(wheel, str(tmp_path / "model"), str(clip))
     assert "give world, or a file" in refused(dataclasses.replace(geoclip, prior="none"))
     assert "tau_max" in refused(dataclasses.replace(geoclip, tau_max=(20, 100)))
-    own = OwnPhotosSettings(str(clip), str(archive / "photos.csv"), str(tmp_path / "model"))
+    own = FromPhotos(str(clip), str(archive / "photos.csv"), str(tmp_path / "model"))
     assert "--kernel-width 0" in refused(dataclasses.replace(own, kernel_width=0.0))
     lines = (archive / "photos.csv").read_text().splitlines()
     (archive / "few.csv").write_text("\n".join(lines[:50]) + "\n")

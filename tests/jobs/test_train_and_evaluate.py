@@ -191,6 +191,8 @@ def test_train_refuses_what_it_cannot_train_on(settings: train.Settings, archive
     broken.write_text(Path(settings.manifest).read_text().replace("-0.png", "-missing.png"))
     with pytest.raises(ValueError, match="could not be read"):
         train.run(replace(settings, manifest=str(broken), output=str(tmp_path / "out")))
+    with pytest.raises(ValueError, match=r"--prior nowhere\.parquet: can't be read"):
+        train.run(replace(settings, prior="nowhere.parquet", output=str(tmp_path / "out")))
     few = replace(settings.split, validation_share=0.05)
     with pytest.raises(ValueError, match=r"\d photos are held out for validation, and it takes 9 .* larger --split"):
         train.run(replace(settings, split=few, output=str(tmp_path / "out")))

@@ -140,6 +140,7 @@ def _built(config: BackboneConfig, image_size_px: int) -> tuple[nn.Module, Backb
     return model, BackboneConfig(architecture.model_type, hugging_face.settings(architecture)), missing
 
 
+@torch.inference_mode(False)
 def _probed(model: nn.Module, image_size_px: int, label: str) -> tuple[torch.Size, set[str]]:
     """The shape of the last hidden state of one image, and the names of the parameters that no gradient of it reaches.
 
@@ -154,7 +155,7 @@ def _probed(model: nn.Module, image_size_px: int, label: str) -> tuple[torch.Siz
     was_training = model.training
     model.eval()  # stochastic depth skips layers
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             output: Any = torch.func.functional_call(model, parameters | buffers, (), {"pixel_values": pixels_BCHW})
             hidden: Tensor = output.last_hidden_state
             learned = [x for x in parameters.values() if x.requires_grad]

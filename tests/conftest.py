@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from model.engines import openvino_engine  # noqa: F401 - before any test imports openvino: it silences its telemetry
 from model.checkpoint import Checkpoint
+from model.engines import openvino_engine  # noqa: F401 - before any test imports openvino: it silences its telemetry
 from model.geodecoder import GeoDecoder, tiny
 from pipeline import schema, storage
 from pipeline.decode import DecodeTarget

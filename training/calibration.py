@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _LEAST_SHARE = 0.001
 _LEAST_MASS = 0.01
+_ROUNDS = 3
 _ROUNDING = 1e-5
 """More than engines' sums of probabilities are rounded by: of photos with the same answer many are equally far away."""
 _RESAMPLES, _LOW_END = 1000, 0.025
@@ -57,6 +58,7 @@ def fitted_temperatures(
     hierarchy: Hierarchy,
     prior: tuple[NDArray[np.float64], ...] | None = None,
     combination: Combination = "product",
+    shares: tuple[float, ...] = (),
 ) -> tuple[float, ...]:
     """Return one temperature a level, coarse → fine, that make the served probabilities fit the labels best.
 
@@ -69,25 +71,33 @@ def fitted_temperatures(
     fewer than `FEWEST_LABELS` labels in all.
 
     In the inverse temperature each of these is a convex function of one number (logits minus a log-sum-exp, and the
-    prior), so a golden-section search over its logarithm finds the minimum. Source: temperature scaling, Guo et al.
-    2017; there one for a single softmax.
+    prior), so a golden-section search over its logarithm finds the minimum. With `shares` of the prior, which are mixed
+    in last, it is so only nearly. Source: temperature scaling, Guo et al. 2017; there one for a single softmax.
     """
     levels = len(hierarchy.levels)
     if combination == "sum":
         batches, hierarchy = _finest_alone(batches, hierarchy)
-        return fitted_temperatures(batches, hierarchy) * levels
+        mixed = _mixtures(hierarchy, prior[-1:] if prior else None, shares[-1:])
+        return _fitted(batches, hierarchy, [torch.zeros(())], mixed) * levels
+    return _fitted(batches, hierarchy, _log_within(hierarchy, prior), _mixtures(hierarchy, prior, shares))
+
+
+def _fitted(
+    batches: Sequence[LabelledLogits], hierarchy: Hierarchy, offsets: Sequence[Tensor], mixed: Sequence[_Mixture]
+) -> tuple[float, ...]:
+    levels = len(hierarchy.levels)
     count_H = [sum(int((batch.label_BH[:, h] != UNKNOWN).sum()) for batch in batches) for h in range(levels)]
     if sum(count_H) < FEWEST_LABELS:
         return (1.0,) * levels
     parents = [torch.from_numpy(level.parent_K.astype(np.int64)) for level in hierarchy.levels]
-    offsets = _log_within(hierarchy, prior)
-
-    common = _golden_section(lambda log_temperature: _loss_of_one_for_all(log_temperature, batches, parents, offsets))
+    common = _golden_section(
+        lambda log_temperature: _loss_of_one_for_all(log_temperature, batches, parents, offsets, mixed)
+    )
     coarser: list[Tensor | None] = [None] * len(batches)
     fitted = []
     for h in range(levels):
         logits, labels = [x.logits[h] for x in batches], [x.label_BH[:, h] for x in batches]
-        level = _Level(logits, labels, coarser, parents[h], offsets[h])
+        level = _Level(logits, labels, coarser, parents[h], offsets[h], mixed[h])
         log_temperature = _golden_section(partial(level.loss, guess=common)) if count_H[h] else common
         fitted.append(round(math.exp(log_temperature), 3))
         coarser = [*level.joints(fitted[-1])]
@@ -111,6 +121,35 @@ def _log_within(hierarchy: Hierarchy, prior: tuple[NDArray[np.float64], ...] | N
 
 
 @dataclass(frozen=True, eq=False)
+class _Mixture:
+    """A share of the prior, mixed into a level's probabilities; `log_prior_K` is not looked at where it is 0."""
+
+    share: float
+    log_prior_K: Tensor
+
+    def nll(self, log_probability_BK: Tensor, label_B: Tensor) -> float:
+        """Return minus the log-likelihood of the labels, summed over the photos that have one."""
+        known_B = label_B != UNKNOWN
+        label_B = label_B[known_B]
+        log_B = log_probability_BK[known_B].gather(1, label_B[:, None])[:, 0]
+        if self.share:
+            log_prior_B = self.log_prior_K.index_select(0, label_B) + math.log(self.share)
+            log_B = torch.logaddexp(log_B + math.log1p(-self.share), log_prior_B)
+        return -float(log_B.sum())
+
+
+def _mixtures(
+    hierarchy: Hierarchy, prior: tuple[NDArray[np.float64], ...] | None, shares: tuple[float, ...]
+) -> list[_Mixture]:
+    if prior is None or not shares:
+        return [_Mixture(0.0, torch.zeros(())) for _ in hierarchy.levels]
+    return [
+        _Mixture(min(share, 1 - _LEAST_SHARE), torch.from_numpy(np.log(level_K)).float())
+        for share, level_K in zip(shares, prior, strict=True)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
 class _Level:
     """One level of every batch: logits BK, label_B, and the coarser level's served log-probabilities."""
 
@@ -119,6 +158,7 @@ class _Level:
     coarser: list[Tensor | None]
     parent_K: Tensor
     offset_K: Tensor
+    mixed: _Mixture
 
     def joints(self, temperature: float) -> Iterator[Tensor]:
         for logits_BK, coarser_BK in zip(self.logits, self.coarser, strict=True):
@@ -126,18 +166,22 @@ class _Level:
 
     def loss(self, log_temperature: float, guess: float) -> float:
         joints = zip(self.joints(math.exp(log_temperature)), self.labels, strict=True)
-        return sum(_nll(joint_BK, label_B) for joint_BK, label_B in joints) + _prior(log_temperature, guess)
+        return sum(self.mixed.nll(joint_BK, label_B) for joint_BK, label_B in joints) + _prior(log_temperature, guess)
 
 
 def _loss_of_one_for_all(
-    log_temperature: float, batches: Sequence[LabelledLogits], parents: Sequence[Tensor], offsets: Sequence[Tensor]
+    log_temperature: float,
+    batches: Sequence[LabelledLogits],
+    parents: Sequence[Tensor],
+    offsets: Sequence[Tensor],
+    mixed: Sequence[_Mixture],
 ) -> float:
     total = 0.0
     for batch in batches:
         joint_BK = None
         for h, logits_BK in enumerate(batch.logits):
             joint_BK = _joint(logits_BK, math.exp(log_temperature), joint_BK, parents[h], offsets[h])
-            total += _nll(joint_BK, batch.label_BH[:, h])
+            total += mixed[h].nll(joint_BK, batch.label_BH[:, h])
     # A photo's levels are one observation rather than several.
     return total / len(parents) + _prior(log_temperature, 0.0)
 
@@ -150,10 +194,6 @@ def _joint(
     if coarser_BK is not None:
         log_BK = log_BK + coarser_BK.index_select(1, parent_K)
     return log_BK.log_softmax(dim=1)
-
-
-def _nll(log_probability_BK: Tensor, label_B: Tensor) -> float:
-    return float(torch.nn.functional.nll_loss(log_probability_BK, label_B, ignore_index=UNKNOWN, reduction="sum"))
 
 
 def _prior(log_temperature: float, guess: float) -> float:
@@ -308,7 +348,8 @@ def fit_reading(
     """Fit temperatures, shares of the prior and the radius, and judge them on photos that had no part in it.
 
     Groups of photos (of a photographer, a place) are kept whole in folds. Temperatures are fitted as
-    `fitted_temperatures` says; shares of the prior to photos whose fold had no part in the temperatures. The radius is
+    `fitted_temperatures` says; shares of the prior to photos whose fold had no part in the temperatures; then
+    temperatures again, given these shares, and so on, `_ROUNDS` times. The radius is
     split-conformal: the share of the probability within which nine tenths of these photos' true places lie, photos in
     no cell among them. Source: Vovk, Gammerman & Shafer 2005; Lei et al. 2018. N photos are in the batches' order.
     """
@@ -317,45 +358,48 @@ def fit_reading(
     ends = np.cumsum([len(batch.label_BH) for batch in batches])
     plain = replace(before, prior=pi, prior_share=(), radius_mass=RADIUS_PROBABILITY)
 
-    def temperatures(known_N: NDArray[np.bool_]) -> tuple[float, ...]:
+    def temperatures(known_N: NDArray[np.bool_], shares: tuple[float, ...]) -> tuple[float, ...]:
         parts = np.split(known_N, ends[:-1])
         known = [
             # The photos stay and lose their labels: no copy of the logits.
             LabelledLogits(batch.logits, batch.label_BH.where(torch.from_numpy(known_B)[:, None], UNKNOWN))
             for batch, known_B in zip(batches, parts, strict=True)
         ]
-        return fitted_temperatures(known, hierarchy, pi, before.combination)
+        return fitted_temperatures(known, hierarchy, pi, before.combination, shares)
 
     def judged(reading: Reading) -> Judged:
         return _judged(batches, lat_deg_N, lon_deg_N, Judge(hierarchy, reading))
 
     of_fold: dict[int, tuple[float, ...]] = {}
-    apart = _empty(judged(before))
-    for number, fold in enumerate(np.unique(fold_N).tolist(), start=1):
-        log.info("fitting without fold %d of %d", number, fold_N.max() + 1)
-        of_fold[fold] = temperatures(fold_N != fold)
-        _put(apart, judged(replace(plain, temperatures=of_fold[fold])), fold_N == fold)
-    reading, gain_low = replace(plain, temperatures=temperatures(np.ones(len(fold_N), bool))), math.nan
-    shares = dict.fromkeys(of_fold, plain.prior_share)
+    shares = dict.fromkeys(np.unique(fold_N).tolist(), plain.prior_share)
+    share_of_all = plain.prior_share
+    before_judged = judged(before)
+    apart, gain_low = _empty(before_judged), math.nan
+    for number in range(1 if pi is None else _ROUNDS):
+        log.info("fitting without each of %d folds, %d of %d times", len(shares), number + 1, _ROUNDS if pi else 1)
+        for fold, share in shares.items():
+            of_fold[fold] = temperatures(fold_N != fold, share)
+            _put(apart, judged(replace(plain, temperatures=of_fold[fold])), fold_N == fold)
+        if pi is not None:
+            label_NH = np.concatenate([batch.label_BH.numpy() for batch in batches])
+            network_NH, prior_NH = -apart.nll_NH, log_prior_NH(label_NH, pi)
+            shares = {fold: _shares(network_NH[fold_N != fold], prior_NH[fold_N != fold]) for fold in shares}
+            share_of_all = _shares(network_NH, prior_NH)
+    reading = replace(plain, temperatures=temperatures(np.ones(len(fold_N), bool), share_of_all))
     if pi is not None:
-        label_NH = np.concatenate([batch.label_BH.numpy() for batch in batches])
-        network_NH, prior_NH = -apart.nll_NH, log_prior_NH(label_NH, pi)
-        shares = {fold: _shares(network_NH[fold_N != fold], prior_NH[fold_N != fold]) for fold in of_fold}
         share_N = np.array([shares[fold][-1] for fold in fold_N.tolist()])
         with np.errstate(invalid="ignore"):  # photos in no cell are NaN
             served_N = np.logaddexp(_log(1 - share_N) + network_NH[:, -1], _log(share_N) + prior_NH[:, -1])
-        gain_N = served_N - prior_NH[:, -1]
-        gain_low = _low(gain_N, group_N)
+        gain_low = _low(served_N - prior_NH[:, -1], group_N)
         if not gain_low > 0:
-            shares = dict.fromkeys(shares, (1.0,) * len(pi))
-            reading = replace(reading, prior_share=(1.0,) * len(pi))
-        else:
-            reading = replace(reading, prior_share=_shares(network_NH, prior_NH))
+            share_of_all = (1.0,) * len(pi)
+            shares = dict.fromkeys(shares, share_of_all)
+        reading = replace(reading, prior_share=share_of_all)
     after = _empty(apart)
     for fold, share in shares.items():
         _put(after, judged(replace(plain, temperatures=of_fold[fold], prior_share=share)), fold_N == fold)
     reading = replace(reading, radius_mass=conformal_mass(after.mass_nearer_N))
-    return Fit(reading, judged(before), after, gain_low)
+    return Fit(reading, before_judged, after, gain_low)
 
 
 def conformal_mass(mass_nearer_N: NDArray[np.float64]) -> float:

@@ -183,10 +183,10 @@ def _measure(folder: Path, workers: int, photos: int) -> _Run:
         raise ValueError(f"the run with {workers} workers failed with exit code {driver.returncode}: see above")
     output = str(folder / _OUTPUT)
     start, end = (f"quantile_cont(epoch(processed_at), {share})" for share in _STEADY)
-    found = Catalog(output).sql(f"SELECT count(*) FILTER (status = 'located'), {start}, {end} FROM photos").fetchall()
+    found = Catalog(output).sql(f"SELECT count(*) FILTER (status <> 'failed'), {start}, {end} FROM photos").fetchall()
     ((rows, *steady_s),) = found
     if rows != photos:
-        raise ValueError(f"{rows} of {photos} photos are located: the run's speed would mean nothing")
+        raise ValueError(f"{rows} of {photos} photos were looked at: the run's speed would mean nothing")
     share = _STEADY[1] - _STEADY[0]
     begun_s, planned_s, started_s, staged_s, published_s = json.loads(answer.splitlines()[-1])
     peak_bytes = watch.peak_bytes() | {_IN_FLOW: watch.peak_bytes(started_s, staged_s)["driver"]}
@@ -244,7 +244,11 @@ def _process(folder: Path, workers: int) -> None:
             "run_id": stage.run_id,
             "finished_at": dt.datetime.now(dt.UTC).isoformat(),
             "model_id": checkpoint.model_id,
-            "photos": {"located": published.located, "failed": published.failed},
+            "photos": {
+                "located": published.located,
+                "undecided": published.undecided,
+                "failed": published.failed,
+            },
             "files": [asdict(file) for file in published.files],
         },
     )

@@ -260,7 +260,7 @@ class _Comparison:
         command = ["jobs.geotag_archive", "--photos", str(photos), "--output", str(output), "--model", self._model]
         taken = _watched([*command, "--cluster.known-contents", "0"], count, self._folder)
         (record,) = catalog.run_records(str(output))
-        if record["photos"]["located"] != count:
+        if record["photos"]["located"] + record["photos"]["undecided"] != count:
             raise ValueError(
                 f"only {record['photos']['located']} of {count} photos were located: look at {self._made[0]}"
             )

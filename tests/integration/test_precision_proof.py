@@ -112,7 +112,9 @@ def everything(photos: Path, model: Path, precision: PrecisionName, folder: Path
     plan = make_plan([str(photos)], stage, [], checkpoint.model_id, retry_failed=False, limit=None)
     preprocessing = checkpoint.config.preprocessing
     read = Reader(ReaderSettings(DecodeTarget(preprocessing.image_size_px, preprocessing.resize_px)))
-    settings = LocatorSettings(str(model), checkpoint.model_id, "r1", engine="torch", precision=precision)
+    settings = LocatorSettings(
+        str(model), checkpoint.model_id, "r1", engine="torch", precision=precision, at_least="any"
+    )
     locate = Locator(settings)
     for file in plan.files:
         stage.put_rows(locate(read(pq.read_table(file, schema=schema.MANIFEST))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,16 +47,22 @@ def test_other_ways_find_the_same_cells(way: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(benchmark_ways._NEEDS[way]) is None:
         pytest.skip(f"{way} is not installed: pip install 'graticule[bench]'")
     paths = photos(tmp_path / "photos")
-    (tmp_path / "order.json").write_text(json.dumps({"model": str(BUNDLED_MODEL), "paths": paths}))
+    # Its network decides: where the prior alone does, all photos have the same answer.
+    model = Path(shutil.copytree(BUNDLED_MODEL, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    levels = len(config["temperatures"])
+    config |= {"temperatures": [8.0] * levels, "prior_share": [0.0] * levels}
+    (model / "config.json").write_text(json.dumps(config))
+    (tmp_path / "order.json").write_text(json.dumps({"model": str(model), "paths": paths}))
     command = [sys.executable, "-m", "jobs.other_ways", way, str(tmp_path / "order.json"), str(tmp_path / "a.json")]
     subprocess.run(command, check=True, env=os.environ | {"DAFT_ANALYTICS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0"})
     theirs = {path: (cell, p) for path, cell, p in json.loads((tmp_path / "a.json").read_text())["answers"]}
     assert theirs.keys() == set(paths)
 
-    checkpoint = Checkpoint.load(BUNDLED_MODEL)
+    checkpoint = Checkpoint.load(model)
     rows = [{schema.PHOTO_ID: schema.photo_id(path), schema.URI: path} for path in paths]
     read = Reader(ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing)))
-    locate = Locator(LocatorSettings("bundled", checkpoint.model_id, "r1", engine="torch"))
+    locate = Locator(LocatorSettings(str(model), checkpoint.model_id, "r1", engine="torch"))
     ours = locate(read(pa.Table.from_pylist(rows, schema=schema.MANIFEST))).to_pylist()
     cell_id_K = checkpoint.hierarchy.levels[-1].cell_id_K
     same = [theirs[row["uri"]][0] == list(cell_id_K).index(row["levels"][-1]["cell_id"]) for row in ours]

@@ -186,7 +186,9 @@ def _run_held(
     logs.name_run(stage.run_id)
     staged_before = tally.staged_outcomes(stage)
 
-    answering = catalog.published_files(output, [r for r in records if _precision(r) == settings.precision])
+    neighbours = [r for r in records if recorded(r, "precision") == settings.precision]
+    # Answers that were decided by another rule would be located, or undecided, where this run's are not.
+    answering = catalog.published_files(output, [r for r in neighbours if recorded(r, "at_least") == settings.at_least])
     copies.settle(stage, answering)  # of an earlier start: what is settled need not be planned
     log.info("listing %s", ", ".join(sources))
     plan = make_plan(
@@ -270,7 +272,9 @@ def _run_held(
     if settings.context:
         log.info("looking at albums")
         cells = cell_count(checkpoint.hierarchy.levels[-1].cell_id_K, settings.precision)
-        explained = albums.add_context(stage, answering, cells, settings.precision, settings.album)
+        explained = albums.add_context(
+            stage, catalog.published_files(output, neighbours), cells, settings.precision, settings.album
+        )
         log.info("albums: %s", explained)
     log.info("publishing")
     held.prove()
@@ -423,8 +427,9 @@ def _mixed(output: str, run_id: str, started: dict[str, object], wanted: dict[st
     )
 
 
-def _precision(record: dict[str, Any]) -> object:
-    return record.get("settings", {}).get("precision")
+def recorded(record: dict[str, Any], setting: str) -> object:
+    """Return a setting of a finished run; None where its version did not have it."""
+    return record.get("settings", {}).get(setting)
 
 
 def _waiting(plan: Plan) -> str:

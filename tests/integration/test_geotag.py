@@ -116,6 +116,22 @@ def test_an_archive_from_first_run_to_changes(ray_cluster: RayCluster, tiny_chec
 
 
 @pytest.mark.ray
+def test_a_copy_is_decided_by_its_own_runs_rule(ray_cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Its bytes are known from a run that asked for less: that answer is not its."""
+    photos, output = tmp_path / "photos", str(tmp_path / "out")
+    photos.mkdir()
+    arguments = ("--photos", str(photos), "--output", output, "--model", str(tiny_checkpoint))
+    (photos / "one.jpg").write_bytes(china_jpeg())
+    assert geotag(ray_cluster.environment, *arguments, "--at-least", "any").returncode == 0
+    (photos / "two.jpg").write_bytes(china_jpeg())
+    assert geotag(ray_cluster.environment, *arguments, "--at-least", "street").returncode == 0
+    query = "SELECT parse_filename(uri) AS photo, status, precision FROM photos ORDER BY photo"
+    (one, first, precision), (two, second, _) = Catalog(output).sql(query).fetchall()
+    assert precision != "street", "the network is too sure to tell anything here"
+    assert ((one, first), (two, second)) == (("one.jpg", "located"), ("two.jpg", "undecided"))
+
+
+@pytest.mark.ray
 def test_a_killed_run_goes_on_where_it_stopped(ray_cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """kill -9 in the middle; and on the way there: decoding and the engine have processes of their own."""
     photos, stage = tmp_path / "photos", Stage(f"{tmp_path}/out", "r1")

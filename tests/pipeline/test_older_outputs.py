@@ -87,7 +87,7 @@ def test_it_is_continued_and_cleaned_up(output: str, tmp_path: Path) -> None:
     assert verify_output(output) == []
     assert [newest(output)[name] for name in "eghi"] == [UNFINISHED] * 4
     assert unfinished_runs(output) == []
-    assert Catalog(output).rows("SELECT DISTINCT run_sequence FROM history").column(0).to_pylist() == [None, 7]
+    assert set(Catalog(output).rows("SELECT run_sequence FROM history").column(0).to_pylist()) == {None, 7}
 
     now = dt.timedelta(0)
     assert remove_replaced_runs(output, now, lease.LeaseSettings(), grace=now) == []

@@ -115,14 +115,17 @@ def forget_s3_clients() -> None:
 
 def published_output(output: Path, checkpoint_folder: Path) -> None:
     """Publish two photos and an empty file below `output`, as the job does but in this process, without Ray."""
-    checkpoint = Checkpoint.load(checkpoint_folder)
-    preprocessing = checkpoint.config.preprocessing
     photos = output.parent / f"{output.name}-photos"
     for name, data in (("china.jpg", china_jpeg()), ("flower.jpg", flower_jpeg()), ("empty.jpg", b"")):
         storage.write_bytes(str(photos / name), data)
-    stage = Stage(str(output), "r1")
+    publish_photos(photos, checkpoint_folder, output)
+
+
+def publish_photos(photos: Path, checkpoint_folder: Path, output: Path) -> None:
+    """Publish the answers for a folder's photos, as the job does but in this process, without Ray."""
+    checkpoint, stage = Checkpoint.load(checkpoint_folder), Stage(str(output), "r1")
     plan = make_plan([str(photos)], stage, [], checkpoint.model_id, retry_failed=False, limit=None)
-    read = Reader(ReaderSettings(DecodeTarget(preprocessing.image_size_px, preprocessing.resize_px)))
+    read = Reader(ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing)))
     locate = Locator(LocatorSettings(str(checkpoint_folder), checkpoint.model_id, stage.run_id, engine="torch"))
     for file in plan.files:
         stage.put_rows(locate(read(pq.read_table(file, schema=schema.MANIFEST))))
@@ -131,7 +134,13 @@ def published_output(output: Path, checkpoint_folder: Path) -> None:
         "run_id": stage.run_id,
         "finished_at": dt.datetime.now(dt.UTC).isoformat(),
         "model_id": checkpoint.model_id,
-        "photos": {"located": published.located, "failed": published.failed},
+        "model_uri": str(checkpoint_folder),
+        "sources": [str(photos)],
+        "photos": {
+            "located": published.located,
+            "undecided": published.undecided,
+            "failed": published.failed,
+        },
         "files": [asdict(file) for file in published.files],
     }
     put_record(stage, record)

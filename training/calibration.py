@@ -375,14 +375,15 @@ def fit_reading(
     share_of_all = plain.prior_share
     before_judged = judged(before)
     apart, gain_low = _empty(before_judged), math.nan
+    if pi is not None:
+        prior_NH = log_prior_NH(np.concatenate([batch.label_BH.numpy() for batch in batches]), pi)
     for number in range(1 if pi is None else _ROUNDS):
         log.info("fitting without each of %d folds, %d of %d times", len(shares), number + 1, _ROUNDS if pi else 1)
         for fold, share in shares.items():
             of_fold[fold] = temperatures(fold_N != fold, share)
             _put(apart, judged(replace(plain, temperatures=of_fold[fold])), fold_N == fold)
         if pi is not None:
-            label_NH = np.concatenate([batch.label_BH.numpy() for batch in batches])
-            network_NH, prior_NH = -apart.nll_NH, log_prior_NH(label_NH, pi)
+            network_NH = -apart.nll_NH
             shares = {fold: _shares(network_NH[fold_N != fold], prior_NH[fold_N != fold]) for fold in shares}
             share_of_all = _shares(network_NH, prior_NH)
     reading = replace(plain, temperatures=temperatures(np.ones(len(fold_N), bool), share_of_all))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 import json
 import shutil
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
@@ -21,14 +19,9 @@ from jobs import calibrate, compile_engine, evaluate, import_model, report
 from jobs.import_model import FromGeoClip, FromPhotos, Settings
 from model.checkpoint import Checkpoint
 from model.gallery import GalleryConfig
-from pipeline import schema, storage
-from pipeline.decode import DecodeTarget
-from pipeline.locator import Locator, LocatorSettings
-from pipeline.plan import make_plan
-from pipeline.publish import publish, put_record
-from pipeline.reader import Reader, ReaderSettings
-from pipeline.staging import Stage
+from pipeline import storage
 from tests.backbone_folders import FAMILIES
+from tests.conftest import publish_photos
 from tests.geoclip_wheel import SMALL_CLIP, real_wheel, small_tensors, two_towers, write_wheel
 from tests.photo_samples import camera_jpeg
 
@@ -250,33 +243,12 @@ def test_a_check_without_photos_or_model_says_what_it_needs(
         import_model.run(Settings(check=str(own_model), photos=str(archive), most=1))
 
 
-def tagged(photos: Path, model: Path, output: Path) -> None:
-    """Publish the answers for some photos as jobs.geotag_archive does, in this process."""
-    checkpoint, stage = Checkpoint.load(model), Stage(str(output), "r1")
-    plan = make_plan([str(photos)], stage, [], checkpoint.model_id, retry_failed=False, limit=None)
-    read = Reader(ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing)))
-    locate = Locator(LocatorSettings(str(model), checkpoint.model_id, stage.run_id, engine="torch"))
-    for file in plan.files:
-        stage.put_rows(locate(read(pq.read_table(file, schema=schema.MANIFEST))))
-    published = publish(stage)
-    record = {
-        "run_id": stage.run_id,
-        "finished_at": dt.datetime.now(dt.UTC).isoformat(),
-        "model_id": checkpoint.model_id,
-        "model_uri": str(model),
-        "sources": [str(photos)],
-        "photos": {"located": published.located, "failed": published.failed},
-        "files": [dataclasses.asdict(file) for file in published.files],
-    }
-    put_record(stage, record)
-
-
 def test_a_gallery_of_ones_own_goes_through_every_command(
     archive: Path, own_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.set_num_threads(1)  # on tensors this small a second thread costs more than it gives
     answers, calibrated = tmp_path / "answers", tmp_path / "calibrated"
-    tagged(archive / "test", own_model, answers)
+    publish_photos(archive / "test", own_model, answers)
     settings = evaluate.Settings(str(archive / "photos.csv"), str(own_model), str(tmp_path / "numbers"), engine="torch")
     assert evaluate.run(settings) == 0
     assert f"{len(TOWNS) * HELD_OUT} photos (test)" in capsys.readouterr().out

@@ -94,6 +94,14 @@ def drawn(hierarchy: Hierarchy, reading: Reading, seed: int, photos: int = PHOTO
     return Photos(logits, label_NH, lat_deg_N, lon_deg_N)
 
 
+def assert_served_well(fresh: Photos, hierarchy: Hierarchy, truth: Reading, found: Reading) -> None:
+    """What counts is what is served of photos not seen yet: nearly as likely as by the truth, and the radius holds."""
+    alone = replace(truth, prior_share=(1.0,) * 3)
+    best_H, found_H, prior_H = (fresh.nll(hierarchy, reading) for reading in (truth, found, alone))
+    assert (found_H - best_H < 0.25 * (prior_H - best_H)).all(), (best_H, found_H, prior_H)
+    assert fresh.inside_radius(hierarchy, found) == pytest.approx(0.9, abs=0.02)
+
+
 def test_what_made_the_photos_is_found_and_the_prior_gets_no_more_than_it_has_already(
     hierarchy: Hierarchy, prior: Prior
 ) -> None:
@@ -114,13 +122,8 @@ def test_the_share_of_photos_that_say_nothing_is_the_priors(hierarchy: Hierarchy
     fit = drawn(hierarchy, truth, seed=3).fit(hierarchy, prior)
     assert fit.reading.prior_share == pytest.approx((share,) * 3, abs=0.08)
     assert fit.reading.temperatures == pytest.approx((1.0, 1.0, 1.0), rel=0.5)
-    # What counts is what is served, of photos not seen yet.
     assert fit.gain_low > 0
-    fresh = drawn(hierarchy, truth, seed=4)
-    alone = replace(truth, prior_share=(1.0,) * 3)
-    best_H, found_H, prior_H = (fresh.nll(hierarchy, reading) for reading in (truth, fit.reading, alone))
-    assert (found_H - best_H < 0.25 * (prior_H - best_H)).all(), (best_H, found_H, prior_H)
-    assert fresh.inside_radius(hierarchy, fit.reading) == pytest.approx(0.9, abs=0.02)
+    assert_served_well(drawn(hierarchy, truth, seed=4), hierarchy, truth, fit.reading)
 
 
 def test_where_logits_are_noise_the_reading_is_the_prior(hierarchy: Hierarchy, prior: Prior) -> None:
@@ -182,11 +185,7 @@ def test_by_the_sum_one_temperature_is_fitted_to_the_finest_level(hierarchy: Hie
     assert fit.reading.combination == "sum"
     assert fit.reading.temperatures == pytest.approx((2.5,) * 3, rel=0.25)
     assert fit.reading.prior_share == pytest.approx((0.2,) * 3, abs=0.08)
-    fresh = drawn(hierarchy, truth, seed=12)
-    alone = replace(truth, prior_share=(1.0,) * 3)
-    best_H, found_H, prior_H = (fresh.nll(hierarchy, reading) for reading in (truth, fit.reading, alone))
-    assert (found_H - best_H < 0.25 * (prior_H - best_H)).all(), (best_H, found_H, prior_H)
-    assert fresh.inside_radius(hierarchy, fit.reading) == pytest.approx(0.9, abs=0.02)
+    assert_served_well(drawn(hierarchy, truth, seed=12), hierarchy, truth, fit.reading)
 
 
 def test_no_photo_is_judged_by_what_its_own_group_taught(hierarchy: Hierarchy, prior: Prior) -> None:

@@ -28,7 +28,9 @@ def main() -> int:
     seeds = range(options.first, options.first + options.schedules)
     ends: collections.Counter[str] = collections.Counter()
     broken, played, steps, start_s = 0, 0, 0, time.monotonic()
-    with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=200) as pool:
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.simulation.world"])  # imports cost as much as a dozen schedules
+    with processes.Pool(options.processes, maxtasksperchild=200) as pool:
         for seed, what, trace, ended in pool.imap_unordered(play, seeds, chunksize=4):
             played, steps = played + 1, steps + len(trace)
             ends.update(ended)

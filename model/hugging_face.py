@@ -1,7 +1,8 @@
 """Vision networks by transformers: from a type and its settings, a local folder, or the local Hugging Face cache.
 
 Nothing here asks a network, and no folder's own code is run. Of a folder with two towers (CLIP, SigLIP), the half that
-looks at pictures is taken.
+looks at pictures is taken. transformers takes longer to import than all else together, so it is imported when a network
+is built: whoever runs an engine that is compiled already never waits for it.
 
 Shapes: N positions · D width · G rows and columns of a grid of patches.
 """
@@ -9,18 +10,15 @@ Shapes: N positions · D width · G rows and columns of a grid of patches.
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
 
 IMAGE_SIZE = "image_size"
 _ANTIALIASED = ("dinov2_with_registers",)
@@ -62,7 +60,7 @@ def architecture(model_type: str, name: str, overrides: dict[str, Any], image_si
     try:
         # Rebuilt, not assigned: some settings derive others (Swin's hidden size, stage names).
         return type(known)(**{**(known.to_diff_dict() if name else {}), **changed})
-    except (ValueError, TypeError, StrictDataclassError) as error:
+    except (ValueError, TypeError, _strict_dataclass_error()) as error:
         raise ValueError(f"wrong setting for the backbone {name or model_type}: {_short(error)}") from error
 
 
@@ -78,7 +76,7 @@ def settings(of: Any) -> dict[str, Any]:
 def network(of: Any) -> nn.Module:
     """Return the network that a configuration describes, its weights at random, in fp32."""
     with _quiet():
-        built: nn.Module = AutoModel.from_config(of, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        built: nn.Module = _transformers().AutoModel.from_config(of, dtype=torch.float32)
     return built
 
 
@@ -91,7 +89,7 @@ def load_weights(model: nn.Module, name: str, of: Any) -> set[str]:
         ValueError: a model that is not on this machine, or incomplete; positions that can't be interpolated.
     """
     own = _named(name)
-    stored, report = _stored(AutoModel, name, own)
+    stored, report = _stored(_transformers().AutoModel, name, own)
     tensors = stored.state_dict()
     with torch.no_grad():
         for key, mine in model.state_dict().items():
@@ -107,7 +105,7 @@ def clip_projection(name: str) -> Tensor:
     Raises:
         ValueError: a model that is not on this machine, or has no such matrix.
     """
-    stored, report = _stored(CLIPVisionModelWithProjection, name, _named(name))
+    stored, report = _stored(_transformers().CLIPVisionModelWithProjection, name, _named(name))
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(f"{name} lacks {missing[0]}, which a CLIP that is compared with texts has: give all of it")
@@ -144,10 +142,32 @@ def image_processor(name: str) -> dict[str, Any]:
     return {}
 
 
+def version() -> str:
+    """Return the version of transformers, without importing it."""
+    return importlib.metadata.version("transformers")
+
+
+def _transformers() -> Any:
+    import transformers
+
+    return transformers
+
+
+def _strict_dataclass_error() -> type[Exception]:
+    """What a configuration raises for a value of the wrong type."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    error: type[Exception] = StrictDataclassError
+    return error
+
+
 def _file(name: str, file_name: str) -> Path | None:
     """A file of a folder, or of the local cache by its hub name; None where it is not there."""
     if Path(name).is_dir():
         return path if (path := Path(name) / file_name).is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
     try:
         found = try_to_load_from_cache(name, file_name)
     except HFValidationError:  # not a name that the hub could have
@@ -159,8 +179,8 @@ def _named(name: str) -> Any:
     """A named model's own configuration; of two towers, that of the one for pictures."""
     try:
         with _quiet():
-            known = AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+            known = _transformers().AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, _strict_dataclass_error()) as error:
         raise ValueError(_not_here(name)) from error
     vision = getattr(known, "vision_config", known)
     if hasattr(vision, "projection_dim") and hasattr(known, "projection_dim"):
@@ -193,7 +213,7 @@ def _stored(model_class: Any, name: str, of: Any) -> tuple[Any, dict[str, Any]]:
 def _default(model_type: str) -> Any:
     try:
         with _quiet():
-            return AutoConfig.for_model(model_type)
+            return _transformers().AutoConfig.for_model(model_type)
     except (ValueError, KeyError) as error:
         raise ValueError(f"transformers knows no backbone of type {model_type}") from error
 
@@ -240,7 +260,7 @@ def _short(error: Exception) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' tables of keys and progress bars: what matters of them, our errors say."""
-    logging: Any = transformers.logging
+    logging: Any = _transformers().logging
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

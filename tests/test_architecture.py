@@ -32,7 +32,7 @@ HOMES = {
     "onnxruntime": ("model/engines/",),
     "onnxscript": ("model/engines/",),
     "openvino": ("model/engines/", "training/teacher.py"),
-    "transformers": ("model/hugging_face.py", "model/engines/export.py"),
+    "transformers": ("model/hugging_face.py",),
     "PIL": (
         "pipeline/decode.py",
         "pipeline/jpeg.py",

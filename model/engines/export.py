@@ -13,7 +13,6 @@ import sys
 import numpy as np
 import numpy.typing as npt
 import torch
-import transformers
 from torch import Tensor, nn
 
 from model import (
@@ -82,7 +81,7 @@ def graph_fingerprint(checkpoint: Checkpoint) -> str:
 
     A compiled graph kept under this name is never older than the code that asks for it.
     """
-    digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
+    digest = hashlib.sha256(f"{torch.__version__} {hugging_face.version()}".encode())
     ours = (
         *(backbone, decoder, efficientnet_lite, gallery, geodecoder, geodesy),
         *(hugging_face, networks, prior, readout, tower),

@@ -37,6 +37,9 @@ _BROKEN_DISKS = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTC
 
 log = logging.getLogger(__name__)
 
+typed_name: str | None = None
+"""How the user called this job, where the file's name does not say it: see `jobs.graticule`."""
+
 
 def run_command(settings_type: type[Settings], run: Callable[[Settings], int]) -> NoReturn:
     """Parse the command line, call `run` and exit with its code; a `ValueError` is the user's mistake: exit 2.
@@ -46,7 +49,7 @@ def run_command(settings_type: type[Settings], run: Callable[[Settings], int]) -
     SIGTERM, which schedulers and `ray job stop` send, stops as Ctrl-C does: the lease is given back, exit 1.
     """
     logs.configure()
-    settings = tyro.cli(settings_type)
+    settings = tyro.cli(settings_type, prog=typed_name)
     asked = False
 
     def stop_now(number: int, frame: FrameType | None) -> None:

@@ -16,8 +16,9 @@ from model.geodecoder import GeoDecoderOutput
 from model.hierarchy import Hierarchy
 from model.prior import Prior
 from model.readout import Reading, ReadOut
-from training.calibration import Fit, Judge, LabelledLogits, conformal_mass, fit_reading, fitted_temperatures
+from training.calibration import Fit, Judge, conformal_mass, fit_reading
 from training.partition import PartitionConfig, build_hierarchy
+from training.temperatures import LabelledLogits, fitted_temperatures
 
 PHOTOS = 4000
 PLAIN = Reading.plain(3)

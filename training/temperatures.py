@@ -26,7 +26,7 @@ FEWEST_LABELS = 10
 LEAST_SHARE = 0.001
 """A network and its prior keep a share of at least this beside each other."""
 _WIDEST_LOG, _NEAR_LOG = math.log(1000.0), 0.3
-_LOG_TOLERANCE = 1e-4
+_LOG_TOLERANCE = 2e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +147,7 @@ class _Mixture:
         if self.share:
             log_prior_B = self.log_prior_K.index_select(0, label_B) + math.log(self.share)
             log_B = torch.logaddexp(log_B + math.log1p(-self.share), log_prior_B)
-        return -float(log_B.sum())
+        return -float(log_B.double().sum())
 
 
 def _mixtures(

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn, TypeVar
 
@@ -41,15 +41,22 @@ typed_name: str | None = None
 """How the user called this job, where the file's name does not say it: see `jobs.graticule`."""
 
 
-def run_command(settings_type: type[Settings], run: Callable[[Settings], int]) -> NoReturn:
+def run_command(
+    settings_type: type[Settings],
+    run: Callable[[Settings], int],
+    defaults: Callable[[Sequence[str]], Settings] | None = None,
+) -> NoReturn:
     """Parse the command line, call `run` and exit with its code; a `ValueError` is the user's mistake: exit 2.
 
     What a file system or store refuses, such as a full disk, is told in one line: exit 1. A bug keeps its traceback.
 
+    `defaults`: the command line → the settings that stand where it says nothing, if they hang on what it says.
+
     SIGTERM, which schedulers and `ray job stop` send, stops as Ctrl-C does: the lease is given back, exit 1.
     """
     logs.configure()
-    settings = tyro.cli(settings_type, prog=typed_name)
+    given = {"default": defaults(sys.argv[1:])} if defaults else {}
+    settings = tyro.cli(settings_type, prog=typed_name, **given)
     asked = False
 
     def stop_now(number: int, frame: FrameType | None) -> None:

@@ -104,6 +104,8 @@ class FromPhotos:
     """Folder or prefix for the checkpoint: a path or URI."""
     root: str = ""
     """Where the table's relative paths lie, if not beside it."""
+    only: str = ""
+    """A column of 0 and 1: take only the rows of 1."""
     kernel_width: float = 0.05
     """A photo of the gallery whose cosine is less by this counts 1/e as much."""
     name: str = "gallery"
@@ -124,7 +126,7 @@ class FromPhotos:
             )
         _require_free(self.output)
         prior = _prior(self.prior)
-        photos = labelled_photos(self.photos, self.root)
+        photos = labelled_photos(self.photos, self.root, self.only)
         split = split_photos(photos, self.split)
         rows = split.rows("train").tolist()
         galleries.partition(len(rows), self.tau_max)
@@ -151,7 +153,7 @@ class FromPhotos:
         }
         _save(self.output, gallery, hierarchy, prior, self.name, training)
         held_out = len(split.rows("test"))
-        root = f" --root {self.root}" if self.root else ""
+        root = (f" --root {self.root}" if self.root else "") + (f" --only {self.only}" if self.only else "")
         if held_out:
             print(f"How good it is, {held_out} photos that are not in the gallery can tell:")
             print(f"    python -m jobs.evaluate --model {self.output} --manifest {self.photos}{root} --part test")

@@ -5,18 +5,20 @@ python -m jobs.train --manifest photos.parquet --output checkpoint
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
+import tyro
 from numpy.typing import NDArray
 
 from jobs import run_command
@@ -39,6 +41,7 @@ from training.evaluation import Truth
 from training.labelled import LabelledPhotos, labelled_photos
 from training.loop import Progress, Task, TrainingLoop, Upkeep
 from training.objective import Labels, TeacherView
+from training.presets import PRESETS, preset_record
 from training.recipe import Recipe
 from training.run_record import RunRecord, identity_of
 from training.snapshot import Snapshots
@@ -56,6 +59,8 @@ NETWORKS: dict[str, Callable[[], GeoDecoderConfig]] = {
     "tiny": geodecoder.tiny,
     "globe": functools.partial(globe_study.network, globe_study.Variant(), geodecoder.SCENES_3),
 }
+BESIDE_RECIPE: dict[str, dict[str, Any]] = {"paper": {"network": "paper_swin_b", "preset": "paper7"}}
+"""What a recipe's preset says of other settings."""
 _SAMPLE = 3
 """So many local photos every node is asked for, if there are any."""
 
@@ -92,7 +97,8 @@ class Settings:
     """Leave the backbone as it is, and train the rest (the same as --recipe.backbone-rate 0)."""
     cache_tokens: str = ""
     """Folder or prefix that keeps what a frozen backbone says of each photo, so that it is asked once and not in every
-    epoch. Photos are then seen as when serving: no crops, mirror images or changed colours."""
+    epoch. Photos are then seen as when serving: no crops, mirror images or changed colours. --recipe.preset probe
+    keeps it beside the output, if nothing is given."""
     teacher_onnx: Path | None = None
     """An ONNX network from images to features, to learn from by distillation; every node needs the file."""
     name: str = "geodecoder"
@@ -116,11 +122,20 @@ class Settings:
     recipe: Recipe = field(default_factory=Recipe)
 
 
+def defaults(arguments: Sequence[str]) -> Settings:
+    """Return the settings that stand where a command line says nothing: those of the preset that it names."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe.preset", dest="preset", default="none")
+    name = parser.parse_known_args(arguments)[0].preset
+    recipe = PRESETS.get(name, Recipe())  # a name that is none is refused when the whole line is read
+    return Settings(tyro.MISSING, tyro.MISSING, recipe=recipe, **BESIDE_RECIPE.get(name, {}))
+
+
 def run(settings: Settings) -> int:
     """Train and write the checkpoint; return the exit code."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    settings = _with_frozen_recipe(settings)
+    settings = _with_preset(_with_frozen_recipe(settings))
     output = storage.absolute(settings.output)
     _check_paths(settings, output)
     prior = read_prior(settings.prior)
@@ -151,6 +166,7 @@ def run(settings: Settings) -> int:
     task = _task(settings, photos, split, hierarchy, network)
     about = {
         "recipe": dataclasses.asdict(settings.recipe),
+        "preset": preset_record(settings.recipe),
         "network": config.to_json(),
         "init": start.model_id if start else None,
         "backbone": settings.backbone.rstrip("/").rpartition("/")[2] or None,
@@ -183,6 +199,11 @@ def run(settings: Settings) -> int:
     record.finish(model_id=model_id)
     snapshots.clear()
     print(f"{progress.draws} photos drawn ({progress.epochs} epochs); last losses {progress.losses}")
+    if best := progress.best:
+        print(
+            f"kept is what was learned after {best.epochs:g} epochs, which makes the photos held out for validation "
+            f"likeliest: {best.log_likelihood:.3f} nats a photo"
+        )
     print(f"{settings.output}: {model_id}, classes {hierarchy.class_counts}, {in_words(fit)}")
     return 0
 
@@ -201,6 +222,41 @@ def _with_frozen_recipe(settings: Settings) -> Settings:
             "what a backbone says can be kept only where it does not learn: add --freeze to --cache-tokens"
         )
     return dataclasses.replace(settings, recipe=recipe)
+
+
+def _with_preset(settings: Settings) -> Settings:
+    """Return the settings with what a preset needs beside its recipe, and say what it set.
+
+    Raises:
+        ValueError: a preset that begins with something learned, and nothing learned to begin with.
+    """
+    recipe = settings.recipe
+    if recipe.preset == "none":
+        return settings
+    if recipe.preset == "finetune" and not settings.init:
+        raise ValueError("--recipe.preset finetune goes on from a model: add --init MODEL (a folder, URI, or bundled)")
+    if recipe.preset == "probe" and not (settings.backbone or settings.init):
+        raise ValueError(
+            "--recipe.preset probe trains a decoder on a backbone that has learned: add --backbone or --init"
+        )
+    set_by = preset_record(recipe)
+    print(f"recipe {recipe.preset}: {_flags_in_words(set_by['set'])}")
+    if set_by["given_instead"]:
+        print(f"given in place of the preset's: {_flags_in_words(set_by['given_instead'])}")
+    if recipe.preset == "paper" and not (settings.backbone or settings.init):
+        log.warning(
+            "the paper's backbone has learned from ImageNet-22k and this one begins with random weights: add "
+            "--backbone microsoft/swin-base-patch4-window7-224-in22k"
+        )
+    if recipe.preset == "probe" and recipe.is_frozen and not settings.cache_tokens:
+        return dataclasses.replace(settings, cache_tokens=settings.output.rstrip("/") + "-tokens")
+    return settings
+
+
+def _flags_in_words(flags: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in flags.items()
+    )
 
 
 def _config(settings: Settings, start: Checkpoint | None, trunk: Pretrained | None) -> GeoDecoderConfig:
@@ -342,11 +398,12 @@ def in_words(fitted: Fit) -> str:
 
 
 def _trained(network: Network, snapshots: Snapshots) -> GeoDecoder:
-    """Return the network of the newest snapshot: the moving average where one was kept.
+    """Return the network of the best epoch, or of the newest snapshot if none was validated: the moving average where
+    one was kept.
 
     A frozen backbone is in no snapshot: it is what the training began with.
     """
-    state = snapshots.load(snapshots.steps()[-1])
+    state = snapshots.load_best()
     prefix = "model."
     weights = {name.removeprefix(prefix): x for name, x in state["weights"].items() if name.startswith(prefix)}
     model = network.build()
@@ -395,4 +452,4 @@ def _check_scenes(config: GeoDecoderConfig, photos: LabelledPhotos, what: str) -
 
 
 if __name__ == "__main__":
-    run_command(Settings, run)
+    run_command(Settings, run, defaults)

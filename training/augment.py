@@ -1,4 +1,4 @@
-"""Random views of photos for training: a crop resized to the model's size, perhaps mirrored, its colours changed.
+"""Random views of photos for training: turned, cropped to the model's size, perhaps mirrored, their colours changed.
 
 A view hangs on its draw's number alone, not on the batch or the worker that it falls to. All views of a batch are made
 by two matrix products, on whatever device the photos are.
@@ -14,24 +14,47 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import affine_grid, grid_sample, interpolate
 
-RANDOM_NUMBERS = 8
+RANDOM_NUMBERS = 10
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How strongly. `least_area`: the smallest part of the photo that a crop may show; `colour`: brightness, contrast
-    and saturation change by up to this factor either way. Raises ValueError for values that make no sense."""
+    """How much views differ from photos.
+
+    Attributes:
+        least_area: the smallest part of the photo that a crop shows.
+        most_area: the largest part; crops of one size have both alike.
+        most_stretch: a crop is at most so many times wider, for its height, than the view.
+        mirror: half of the views are mirror images.
+        colour: brightness, contrast and saturation change by up to this factor either way.
+        hue: hues turn by up to this part of the colour circle either way.
+        rotation_deg: photos are turned by up to so many degrees either way; corners that nothing is in are black.
+
+    Raises:
+        ValueError: values that make no sense.
+    """
 
     least_area: float = 0.35
+    most_area: float = 1.0
     most_stretch: float = 4 / 3
     mirror: bool = True
     colour: float = 0.3
+    hue: float = 0.0
+    rotation_deg: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.least_area <= 1 <= self.most_stretch and 0 <= self.colour < 1):
-            raise ValueError(f"need 0 < least_area <= 1 <= most_stretch and 0 <= colour < 1, not {self}")
+        if not (0 < self.least_area <= self.most_area <= 1 <= self.most_stretch and 0 <= self.colour < 1):
+            raise ValueError(
+                f"need 0 < least_area <= most_area <= 1 <= most_stretch and 0 <= colour < 1, not {self}: "
+                "change these recipe.augment settings"
+            )
+        if not (0 <= self.hue <= 0.5 and 0 <= self.rotation_deg <= 180):
+            raise ValueError(
+                f"need 0 <= hue <= 0.5 and 0 <= rotation_deg <= 180, not {self.hue:g} and {self.rotation_deg:g}: "
+                "change these recipe.augment settings"
+            )
 
 
 def random_numbers(seed: int, draw_B: NDArray[np.int64]) -> Tensor:
@@ -47,9 +70,11 @@ def random_numbers(seed: int, draw_B: NDArray[np.int64]) -> Tensor:
 def augment(pixels_BHWC: Tensor, size_px: int, config: AugmentConfig, random_BU: Tensor) -> Tensor:
     """Return views of uint8 photos, RGB from 0 to 1, BCSS float32; the same random numbers make the same views."""
     rgb_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float() / 255
+    if config.rotation_deg:
+        rgb_BCHW = _turn(rgb_BCHW, config.rotation_deg * (2 * random_BU[:, 8] - 1))
     height, width = rgb_BCHW.shape[2:]
     area_B, stretch_B, down_B, right_B, mirror_B = random_BU[:, :5].unbind(1)
-    side_B = (config.least_area + area_B * (1 - config.least_area)).sqrt()
+    side_B = (config.least_area + area_B * (config.most_area - config.least_area)).sqrt()
     aspect_B = config.most_stretch ** (stretch_B - 0.5)
     crop_height_B = (height * side_B / aspect_B).clamp(1, height)
     crop_width_B = (width * side_B * aspect_B).clamp(1, width)
@@ -58,7 +83,8 @@ def augment(pixels_BHWC: Tensor, size_px: int, config: AugmentConfig, random_BU:
     if config.mirror:
         columns_BSW = torch.where((mirror_B < 0.5)[:, None, None], columns_BSW.flip(1), columns_BSW)
     views_BCSS = rows_BSH[:, None] @ rgb_BCHW @ columns_BSW[:, None].transpose(2, 3)
-    return _change_colours(views_BCSS, 1 + config.colour * (2 * random_BU[:, 5:8] - 1)).clamp(0, 1)
+    views_BCSS = _change_colours(views_BCSS, 1 + config.colour * (2 * random_BU[:, 5:8] - 1)).clamp(0, 1)
+    return _turn_hues(views_BCSS, config.hue * (2 * random_BU[:, 9] - 1)) if config.hue else views_BCSS
 
 
 def resize(rgb_BCHW: Tensor, size_px: int) -> Tensor:
@@ -88,6 +114,38 @@ def _change_colours(rgb_BCSS: Tensor, factor_B3: Tensor) -> Tensor:
     grey = rgb_BCSS.mean(dim=1, keepdim=True)
     changed: Tensor = grey + (rgb_BCSS - grey) * saturation
     return changed
+
+
+def _turn(rgb_BCHW: Tensor, angle_deg_B: Tensor) -> Tensor:
+    """Return photos turned about their middle, bilinearly, as large as they were; black where nothing was."""
+    angle_B = torch.deg2rad(angle_deg_B)
+    cos_B, sin_B = angle_B.cos(), angle_B.sin()
+    height, width = rgb_BCHW.shape[2:]
+    zero_B = torch.zeros_like(cos_B)
+    # The grid goes from -1 to 1 along either side, however long it is.
+    rows_B23 = torch.stack([cos_B, -sin_B * height / width, zero_B, sin_B * width / height, cos_B, zero_B], dim=1)
+    grid_BHW2 = affine_grid(rows_B23.reshape(-1, 2, 3), list(rgb_BCHW.shape), align_corners=False)
+    return grid_sample(rgb_BCHW, grid_BHW2, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _turn_hues(rgb_BCSS: Tensor, share_B: Tensor) -> Tensor:
+    """Return photos whose hues (HSV's) have turned by shares of the circle; greys, lightest and darkest stay."""
+    most_BSS, least_BSS = rgb_BCSS.amax(dim=1), rgb_BCSS.amin(dim=1)
+    chroma_BSS = most_BSS - least_BSS
+    red_BSS, green_BSS, blue_BSS = rgb_BCSS.unbind(dim=1)
+    safe_BSS = chroma_BSS.clamp(min=1e-6)
+    of_red_BSS = (green_BSS - blue_BSS) / safe_BSS
+    of_green_BSS = (blue_BSS - red_BSS) / safe_BSS + 2
+    of_blue_BSS = (red_BSS - green_BSS) / safe_BSS + 4
+    hue_BSS = torch.where(
+        most_BSS == red_BSS, of_red_BSS, torch.where(most_BSS == green_BSS, of_green_BSS, of_blue_BSS)
+    )
+    turned_BSS = hue_BSS + 6 * share_B[:, None, None]
+    channels = []
+    for sextant in (5, 3, 1):  # of red, green and blue: where on the circle each begins to fall
+        way_BSS = (sextant + turned_BSS) % 6
+        channels.append(most_BSS - chroma_BSS * torch.minimum(way_BSS, 4 - way_BSS).clamp(0, 1))
+    return torch.stack(channels, dim=1)
 
 
 def _mix(bits: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:

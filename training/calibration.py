@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,16 +21,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model import geodesy
-from model.hierarchy import NO_PARENT, Hierarchy
+from model.hierarchy import Hierarchy
 from model.prior import Prior
-from model.readout import RADIUS_PROBABILITY, Combination, Reading, ReadOut
+from model.readout import RADIUS_PROBABILITY, Reading, ReadOut
 from pipeline.reliability import Bin, calibration_error, equal_bins
 from training.loss import UNKNOWN
 from training.metrics import right_in_cell
+from training.temperatures import LEAST_SHARE, Fitted, LabelledLogits, fitted_near
 
 log = logging.getLogger(__name__)
 
-_LEAST_SHARE = 0.001
 _LEAST_MASS = 0.01
 _ROUNDS = 3
 _ROUNDING = 1e-5
@@ -39,184 +38,6 @@ _ROUNDING = 1e-5
 _RESAMPLES, _LOW_END = 1000, 0.025
 FEWEST_PHOTOS = 9
 """With fewer no radius can be said to hold nine photos of ten."""
-FEWEST_LABELS = 10
-"""With fewer labels, over all levels, every temperature stays 1."""
-_WIDEST_LOG = math.log(1000.0)
-_LOG_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledLogits:
-    """A batch's logits BK of each level, and label_BH, -1 where a photo lies in none of a level's cells."""
-
-    logits: tuple[Tensor, ...]
-    label_BH: Tensor
-
-
-def fitted_temperatures(
-    batches: Sequence[LabelledLogits],
-    hierarchy: Hierarchy,
-    prior: tuple[NDArray[np.float64], ...] | None = None,
-    combination: Combination = "product",
-    shares: tuple[float, ...] = (),
-) -> tuple[float, ...]:
-    """Return one temperature a level, coarse → fine, that make the served probabilities fit the labels best.
-
-    First one for all levels; then each level's own, coarse → fine, those of the coarser ones being settled. Each
-    minimises the negative log-likelihood of the labels plus r − log r, where r is the ratio of the inverse temperature
-    to a first guess of it: 1 for the one of all levels, that one for each level's own. This is a Gamma prior that
-    weighs as much as about one photo, with a standard deviation of a factor of e: a level with hundreds of labels is
-    fitted to them, one with a few stays near the common temperature, one with none takes it, and a model that is right
-    (or wrong) about every one of a few photos does not get a temperature of zero (or infinity). All are 1 if there are
-    fewer than `FEWEST_LABELS` labels in all.
-
-    In the inverse temperature each of these is a convex function of one number (logits minus a log-sum-exp, and the
-    prior), so a golden-section search over its logarithm finds the minimum. With `shares` of the prior, which are mixed
-    in last, it is so only nearly. Source: temperature scaling, Guo et al. 2017; there one for a single softmax.
-    """
-    levels = len(hierarchy.levels)
-    if combination == "sum":
-        batches, hierarchy = _finest_alone(batches, hierarchy)
-        mixed = _mixtures(hierarchy, prior[-1:] if prior else None, shares[-1:])
-        return _fitted(batches, hierarchy, [torch.zeros(())], mixed) * levels
-    return _fitted(batches, hierarchy, _log_within(hierarchy, prior), _mixtures(hierarchy, prior, shares))
-
-
-def _fitted(
-    batches: Sequence[LabelledLogits], hierarchy: Hierarchy, offsets: Sequence[Tensor], mixed: Sequence[_Mixture]
-) -> tuple[float, ...]:
-    levels = len(hierarchy.levels)
-    count_H = [sum(int((batch.label_BH[:, h] != UNKNOWN).sum()) for batch in batches) for h in range(levels)]
-    if sum(count_H) < FEWEST_LABELS:
-        return (1.0,) * levels
-    parents = [torch.from_numpy(level.parent_K.astype(np.int64)) for level in hierarchy.levels]
-    common = _golden_section(
-        lambda log_temperature: _loss_of_one_for_all(log_temperature, batches, parents, offsets, mixed)
-    )
-    coarser: list[Tensor | None] = [None] * len(batches)
-    fitted = []
-    for h in range(levels):
-        logits, labels = [x.logits[h] for x in batches], [x.label_BH[:, h] for x in batches]
-        level = _Level(logits, labels, coarser, parents[h], offsets[h], mixed[h])
-        log_temperature = _golden_section(partial(level.loss, guess=common)) if count_H[h] else common
-        fitted.append(round(math.exp(log_temperature), 3))
-        coarser = [*level.joints(fitted[-1])]
-    return tuple(fitted)
-
-
-def _finest_alone(batches: Sequence[LabelledLogits], hierarchy: Hierarchy) -> tuple[list[LabelledLogits], Hierarchy]:
-    """Return the same with the finest level alone, from which a gallery's coarser levels are summed."""
-    finest = replace(hierarchy.levels[-1], parent_K=np.full(len(hierarchy.levels[-1]), NO_PARENT))
-    return [LabelledLogits(x.logits[-1:], x.label_BH[:, -1:]) for x in batches], Hierarchy((finest,))
-
-
-def _log_within(hierarchy: Hierarchy, prior: tuple[NDArray[np.float64], ...] | None) -> list[Tensor]:
-    """The logarithm of the prior of each cell of each level within its parent; zeros without a prior."""
-    if prior is None:
-        return [torch.zeros(count) for count in hierarchy.class_counts]
-    within = [prior[0]]
-    for h in range(1, len(prior)):
-        within.append(prior[h] / prior[h - 1][hierarchy.levels[h].parent_K])
-    return [torch.from_numpy(np.log(level)).float() for level in within]
-
-
-@dataclass(frozen=True, eq=False)
-class _Mixture:
-    """A share of the prior, mixed into a level's probabilities; `log_prior_K` is not looked at where it is 0."""
-
-    share: float
-    log_prior_K: Tensor
-
-    def nll(self, log_probability_BK: Tensor, label_B: Tensor) -> float:
-        """Return minus the log-likelihood of the labels, summed over the photos that have one."""
-        known_B = label_B != UNKNOWN
-        label_B = label_B[known_B]
-        log_B = log_probability_BK[known_B].gather(1, label_B[:, None])[:, 0]
-        if self.share:
-            log_prior_B = self.log_prior_K.index_select(0, label_B) + math.log(self.share)
-            log_B = torch.logaddexp(log_B + math.log1p(-self.share), log_prior_B)
-        return -float(log_B.sum())
-
-
-def _mixtures(
-    hierarchy: Hierarchy, prior: tuple[NDArray[np.float64], ...] | None, shares: tuple[float, ...]
-) -> list[_Mixture]:
-    if prior is None or not shares:
-        return [_Mixture(0.0, torch.zeros(())) for _ in hierarchy.levels]
-    return [
-        _Mixture(min(share, 1 - _LEAST_SHARE), torch.from_numpy(np.log(level_K)).float())
-        for share, level_K in zip(shares, prior, strict=True)
-    ]
-
-
-@dataclass(frozen=True, eq=False)
-class _Level:
-    """One level of every batch: logits BK, label_B, and the coarser level's served log-probabilities."""
-
-    logits: list[Tensor]
-    labels: list[Tensor]
-    coarser: list[Tensor | None]
-    parent_K: Tensor
-    offset_K: Tensor
-    mixed: _Mixture
-
-    def joints(self, temperature: float) -> Iterator[Tensor]:
-        for logits_BK, coarser_BK in zip(self.logits, self.coarser, strict=True):
-            yield _joint(logits_BK, temperature, coarser_BK, self.parent_K, self.offset_K)
-
-    def loss(self, log_temperature: float, guess: float) -> float:
-        joints = zip(self.joints(math.exp(log_temperature)), self.labels, strict=True)
-        return sum(self.mixed.nll(joint_BK, label_B) for joint_BK, label_B in joints) + _prior(log_temperature, guess)
-
-
-def _loss_of_one_for_all(
-    log_temperature: float,
-    batches: Sequence[LabelledLogits],
-    parents: Sequence[Tensor],
-    offsets: Sequence[Tensor],
-    mixed: Sequence[_Mixture],
-) -> float:
-    total = 0.0
-    for batch in batches:
-        joint_BK = None
-        for h, logits_BK in enumerate(batch.logits):
-            joint_BK = _joint(logits_BK, math.exp(log_temperature), joint_BK, parents[h], offsets[h])
-            total += mixed[h].nll(joint_BK, batch.label_BH[:, h])
-    # A photo's levels are one observation rather than several.
-    return total / len(parents) + _prior(log_temperature, 0.0)
-
-
-def _joint(
-    logits_BK: Tensor, temperature: float, coarser_BK: Tensor | None, parent_K: Tensor, offset_K: Tensor
-) -> Tensor:
-    """A level's log-probabilities before the prior is mixed in, as `ReadOut` makes them, one level at a time."""
-    log_BK = logits_BK.float() / temperature + offset_K
-    if coarser_BK is not None:
-        log_BK = log_BK + coarser_BK.index_select(1, parent_K)
-    return log_BK.log_softmax(dim=1)
-
-
-def _prior(log_temperature: float, guess: float) -> float:
-    log_ratio = guess - log_temperature
-    return math.exp(log_ratio) - log_ratio
-
-
-def _golden_section(function: Callable[[float], float]) -> float:
-    """Return where a function of a temperature's logarithm, with one valley, is least."""
-    low, high = -_WIDEST_LOG, _WIDEST_LOG
-    shrink = (math.sqrt(5) - 1) / 2
-    left, right = high - shrink * (high - low), low + shrink * (high - low)
-    at_left, at_right = function(left), function(right)
-    while high - low > _LOG_TOLERANCE:
-        if at_left <= at_right:
-            high, right, at_right = right, left, at_left
-            left = high - shrink * (high - low)
-            at_left = function(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + shrink * (high - low)
-            at_right = function(right)
-    return (low + high) / 2
 
 
 class Judged(NamedTuple):
@@ -248,7 +69,16 @@ class Judge:
         lon_deg_B: NDArray[np.float64],
     ) -> Judged:
         """Return what came of a batch of photos, the logits being on the CPU."""
-        joints = self.read_out.log_probabilities(logits)
+        return self.of(self.read_out.log_probabilities(logits), label_BH, lat_deg_B, lon_deg_B)
+
+    def of(
+        self,
+        joints: tuple[Tensor, ...],
+        label_BH: NDArray[np.int64],
+        lat_deg_B: NDArray[np.float64],
+        lon_deg_B: NDArray[np.float64],
+    ) -> Judged:
+        """Return the same of the log-probabilities BK that `read_out` has made of the logits."""
         best = [joint_BK.max(dim=1) for joint_BK in joints]
         best_BH = torch.stack([level.indices for level in best], dim=1).numpy()
         top_BT = joints[-1].topk(self.read_out.top_cells, dim=1).indices
@@ -349,31 +179,36 @@ def fit_reading(
 
     Groups of photos (of a photographer, a place) are kept whole in folds. Temperatures are fitted as
     `fitted_temperatures` says; shares of the prior to photos whose fold had no part in the temperatures; then
-    temperatures again, given these shares, and so on, `_ROUNDS` times. The radius is
-    split-conformal: the share of the probability within which nine tenths of these photos' true places lie, photos in
-    no cell among them. Source: Vovk, Gammerman & Shafer 2005; Lei et al. 2018. N photos are in the batches' order.
+    temperatures again, given these shares, and so on, `_ROUNDS` times; each fit begins where the one before it ended.
+    The radius is split-conformal: the share of the probability within which nine tenths of these photos' true places
+    lie, photos in no cell among them. Source: Vovk, Gammerman & Shafer 2005; Lei et al. 2018. N photos are in the
+    batches' order.
     """
     fold_N = folds_of(group_N, min(folds, len(np.unique(group_N))))
     pi = None if prior is None else prior.levels(hierarchy)
     ends = np.cumsum([len(batch.label_BH) for batch in batches])
     plain = replace(before, prior=pi, prior_share=(), radius_mass=RADIUS_PROBABILITY)
 
+    fitted: Fitted | None = None
+
     def temperatures(known_N: NDArray[np.bool_], shares: tuple[float, ...]) -> tuple[float, ...]:
+        nonlocal fitted
         parts = np.split(known_N, ends[:-1])
         known = [
             # The photos stay and lose their labels: no copy of the logits.
             LabelledLogits(batch.logits, batch.label_BH.where(torch.from_numpy(known_B)[:, None], UNKNOWN))
             for batch, known_B in zip(batches, parts, strict=True)
         ]
-        return fitted_temperatures(known, hierarchy, pi, before.combination, shares)
+        fitted = fitted_near(known, hierarchy, pi, before.combination, shares, near=fitted)
+        return fitted.temperatures
 
-    def judged(reading: Reading) -> Judged:
-        return _judged(batches, lat_deg_N, lon_deg_N, Judge(hierarchy, reading))
+    def judged(reading: Reading, rows_N: NDArray[np.bool_]) -> Judged:
+        return _judged(batches, np.split(rows_N, ends[:-1]), lat_deg_N, lon_deg_N, Judge(hierarchy, reading))
 
     of_fold: dict[int, tuple[float, ...]] = {}
     shares = dict.fromkeys(np.unique(fold_N).tolist(), plain.prior_share)
     share_of_all = plain.prior_share
-    before_judged = judged(before)
+    before_judged = judged(before, np.ones(len(fold_N), bool))
     apart, gain_low = _empty(before_judged), math.nan
     if pi is not None:
         prior_NH = log_prior_NH(np.concatenate([batch.label_BH.numpy() for batch in batches]), pi)
@@ -381,7 +216,7 @@ def fit_reading(
         log.info("fitting without each of %d folds, %d of %d times", len(shares), number + 1, _ROUNDS if pi else 1)
         for fold, share in shares.items():
             of_fold[fold] = temperatures(fold_N != fold, share)
-            _put(apart, judged(replace(plain, temperatures=of_fold[fold])), fold_N == fold)
+            _put(apart, judged(replace(plain, temperatures=of_fold[fold]), fold_N == fold), fold_N == fold)
         if pi is not None:
             network_NH = -apart.nll_NH
             shares = {fold: _shares(network_NH[fold_N != fold], prior_NH[fold_N != fold]) for fold in shares}
@@ -398,7 +233,8 @@ def fit_reading(
         reading = replace(reading, prior_share=share_of_all)
     after = _empty(apart)
     for fold, share in shares.items():
-        _put(after, judged(replace(plain, temperatures=of_fold[fold], prior_share=share)), fold_N == fold)
+        served = replace(plain, temperatures=of_fold[fold], prior_share=share)
+        _put(after, judged(served, fold_N == fold), fold_N == fold)
     reading = replace(reading, radius_mass=conformal_mass(after.mass_nearer_N))
     return Fit(reading, before_judged, after, gain_low)
 
@@ -433,7 +269,7 @@ def _share(network_N: NDArray[np.float64], prior_N: NDArray[np.float64]) -> floa
     def loss(share: float) -> float:
         return -float(np.log((1 - share) * ratio_N + share).mean())
 
-    grid: list[float] = [_LEAST_SHARE, *(step / 200 for step in range(1, 201))]
+    grid: list[float] = [LEAST_SHARE, *(step / 200 for step in range(1, 201))]
     return min(grid, key=loss)
 
 
@@ -460,17 +296,25 @@ def _empty(like: Judged) -> Judged:
 
 def _put(into: Judged, fresh: Judged, rows_N: NDArray[np.bool_]) -> None:
     for values, new in zip(into, fresh, strict=True):
-        values[rows_N] = new[rows_N]
+        values[rows_N] = new
 
 
 def _judged(
-    batches: Sequence[LabelledLogits], lat_deg_N: NDArray[np.float64], lon_deg_N: NDArray[np.float64], judge: Judge
+    batches: Sequence[LabelledLogits],
+    rows: Sequence[NDArray[np.bool_]],
+    lat_deg_N: NDArray[np.float64],
+    lon_deg_N: NDArray[np.float64],
+    judge: Judge,
 ) -> Judged:
+    """Judge the chosen photos of each batch, in their order."""
     parts, start = [], 0
-    for batch in batches:
-        end = start + len(batch.label_BH)
-        parts.append(judge(batch.logits, batch.label_BH.numpy(), lat_deg_N[start:end], lon_deg_N[start:end]))
-        start = end
+    for batch, chosen_B in zip(batches, rows, strict=True):
+        row_N = start + np.flatnonzero(chosen_B)
+        start += len(chosen_B)
+        if len(row_N):
+            kept_B = torch.from_numpy(chosen_B)
+            logits = tuple(logits_BK[kept_B] for logits_BK in batch.logits)
+            parts.append(judge(logits, batch.label_BH[kept_B].numpy(), lat_deg_N[row_N], lon_deg_N[row_N]))
     return Judged(*map(np.concatenate, zip(*parts, strict=True)))
 
 

@@ -27,9 +27,10 @@ from model.prior import Prior
 from model.readout import Answers, Reading, ReadOut
 from training import calibration
 from training.augment import resize
-from training.calibration import FEWEST_PHOTOS, Fit, Judge, Judged, LabelledLogits
+from training.calibration import FEWEST_PHOTOS, Fit, Judge, Judged
 from training.dataset import Inputs, InputSource, PhotoSource
 from training.teacher import Teacher
+from training.temperatures import LabelledLogits
 
 log = logging.getLogger(__name__)
 
@@ -92,10 +93,10 @@ def measure(
     """
     assert engine is None or crops == 1
     hierarchy = checkpoint.hierarchy
-    read_out = ReadOut(hierarchy, checkpoint.reading)
     plain = Reading.plain(len(hierarchy.levels), checkpoint.reading.point)
     plain = dataclasses.replace(plain, combination=checkpoint.reading.combination)
-    judges = [Judge(hierarchy, reading) for reading in (plain, checkpoint.reading, prior_reading(checkpoint))]
+    judge, *others = (Judge(hierarchy, reading) for reading in (checkpoint.reading, plain, prior_reading(checkpoint)))
+    read_out = judge.read_out
     parts: list[tuple[Predictions, list[Judged]]] = []
     answered = [np.zeros(count) for count in hierarchy.class_counts]
     model = checkpoint.build_model().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -107,13 +108,14 @@ def measure(
         )
         said = _predictions(row_B, answers, hierarchy)
         true_B = truth.label_NH[row_B], truth.lat_deg_N[row_B], truth.lon_deg_N[row_B]
-        parts.append((said, [judge(output.logits, *true_B) for judge in judges]))
-        for sum_K, log_BK in zip(answered, read_out.log_probabilities(output.logits), strict=True):
+        joints = read_out.log_probabilities(output.logits)
+        parts.append((said, [judge.of(joints, *true_B), *(other(output.logits, *true_B) for other in others)]))
+        for sum_K, log_BK in zip(answered, joints, strict=True):
             sum_K += log_BK.double().exp().sum(dim=0).numpy()
     if not parts:
         raise ValueError("none of the photos could be read")
     said = Predictions(*map(np.concatenate, zip(*(said for said, _ in parts), strict=True)))
-    before, after, prior = (
+    after, before, prior = (
         Judged(*map(np.concatenate, zip(*judged, strict=True)))
         for judged in zip(*(judged for _, judged in parts), strict=True)
     )

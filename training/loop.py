@@ -9,6 +9,7 @@ Shapes: N photos of the source, M photos of one part, B batch, W width and heigh
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import time
@@ -30,6 +31,7 @@ from training.recipe import Recipe
 from training.snapshot import Snapshots, WeightAverage, restore_state, take_state
 from training.team import Sharding, Team, gradients_stay_here
 from training.tokens import TokenCache
+from training.validation import LOG_LIKELIHOOD, Best, Validation
 
 log = logging.getLogger(__name__)
 
@@ -97,12 +99,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training came, in how much time since it was started or resumed, and its mean losses at the end."""
+    """How far a training came, in how much time since it was started or resumed, and its mean losses at the end.
+
+    `best` is the epoch whose weights are kept for the model; None where nothing could be validated.
+    """
 
     draws: int
     epochs: float
     minutes: float
     losses: dict[str, float]
+    best: Best | None = None
 
 
 def train(
@@ -141,10 +147,14 @@ class TrainingLoop:
         self._order = DrawOrder(task.row_M, recipe.seed, weight_M, task.tokens.shards if task.tokens else None)
         self._snapshots = Snapshots(upkeep.output, upkeep.keep_snapshots) if upkeep.output else None
         self._sums = _Sums()
+        self._best: Best | None = None
         self.first_step = self._resume()
 
     def run(self, source: PhotoSource, validation_source: PhotoSource) -> Progress:
         """Train to the end and return; the network is left in eval mode, as the moving average if there is one.
+
+        The end is the recipe's last epoch, or comes earlier by its `patience`. What is left is the last epoch's
+        network; the best one's weights are among the snapshots (`Snapshots.load_best`).
 
         Where tokens are kept, those that are not there yet are computed first, of photos as `validation_source` has
         them; `source` is then not asked.
@@ -163,7 +173,7 @@ class TrainingLoop:
         if self._team.rank == 0:
             journal = Journal(self._upkeep.output, self.first_step, self._upkeep.quiet)
         step, means, last_log, logged_step = self.first_step, dict[str, float](), start, self.first_step
-        for inputs, row_B, draw_B, drawn in self._steps(source):
+        for inputs, row_B, draw_B, drawn in () if self._is_over else self._steps(source):
             rate = task.recipe.set_rate(self._optimizer, step / task.steps)
             self._step(step, inputs, row_B, draw_B, drawn)
             step += 1
@@ -183,15 +193,19 @@ class TrainingLoop:
                 record = {"kind": "step", "step": step, "epochs": epochs, "learning_rate": rate, "loss": means}
                 if journal is not None:
                     journal.add(record | {"samples_per_s": round(speed, 2), "workers": self._team.size})
+            improved = False
             if epoch_ends:
                 validated = self._validate(validation_source)
+                improved = self._compare(validated, step, epochs)
                 record = {"kind": "epoch", "step": step, "epochs": epochs, **self._sums.epoch_record()}
                 if journal is not None:
-                    journal.add(record | ({"validation": validated} if validated else {}))
+                    journal.add(record | ({"validation": validated, "best": improved} if validated else {}))
             if snapshot_due:
-                self._save(step)
+                self._save(step, improved)
             if journal is not None:
                 journal.flush()
+            if self._is_over:
+                break
         if self._average is not None:
             self._average.swap()
         if self._snapshots is not None:
@@ -200,7 +214,25 @@ class TrainingLoop:
             journal.close()
         self._model.eval()
         minutes = round((time.monotonic() - start) / 60, 1)
-        return Progress(task.draws, round(task.draws / len(task.row_M), 1), minutes, means)
+        draws = min(step * batch_size, task.draws)
+        return Progress(draws, round(draws / len(task.row_M), 1), minutes, means, self._best)
+
+    @property
+    def _is_over(self) -> bool:
+        return self._best is not None and self._best.is_over(self._task.recipe.patience)
+
+    def _compare(self, validated: dict[str, float], step: int, epochs: float) -> bool:
+        """Whether an epoch is the best so far; every process goes by the first one's numbers."""
+        log_likelihood = self._team.from_first(validated.get(LOG_LIKELIHOOD))
+        if log_likelihood is None:
+            return False
+        if self._best is None or self._best.is_beaten_by(log_likelihood):
+            self._best = Best(step, epochs, log_likelihood)
+            return True
+        self._best = dataclasses.replace(self._best, waited=self._best.waited + 1)
+        if self._is_over:
+            log.info("no epoch since %s made validation photos likelier: training ends", self._best.epochs)
+        return False
 
     def _steps(self, source: InputSource) -> Iterator[tuple[Inputs, NDArray[np.int64], NDArray[np.int64], int]]:
         """Yield (inputs, row_B, draw_B, draws asked for) of this process's share of each step to come."""
@@ -230,7 +262,8 @@ class TrainingLoop:
                 # Workers' gradients are averaged, but their terms, over the whole step's counts, are to be added.
                 (torch.stack(list(terms.values())).sum() * team.size).backward()  # type: ignore[no-untyped-call]
             self._sums.add(terms)
-        nn.utils.clip_grad_norm_(self._objective.parameters(), recipe.most_gradient)
+        if recipe.most_gradient:
+            nn.utils.clip_grad_norm_(self._objective.parameters(), recipe.most_gradient)
         self._optimizer.step()
         if self._average is not None:
             self._average.update(step)
@@ -277,7 +310,7 @@ class TrainingLoop:
         return np.empty(0, np.int64), self._blank()[:0]
 
     def _validate(self, source: InputSource) -> dict[str, float]:
-        """Return the validation photos' loss and accuracy at each level, of the moving average if there is one."""
+        """Return how good the network, or the moving average if there is one, is on the validation photos."""
         rows, team = self._task.validation_rows, self._team
         if not len(rows):
             return {}
@@ -286,31 +319,26 @@ class TrainingLoop:
         if self._average is not None:
             self._average.swap()
         self._objective.eval()
-        sums = torch.zeros(len(self._model.class_counts) + 1, 3, dtype=torch.float64)
+        validation = Validation(self._task.labels, rows, team)
         # Sharded weights are gathered in every forward pass, so each process has to make as many.
         for _ in range(0, len(rows), team.size * batch_size):
             row_B, inputs = next(batches, self._nothing())
-            if not len(row_B):
-                row_B, inputs = np.array([-1]), self._blank()
-            sums += self._objective.validate(torch.from_numpy(inputs).to(team.device), row_B).cpu()
+            output = self._objective.validate(torch.from_numpy(inputs if len(row_B) else self._blank()).to(team.device))
+            if len(row_B):
+                validation.add(row_B, output)
         self._objective.train()
         if self._average is not None:
             self._average.swap()
-        sums = team.sum(sums.to(team.device, torch.float32)).cpu()
-        names = [*(f"level_{h}" for h in range(len(sums) - 1)), "scene"]
-        result: dict[str, float] = {}
-        for name, (loss, hits, known) in zip(names, sums.tolist(), strict=True):
-            if known:
-                result |= {f"{name}_loss": loss / known, f"{name}_accuracy": hits / known, f"{name}_photos": known}
-        return result
+        return validation.record()
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, is_best: bool) -> None:
         assert self._snapshots is not None
         state = take_state(self._joined, self._optimizer)
         average = self._average.take() if self._average is not None else {}
         if self._team.rank == 0:
-            more = {"identity": self._task.identity, "average": average, "sums": self._sums.state()}
-            self._snapshots.put(step, state | more)
+            best = dataclasses.asdict(self._best) if self._best is not None else None
+            more = {"identity": self._task.identity, "average": average, "sums": self._sums.state(), "best": best}
+            self._snapshots.put(step, state | more, is_best)
 
     def _resume(self) -> int:
         """Put the newest snapshot back, if there is one; return the step to go on with."""
@@ -329,6 +357,7 @@ class TrainingLoop:
         if self._average is not None:
             self._average.restore(state["average"])
         self._sums = _Sums.of(state["sums"])
+        self._best = Best(**state["best"]) if state.get("best") else None
         log.info("going on after step %d of %d", steps[-1], self._task.steps)
         return int(steps[-1])
 

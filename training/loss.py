@@ -26,6 +26,7 @@ def levels_loss(
     count_H: Tensor | None = None,
     weight_H: Sequence[float] | None = None,
     near: Sequence[Tensor] | None = None,
+    added_up: bool = False,
 ) -> Tensor:
     """Return the (weighted) mean over levels of the cross-entropy with label smoothing (the paper's: 0.1).
 
@@ -36,6 +37,7 @@ def levels_loss(
         count_H: how many photos each level's mean is over; those known here if not given.
         weight_H: how much each level counts; alike if not given.
         near: BK for each level, what to smooth towards; all cells alike if not given. See `nearness`.
+        added_up: return the levels' (weighted) sum, as in the paper, in place of their mean.
     """
     weights = weight_H or (1.0,) * len(logits)
     terms = [
@@ -49,7 +51,8 @@ def levels_loss(
         )
         for h, (logits_BK, weight) in enumerate(zip(logits, weights, strict=True))
     ]
-    return torch.stack(terms).sum() / sum(weights)
+    total = torch.stack(terms).sum()
+    return total if added_up else total / sum(weights)
 
 
 def masked_cross_entropy(

@@ -6,7 +6,7 @@ size in pixels, C 3 colours, D width of a teacher's features, U random numbers a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model import geodesy
-from model.geodecoder import GeoDecoder
+from model.geodecoder import GeoDecoder, GeoDecoderOutput
 from model.hierarchy import Hierarchy
 from training.augment import augment, resize
 from training.dataset import PhotoSource, Pixels
@@ -30,25 +30,22 @@ _PHOTOS_TO_STANDARDISE = 2000
 class Labels:
     """What is known of the source's photos: `level_NH` and `scene_N`, int64, -1 where unknown.
 
-    `position_N3` (unit vectors) and each level's `cell_K3` are needed for smoothing by distance alone.
+    Where photos are, and the hierarchy, are needed for smoothing by distance and to validate in kilometres; of a photo
+    in none of its cells they are known, too.
     """
 
     level_NH: NDArray[np.int64]
     scene_N: NDArray[np.int64]
-    position_N3: NDArray[np.float32] | None = None
-    cell_K3: tuple[NDArray[np.float32], ...] = ()
+    lat_deg_N: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    lon_deg_N: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    hierarchy: Hierarchy | None = None
 
     @staticmethod
     def of(
         hierarchy: Hierarchy, lat_deg_N: NDArray[np.float64], lon_deg_N: NDArray[np.float64], scene_N: NDArray[np.int64]
     ) -> Labels:
         """Return the labels of photos at some positions."""
-        return Labels(
-            hierarchy.label_NH(lat_deg_N, lon_deg_N),
-            scene_N,
-            geodesy.unit_vectors_N3(lat_deg_N, lon_deg_N).astype(np.float32),
-            tuple(geodesy.unit_vectors_N3(x.lat_deg_K, x.lon_deg_K).astype(np.float32) for x in hierarchy.levels),
-        )
+        return Labels(hierarchy.label_NH(lat_deg_N, lon_deg_N), scene_N, lat_deg_N, lon_deg_N, hierarchy)
 
     def known_P(self, row_B: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return how many of some photos have a label at each level, how many a scene, and how many there are."""
@@ -95,9 +92,10 @@ class Objective(nn.Module):
         if recipe.level_weights and len(recipe.level_weights) != len(model.class_counts):
             raise ValueError(f"give {len(model.class_counts)} level_weights, one a level, or none")
         if recipe.smoothing_km:
-            assert labels.position_N3 is not None
-            for h, cell_K3 in enumerate(labels.cell_K3):
-                self.register_buffer(f"cell_{h}_K3", torch.tensor(cell_K3), persistent=False)
+            assert labels.hierarchy is not None
+            for h, level in enumerate(labels.hierarchy.levels):
+                cell_K3 = geodesy.unit_vectors_N3(level.lat_deg_K, level.lon_deg_K).astype(np.float32)
+                self.register_buffer(f"cell_{h}_K3", torch.from_numpy(cell_K3), persistent=False)
         for parameter in model.backbone.parameters() if recipe.is_frozen else ():
             parameter.requires_grad_(False)
 
@@ -135,9 +133,8 @@ class Objective(nn.Module):
             if recipe.smoothing_km
             else None
         )
-        levels = levels_loss(
-            output.logits, label_BH, recipe.label_smoothing, count_P[:-2], recipe.level_weights or None, near
-        )
+        weights, added_up = recipe.level_weights or None, recipe.levels == "sum"
+        levels = levels_loss(output.logits, label_BH, recipe.label_smoothing, count_P[:-2], weights, near, added_up)
         scene = masked_cross_entropy(output.scene_logits_BS, scene_B, 0.0, count_P[-2])
         terms = {"levels": levels, "scene": recipe.scene_weight * scene}
         if self._teacher is not None and self.imitate is not None and rgb_BCSS is not None:
@@ -156,19 +153,12 @@ class Objective(nn.Module):
         return tokens_BND
 
     @torch.no_grad()
-    def validate(self, inputs: Tensor, row_B: NDArray[np.int64]) -> Tensor:
-        """Return sums over photos, decoded as when serving, or over their tokens: each level's cross-entropy, hits and
-        labels, then the scenes'; float64 of shape (H + 1, 3)."""
+    def validate(self, inputs: Tensor) -> GeoDecoderOutput:
+        """Return what the network says of uint8 photos, decoded as when serving, or of their tokens."""
         tokens_BND = inputs.float() if inputs.is_floating_point() else self.tokens(inputs)
         with self._autocast(inputs.device):
-            output = self.model.forward_tokens(tokens_BND)
-        label_BH, scene_B = self._known(row_B, inputs.device)
-        sums = []
-        for logits_BK, label_B in zip((*output.logits, output.scene_logits_BS), (*label_BH.T, scene_B), strict=True):
-            known = (label_B != UNKNOWN).sum()
-            loss = masked_cross_entropy(logits_BK, label_B) * known
-            sums.append(torch.stack([loss, (logits_BK.argmax(dim=1) == label_B).sum(), known]).double())
-        return torch.stack(sums)
+            output: GeoDecoderOutput = self.model.forward_tokens(tokens_BND)
+        return output
 
     def _normalised(self, rgb_BCSS: Tensor) -> Tensor:
         normalised_BCSS = (rgb_BCSS - self.get_buffer("mean_C11")) / self.get_buffer("std_C11")
@@ -181,8 +171,8 @@ class Objective(nn.Module):
         return torch.from_numpy(label_BH).to(device), torch.from_numpy(scene_B).to(device)
 
     def _positions(self, row_B: NDArray[np.int64]) -> Tensor:
-        assert self.labels.position_N3 is not None
-        return torch.from_numpy(self.labels.position_N3[row_B]).to(self.get_buffer("mean_C11").device)
+        position_B3 = geodesy.unit_vectors_N3(self.labels.lat_deg_N[row_B], self.labels.lon_deg_N[row_B])
+        return torch.from_numpy(position_B3.astype(np.float32)).to(self.get_buffer("mean_C11").device)
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")

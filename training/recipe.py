@@ -20,15 +20,21 @@ class Recipe:
     """How to train. The same recipe and photos give the same network on any number of workers, but for rounding,
     dropout and batch normalisation, which see each worker's share of a batch.
 
+    Where defaults differ from the paper's, training/README.md says why; `training.presets` has the paper's own.
+
     Attributes:
+        preset: whose settings stand where none is given: the paper's; a probe's, which trains the decoder on a frozen
+            backbone; those of fine-tuning a model. It is a name alone: `jobs.train` puts the settings in.
         epochs: each of as many draws as there are photos.
         batch_size: photos a step, over all workers and micro-batches together.
         accumulate: micro-batches that each worker splits its share of a step into, for less memory.
         optimizer: adamw, or sgd with momentum 0.9 as in the paper (there with learning_rate 0.01, weight_decay 1e-4).
+        decay_all: biases, norms and scales decay, too.
         schedule: after the warm-up either a cosine down to zero, or a `step_factor` every `step_epochs`.
         backbone_rate: the backbone's learning rate is so many times the others'; 0 freezes it.
         average: decay of a moving average of the weights, which is then what is validated and kept; 0 for none.
         precision: bf16 runs the network under autocast; weights and optimizer stay fp32.
+        levels: whether the loss has the levels' mean, so that it is as large for any number of them, or their sum.
         label_smoothing: the share of each label that goes to the other cells (0.1 in the paper).
         smoothing_km: if positive, that share goes to cells by distance, falling by e every so many km.
         level_weights: how much each level counts, coarse → fine; alike if not given.
@@ -37,17 +43,22 @@ class Recipe:
             is known), or always of the predicted one, as in the published code.
         distillation_weight: of the distance to a teacher's features, if there is a teacher.
         balance: 0 draws photos alike (each once an epoch), 1 the coarsest level's cells alike; see `balanced_weights`.
-        most_gradient: longer gradients are cut to this norm.
+        most_gradient: longer gradients are cut to this norm; 0 cuts none.
+        patience: training ends after so many epochs in which validation photos became no likelier; 0 never ends it.
+            The best epoch's weights are kept either way. It is off by default, because a learning rate that falls to
+            zero gains most at the end, and few validation photos waver from epoch to epoch.
         early_size_px: image size for the first `early_share` of the way: faster, for networks that take any size.
         max_failed_fraction: training stops if more of an epoch's draws than this could not be read or decoded.
     """
 
+    preset: Literal["none", "paper", "probe", "finetune"] = "none"
     epochs: int = 30
     batch_size: int = 32
     accumulate: int = 1
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
+    decay_all: bool = False
     schedule: Literal["cosine", "step"] = "cosine"
     warm_up_share: float = 0.05
     step_epochs: float = 5.0
@@ -55,6 +66,7 @@ class Recipe:
     backbone_rate: float = 1.0
     average: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
+    levels: Literal["mean", "sum"] = "mean"
     label_smoothing: float = 0.1
     smoothing_km: float = 0.0
     level_weights: tuple[float, ...] = ()
@@ -63,6 +75,7 @@ class Recipe:
     distillation_weight: float = 2.0
     balance: float = 0.5
     most_gradient: float = 5.0
+    patience: int = 0
     early_size_px: int | None = None
     early_share: float = 0.6
     max_failed_fraction: float = 0.02
@@ -78,8 +91,10 @@ class Recipe:
             raise ValueError("label_smoothing, average and warm_up_share must be at least 0 and below 1")
         if min(self.backbone_rate, self.smoothing_km, self.scene_weight, self.balance, self.weight_decay) < 0:
             raise ValueError("backbone_rate, smoothing_km, scene_weight, balance and weight_decay must not be negative")
-        if self.step_epochs <= 0 or not 0 < self.step_factor <= 1 or self.most_gradient <= 0:
-            raise ValueError("step_epochs and most_gradient must be positive and step_factor above 0, at most 1")
+        if self.step_epochs <= 0 or not 0 < self.step_factor <= 1:
+            raise ValueError("step_epochs must be positive and step_factor above 0, at most 1")
+        if self.most_gradient < 0 or self.patience < 0:
+            raise ValueError("most_gradient and patience must not be negative: give 0 for no limit")
         if self.level_weights and (min(self.level_weights) < 0 or sum(self.level_weights) <= 0):
             raise ValueError("level_weights must not be negative, and one of them positive")
 
@@ -97,7 +112,7 @@ class Recipe:
         return 0.5 + 0.5 * math.cos(math.pi * (done - self.warm_up_share) / (1 - self.warm_up_share))
 
     def make_optimizer(self, module: nn.Module, backbone: nn.Module) -> torch.optim.Optimizer:
-        """Return the optimizer of `module`'s trainable parameters; biases, norms and scales do not decay.
+        """Return the optimizer of `module`'s trainable parameters; biases, norms and scales decay if `decay_all`.
 
         Each group's `rate` is what its learning rate is multiplied by, beside the schedule.
         """
@@ -107,7 +122,7 @@ class Recipe:
             (self.backbone_rate, [p for p in module.parameters() if id(p) in of_backbone and p.requires_grad]),
             (1.0, [p for p in module.parameters() if id(p) not in of_backbone and p.requires_grad]),
         ):
-            groups += _decaying_and_not(parameters, rate, self.weight_decay)
+            groups += _decaying_and_not(parameters, rate, self.weight_decay, self.decay_all)
         if self.optimizer == "sgd":
             return torch.optim.SGD(groups, lr=self.learning_rate, momentum=0.9)
         return torch.optim.AdamW(groups, lr=self.learning_rate)
@@ -120,9 +135,12 @@ class Recipe:
         return rate
 
 
-def _decaying_and_not(parameters: Sequence[nn.Parameter], rate: float, weight_decay: float) -> list[dict[str, object]]:
+def _decaying_and_not(
+    parameters: Sequence[nn.Parameter], rate: float, weight_decay: float, decay_all: bool
+) -> list[dict[str, object]]:
+    vectors_decay = weight_decay if decay_all else 0.0
     groups: list[dict[str, object]] = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay, "rate": rate},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "rate": rate},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": vectors_decay, "rate": rate},
     ]
     return [group for group in groups if group["params"]]

@@ -22,11 +22,17 @@ log = logging.getLogger(__name__)
 
 FOLDER = "snapshots"
 _NAME = re.compile(r"step-(\d{9})\.pt")
+_BEST = re.compile(r"best-(\d{9})\.pt")
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
 class Snapshots:
-    """The snapshots below one output. Only the first process of a team writes; every one may read."""
+    """The snapshots below one output. Only the first process of a team writes; every one may read.
+
+    Beside the newest few, which a training goes on from, there are the weights of its best step. A snapshot names that
+    step, and is written after its weights; those of an older one go afterwards. So a training that is killed at any
+    moment has a newest snapshot and the best weights that this one knows of.
+    """
 
     def __init__(self, output: str, keep: int = 2) -> None:
         self._folder = storage.join(output, FOLDER)
@@ -36,19 +42,24 @@ class Snapshots:
 
     def steps(self) -> list[int]:
         """Return the steps there are snapshots of, newest last."""
-        names = (entry.uri.rpartition("/")[2] for entry in storage.list_files(self._folder))
-        return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+        return self._steps(_NAME)
 
     def load(self, step: int) -> dict[str, Any]:
         """Return what `put` was given for a step."""
-        data = storage.read_bytes(self._uri(step))
-        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        return state
+        return self._load(self._uri(step))
 
-    def put(self, step: int, state: dict[str, Any]) -> None:
-        """Write a snapshot in the background; `state` must not change any more. Raises what the one before raised."""
+    def load_best(self) -> dict[str, Any]:
+        """Return weights and moving average of the best step that the newest snapshot knows of; its own if of none."""
+        state = self.load(self.steps()[-1])
+        return self._load(self._uri(state["best"]["step"], "best")) if state.get("best") else state
+
+    def put(self, step: int, state: dict[str, Any], is_best: bool = False) -> None:
+        """Write a snapshot in the background; `state` must not change any more. Raises what the one before raised.
+
+        `state["best"]` has the best `step` so far, if there is one; `is_best` if it is this one.
+        """
         self.wait()
-        self._writing = self._writer.submit(self._write, step, state)
+        self._writing = self._writer.submit(self._write, step, state, is_best)
 
     def wait(self) -> None:
         """Return when what was put is there."""
@@ -61,15 +72,31 @@ class Snapshots:
         self.wait()
         storage.delete_folder(self._folder)
 
-    def _write(self, step: int, state: dict[str, Any]) -> None:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        storage.write_bytes(self._uri(step), buffer.getvalue())
+    def _write(self, step: int, state: dict[str, Any], is_best: bool) -> None:
+        if is_best:
+            self._put(self._uri(step, "best"), {name: state[name] for name in ("weights", "average")})
+        self._put(self._uri(step), state)
         for old in self.steps()[: -self._keep]:
             storage.delete(self._uri(old))
+        if state.get("best"):
+            for old in set(self._steps(_BEST)) - {state["best"]["step"]}:
+                storage.delete(self._uri(old, "best"))
 
-    def _uri(self, step: int) -> str:
-        return storage.join(self._folder, f"step-{step:09d}.pt")
+    def _put(self, uri: str, state: dict[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        storage.write_bytes(uri, buffer.getvalue())
+
+    def _load(self, uri: str) -> dict[str, Any]:
+        state: dict[str, Any] = torch.load(io.BytesIO(storage.read_bytes(uri)), map_location="cpu", weights_only=True)
+        return state
+
+    def _steps(self, pattern: re.Pattern[str]) -> list[int]:
+        names = (entry.uri.rpartition("/")[2] for entry in storage.list_files(self._folder))
+        return sorted(int(match[1]) for name in names if (match := pattern.fullmatch(name)))
+
+    def _uri(self, step: int, kind: str = "step") -> str:
+        return storage.join(self._folder, f"{kind}-{step:09d}.pt")
 
 
 def take_state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from model.backbone import BackboneConfig, Preprocessing
 from model.checkpoint import Checkpoint
 from model.engines import load_engine
 from model.engines.export import ServingGraph, graph_fingerprint
+from model.engines.openvino_engine import core, quantise
 from model.gallery import MOST_PLACES, Gallery, GalleryConfig, LogSums
 from model.hierarchy import Hierarchy, Level
 from model.networks import config_from_json
@@ -33,6 +34,7 @@ CLIP = BackboneConfig(
         "projection_dim": 16,
     },
 )
+PRECISIONS: tuple[Literal["int8", "fp32"], ...] = ("int8", "fp32")
 SWIN = BackboneConfig("swin", {"embed_dim": 16, "depths": [2, 1], "num_heads": [2, 4], "window_size": 4})
 
 
@@ -125,6 +127,22 @@ def test_in_bf16_the_comparison_stays_in_fp32(checkpoint: Checkpoint) -> None:
     exact = load_engine("torch", checkpoint, precision="fp32")(photos(4, 28))
     coarse = load_engine("torch", checkpoint, precision="bf16")(photos(4, 28))
     np.testing.assert_allclose(coarse.level_probability_BH, exact.level_probability_BH, rtol=0.2, atol=0.02)
+
+
+def test_in_int8_the_tower_is_coarse_and_the_comparison_exact(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The head's two products and that with all places take what they get as it is."""
+    graph = quantise(checkpoint, photos(100, 28), tmp_path)
+    products = [op for op in core().read_model(graph).get_ordered_ops() if op.get_type_name() == "MatMul"]
+    is_coarse = ["FakeQuantize" in {x.get_node().get_type_name() for x in op.input_values()} for op in products]
+    assert any(is_coarse[:-3])
+    assert not any(is_coarse[-3:])
+    quantised, exact = (
+        load_engine("openvino", checkpoint, precision=precision, cache_dir=tmp_path)(photos(64, 28))
+        for precision in PRECISIONS
+    )
+    np.testing.assert_allclose(quantised.level_probability_BH, exact.level_probability_BH, atol=0.06)
+    assert not np.array_equal(quantised.level_probability_BH, exact.level_probability_BH)
+    assert (quantised.level_index_BH == exact.level_index_BH).mean() > 0.8
 
 
 def test_a_checkpoint_keeps_it_and_says_its_kind(checkpoint: Checkpoint, hierarchy: Hierarchy) -> None:

@@ -1,9 +1,12 @@
+import colorsys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from training.augment import RANDOM_NUMBERS, AugmentConfig, augment, random_numbers, resize
+from training.augment import RANDOM_NUMBERS, AugmentConfig, _turn, _turn_hues, augment, random_numbers, resize
 
 NONE = AugmentConfig(least_area=1, most_stretch=1, mirror=False, colour=0)
 
@@ -98,7 +101,64 @@ def test_shrinking_smooths() -> None:
     assert torch.allclose(resize(stripes, 16)[..., 2:-2, 2:-2], torch.tensor(0.5), atol=0.02)
 
 
-@pytest.mark.parametrize("values", [{"least_area": 0}, {"least_area": 1.1}, {"most_stretch": 0.9}, {"colour": 1.0}])
+def test_crops_of_one_size_have_it() -> None:
+    """As the paper cuts 224 of 256 pixels, anywhere: a view's range of brightness tells its width."""
+    ramp = torch.arange(128, dtype=torch.uint8)[None, None, :, None].expand(50, 128, 128, 3)
+    share = (224 / 256) ** 2
+    config = AugmentConfig(least_area=share, most_area=share, most_stretch=1, mirror=False, colour=0)
+    views = augment(ramp, 112, config, numbers(50)) * 255
+    assert torch.allclose(views[:, 0, 0, -1] - views[:, 0, 0, 0], torch.tensor(111.0), atol=0.6)
+    assert float(views[:, 0, 0, 0].max()) > 12
+
+
+def test_photos_turn_about_their_middle_by_up_to_the_angle_either_way() -> None:
+    """A white line from the middle to the right points elsewhere afterwards, also in a photo that is not square."""
+    for height, width in ((81, 81), (61, 121)):
+        line = torch.zeros((60, height, width, 3), dtype=torch.uint8)
+        middle_y, middle_x = height // 2, width // 2
+        line[:, middle_y, middle_x : middle_x + 25] = 255
+        config = AugmentConfig(least_area=1, most_stretch=1, mirror=False, colour=0, rotation_deg=15)
+        random_BU = numbers(60)
+        turned_BCHW = _turn(line.permute(0, 3, 1, 2) / 255, config.rotation_deg * (2 * random_BU[:, 8] - 1))
+        y_H1, x_W = torch.arange(height)[:, None] - middle_y, torch.arange(width) - middle_x
+        light_B = turned_BCHW[:, 0].sum(dim=(1, 2))
+        away_y_B, away_x_B = ((turned_BCHW[:, 0] * axis).sum(dim=(1, 2)) / light_B for axis in (y_H1, x_W))
+        angle_deg_B = torch.rad2deg(torch.atan2(away_y_B, away_x_B))
+        assert torch.allclose(torch.hypot(away_x_B, away_y_B), torch.tensor(12.0), atol=0.4)
+        assert 12 < float(angle_deg_B.max()) < 15.5
+        assert -15.5 < float(angle_deg_B.min()) < -12
+        # The view is of the turned photo: white ones have black corners.
+        white = torch.full((4, height, width, 3), 255, dtype=torch.uint8)
+        assert float(augment(white, 40, config, random_BU[:4]).min()) < 0.05
+
+
+def test_hues_turn_as_hsv_has_them_and_greys_stay() -> None:
+    colours_8SS3 = torch.rand((8, 5, 5, 3), generator=torch.Generator().manual_seed(2))
+    share_8 = torch.linspace(-0.5, 0.5, 8)
+    turned = _turn_hues(colours_8SS3.permute(0, 3, 1, 2), share_8).permute(0, 2, 3, 1)
+    for photo, share in enumerate(share_8.tolist()):
+        for before, after in zip(colours_8SS3[photo].reshape(-1, 3), turned[photo].reshape(-1, 3), strict=True):
+            hue, saturation, value = colorsys.rgb_to_hsv(*before.tolist())
+            expected = colorsys.hsv_to_rgb((hue + share) % 1, saturation, value)
+            assert after.tolist() == pytest.approx(expected, abs=1e-5)
+    grey = torch.full((1, 3, 2, 2), 0.4)
+    assert torch.allclose(_turn_hues(grey, torch.tensor([0.3])), grey)
+    views = augment(photos(), 24, replace(NONE, hue=0.1), numbers(6))
+    assert (views - augment(photos(), 24, NONE, numbers(6))).abs().amax(dim=(1, 2, 3)).min() > 0.01
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"least_area": 0},
+        {"least_area": 1.1},
+        {"least_area": 0.5, "most_area": 0.4},
+        {"most_stretch": 0.9},
+        {"colour": 1.0},
+        {"hue": 0.6},
+        {"rotation_deg": -1},
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(values: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="least_area"):
+    with pytest.raises(ValueError, match=r"change these recipe\.augment settings"):
         AugmentConfig(**values)  # type: ignore[arg-type]

@@ -9,8 +9,9 @@ from model.geodecoder import GeoDecoderOutput
 from model.hierarchy import Hierarchy
 from model.readout import BEST_CELL, Reading, ReadOut
 from pipeline.reliability import Bin
-from training.calibration import Judge, Judged, LabelledLogits, fitted_temperatures, reliability
+from training.calibration import Judge, Judged, reliability
 from training.partition import PartitionConfig, build_hierarchy
+from training.temperatures import LabelledLogits, fitted_temperatures
 
 
 @pytest.fixture(scope="module")

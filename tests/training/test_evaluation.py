@@ -14,7 +14,6 @@ from model.geodecoder import GeoDecoder, GeoDecoderConfig, GeoDecoderOutput
 from model.prior import Prior
 from model.readout import Reading
 from pipeline.decode import DecodeTarget
-from training.calibration import LabelledLogits, fitted_temperatures
 from training.dataset import ArraySource, PhotoStore
 from training.evaluation import (
     BATCH_SIZE,
@@ -30,6 +29,7 @@ from training.evaluation import (
 )
 from training.partition import PartitionConfig, build_hierarchy
 from training.teacher import Teacher
+from training.temperatures import LabelledLogits, fitted_temperatures
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from model.geodecoder import GeoDecoderOutput
 from model.hierarchy import Hierarchy
 from model.prior import Prior
 from model.readout import Reading, ReadOut
-from training.calibration import Fit, Judge, LabelledLogits, conformal_mass, fit_reading, fitted_temperatures
+from training.calibration import Fit, Judge, conformal_mass, fit_reading
 from training.partition import PartitionConfig, build_hierarchy
+from training.temperatures import LabelledLogits, fitted_temperatures
 
 PHOTOS = 4000
 PLAIN = Reading.plain(3)
@@ -200,7 +201,8 @@ def test_no_photo_is_judged_by_what_its_own_group_taught(hierarchy: Hierarchy, p
             *(photos.logits, photos.label_NH, photos.lat_deg_N, photos.lon_deg_N)
         )
         for found_N, expected_N in zip(fit.after, judged, strict=True):
-            np.testing.assert_allclose(found_N[mine_N], expected_N[mine_N], rtol=1e-5, atol=1e-7)
+            # As near as a search that begins elsewhere comes; what a group itself teaches moves numbers by a third.
+            np.testing.assert_allclose(found_N[mine_N], expected_N[mine_N], rtol=5e-3, atol=5e-4)
     assert fit.before.nll_NH.shape == (24, 3)
 
 

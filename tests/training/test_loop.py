@@ -239,6 +239,13 @@ def test_a_slower_backbone_moves_less() -> None:
     assert 0 < way(0.1) < 0.3 * way(1.0)
 
 
+def test_no_gradient_is_cut_where_the_limit_is_0() -> None:
+    recipe = replace(RECIPE, epochs=1, average=0.0, optimizer="sgd", learning_rate=1e-3)
+    uncut, cut, hardly_cut = (run(loop(replace(recipe, most_gradient=norm))) for norm in (0.0, 1e-3, 1e6))
+    assert furthest(uncut, hardly_cut) == 0
+    assert furthest(uncut, cut) > 1e-5
+
+
 def test_bf16_follows_fp32() -> None:
     exact = loop(replace(RECIPE, average=0.0))
     rounded = loop(replace(RECIPE, average=0.0, precision="bf16"))

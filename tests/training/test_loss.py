@@ -72,6 +72,9 @@ def test_levels_count_by_their_weights() -> None:
     one, other = (float(levels_loss([x], label_BH[:, h : h + 1], 0.0)) for h, x in enumerate(logits))
     weighted = levels_loss(logits, label_BH, 0.0, weight_H=(3.0, 1.0))
     assert float(weighted) == pytest.approx((3 * one + other) / 4, rel=1e-5)
+    assert float(levels_loss(logits, label_BH, 0.0, added_up=True)) == pytest.approx(one + other, rel=1e-5)
+    weighted = levels_loss(logits, label_BH, 0.0, weight_H=(3.0, 1.0), added_up=True)
+    assert float(weighted) == pytest.approx(3 * one + other, rel=1e-5)
 
 
 def test_nearness_falls_by_e_every_so_many_kilometres() -> None:

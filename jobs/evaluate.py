@@ -88,7 +88,7 @@ def run(settings: Settings) -> int:
     photos = labelled_photos(
         settings.manifest, settings.root, settings.only, settings.scenes, vocabulary=checkpoint.config.scenes
     )
-    rows, known_rows, split = _parts(settings, checkpoint, photos)
+    rows, known_rows, split = parts(settings, checkpoint, photos)
     if settings.to:
         storage.check_writable(settings.to)
     served, truth = DecodeTarget.of(checkpoint.config.preprocessing), _truth(checkpoint, photos)
@@ -163,7 +163,7 @@ def _with_defaults(settings: Settings) -> Settings:
     )
 
 
-def _parts(
+def parts(
     settings: Settings, checkpoint: Checkpoint, photos: LabelledPhotos
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], SplitConfig]:
     """Return the rows to evaluate, those to train on, and how they were split: as the checkpoint's were, having checked

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -55,8 +55,8 @@ def run_command(
     SIGTERM, which schedulers and `ray job stop` send, stops as Ctrl-C does: the lease is given back, exit 1.
     """
     logs.configure()
-    given = {"default": defaults(sys.argv[1:])} if defaults else {}
-    settings = tyro.cli(settings_type, prog=typed_name, **given)
+    given: dict[str, Any] = {"default": defaults(sys.argv[1:])} if defaults else {}
+    settings: Settings = tyro.cli(settings_type, prog=typed_name, **given)
     asked = False
 
     def stop_now(number: int, frame: FrameType | None) -> None:

@@ -28,6 +28,7 @@ from jobs.benchmark_decode import DecodeBenchmark
 from jobs.benchmark_engine import EngineBenchmark, crowded_photos
 from jobs.benchmark_fetch import FetchBenchmark
 from jobs.benchmark_figure import Figure, print_table, write
+from jobs.benchmark_framing import FramingBenchmark
 from jobs.benchmark_places import PlacesBenchmark
 from jobs.benchmark_plan import PlanBenchmark
 from jobs.benchmark_query import QueryBenchmark
@@ -317,6 +318,7 @@ class Settings:
         | Annotated[EngineBenchmark, tyro.conf.subcommand("engine")]
         | Annotated[DecodeBenchmark, tyro.conf.subcommand("decode")]
         | Annotated[ShrinkBenchmark, tyro.conf.subcommand("shrink")]
+        | Annotated[FramingBenchmark, tyro.conf.subcommand("framing")]
         | Annotated[WaysBenchmark, tyro.conf.subcommand("ways")]
         | Annotated[FetchBenchmark, tyro.conf.subcommand("fetch")]
         | Annotated[IsolationBenchmark, tyro.conf.subcommand("isolation")]

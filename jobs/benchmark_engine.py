@@ -89,9 +89,8 @@ class EngineBenchmark:
         cache_dir: Path,
     ) -> list[Figure]:
         size_px = checkpoint.config.preprocessing.image_size_px
-        pixels_BHWC = np.random.default_rng(0).integers(
-            0, 256, (max(self.batch_sizes), size_px, size_px, 3), dtype=np.uint8
-        )
+        shape_HWC = checkpoint.config.preprocessing.shape_HWC
+        pixels_BHWC = np.random.default_rng(0).integers(0, 256, (max(self.batch_sizes), *shape_HWC), dtype=np.uint8)
         # Noise will do: how fast int8 is does not depend on its ranges.
         calibration_NHWC = np.resize(pixels_BHWC, (openvino_engine.LEAST_CALIBRATION_PHOTOS, *pixels_BHWC.shape[1:]))
         flop = flop_a_photo(checkpoint)
@@ -243,11 +242,10 @@ def _loaded(
 
 def flop_a_photo(checkpoint: Checkpoint) -> int:
     """Return how many floating-point operations one photo takes in matrix products and convolutions."""
-    size_px = checkpoint.config.preprocessing.image_size_px
     with torch.inference_mode():
         graph = ServingGraph(checkpoint)  # transformers runs a backbone when it is built: that does not count
         with FlopCounterMode(display=False) as counter:
-            graph(torch.zeros(1, size_px, size_px, 3, dtype=torch.uint8))
+            graph(torch.zeros(1, *checkpoint.config.preprocessing.shape_HWC, dtype=torch.uint8))
     return int(counter.get_total_flops())
 
 

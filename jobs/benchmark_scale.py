@@ -114,7 +114,7 @@ class NullEngine:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.name = "null"
         self.precision = "fp32"
-        self.image_size_px = checkpoint.config.preprocessing.image_size_px
+        self.shape_HWC = checkpoint.config.preprocessing.shape_HWC
         self._cells_H = np.array(checkpoint.hierarchy.class_counts)
         self._groups = 1 if checkpoint.group_K is None else int(checkpoint.group_K.max()) + 1
 

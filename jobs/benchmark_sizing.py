@@ -279,7 +279,7 @@ class _MeteredEngine:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.name, self.precision, self.image_size_px = engine.name, engine.precision, engine.image_size_px
+        self.name, self.precision, self.shape_HWC = engine.name, engine.precision, engine.shape_HWC
         self.is_on_gpu = engine.name in ("torch", "tensorrt") and torch.cuda.is_available()
         self.core_s = 0.0
 
@@ -291,7 +291,7 @@ class _MeteredEngine:
 
     def photos_per_s(self, batch_size: int) -> float:
         """Return what the engine answers in a second of the clock, one full batch after the other."""
-        pixels_BHWC = np.random.default_rng(0).integers(0, 256, (batch_size, *(self.image_size_px,) * 2, 3), np.uint8)
+        pixels_BHWC = np.random.default_rng(0).integers(0, 256, (batch_size, *self.shape_HWC), np.uint8)
         self._engine(pixels_BHWC)
         start_s, batches = time.perf_counter(), 0
         while time.perf_counter() - start_s < _GPU_S:

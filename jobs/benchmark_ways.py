@@ -125,6 +125,11 @@ class WaysBenchmark:
             print(f"left out: {_NAMES[way]} (--without {way})")
         with tempfile.TemporaryDirectory(prefix="graticule-bench-") as folder:
             checkpoint = self._checkpoint(Path(folder))
+            if (framing := checkpoint.config.preprocessing.framing) != "centre":
+                raise ValueError(
+                    f"the other ways look at photos' centres, and {self.model} at their {framing}: give a "
+                    "--model that was trained with --framing centre, or leave it out"
+                )
             print(f"{checkpoint.model_id} on {os.cpu_count()} cores")
             figures: list[Figure] = []
             for size in self.sizes:

@@ -121,7 +121,7 @@ def _sampled_pixels(settings: CompileSettings, checkpoint: Checkpoint) -> NDArra
     assert settings.photos is not None
     listed = pa.Table.from_batches(list(read_manifest(storage.absolute(settings.photos))))
     order = np.random.default_rng(0).permutation(listed.num_rows)
-    size_px, wanted = checkpoint.config.preprocessing.image_size_px, settings.calibration_photos
+    wanted = settings.calibration_photos
     reader = IsolatedReader(ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing)))
     pixels: list[bytes] = []
     try:
@@ -134,7 +134,9 @@ def _sampled_pixels(settings: CompileSettings, checkpoint: Checkpoint) -> NDArra
         reader.close()
     if len(pixels) < wanted:
         raise ValueError(f"{settings.photos} has {len(pixels)} readable photos, and int8 is to be made from {wanted}")
-    return np.frombuffer(b"".join(pixels[:wanted]), np.uint8).reshape(wanted, size_px, size_px, 3)
+    return np.frombuffer(b"".join(pixels[:wanted]), np.uint8).reshape(
+        wanted, *checkpoint.config.preprocessing.shape_HWC
+    )
 
 
 def _advice(settings: CompileSettings, output: str, name: str) -> str:

@@ -69,7 +69,8 @@ class Settings:
     """An ONNX network from images to features, for the nearest-neighbour baseline (not with --part all)."""
     engine: EngineName = "auto"
     crops: Literal[1, 10] = 1
-    """10 averages the logits of the corners, the centre and their mirror images, as in the paper: by torch, slowly."""
+    """10 averages the logits of the frame's four corners, its centre and their mirror images, as in the paper, in place
+    of the model's own framing: by torch, slowly."""
     point: PointRule = AUTO
     """Where a photo's point is, as for jobs.geotag_archive; other than best-cell, the best cell is shown beside it."""
     attention_photos: int = 4
@@ -87,12 +88,11 @@ def run(settings: Settings) -> int:
     photos = labelled_photos(
         settings.manifest, settings.root, settings.only, settings.scenes, vocabulary=checkpoint.config.scenes
     )
-    rows, known_rows, split = _parts(settings, checkpoint, photos)
+    rows, known_rows, split = parts(settings, checkpoint, photos)
     if settings.to:
         storage.check_writable(settings.to)
     served, truth = DecodeTarget.of(checkpoint.config.preprocessing), _truth(checkpoint, photos)
-    whole_px = checkpoint.config.preprocessing.resize_px
-    target = served if settings.crops == 1 else DecodeTarget(whole_px, whole_px)
+    target = evaluation.crops_target(checkpoint.config.preprocessing, settings.crops)
     store = PhotoStore(photos.uri_N, target, settings.max_failed_fraction, memory_bytes=0)  # each photo is read once
     engine = None if settings.crops == TEN_CROPS else load_engine(settings.engine, checkpoint)
     measured = evaluation.measure(checkpoint, store, rows.tolist(), truth, engine, settings.crops)
@@ -110,6 +110,7 @@ def run(settings: Settings) -> int:
         else "torch fp32, ten crops' logits averaged",
         "confidence_from": "the logits of the torch model in fp32",
         "crops": settings.crops,
+        "framing": target.framing,
         "manifest": settings.manifest,
         "only": settings.only,
         "photos_fingerprint": fingerprint(photos.name_N[row] for row in measured.said.row_N),
@@ -162,7 +163,7 @@ def _with_defaults(settings: Settings) -> Settings:
     )
 
 
-def _parts(
+def parts(
     settings: Settings, checkpoint: Checkpoint, photos: LabelledPhotos
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], SplitConfig]:
     """Return the rows to evaluate, those to train on, and how they were split: as the checkpoint's were, having checked

@@ -25,6 +25,7 @@ from jobs import run_command
 from jobs.build_prior import read_prior
 from model import geodecoder
 from model.checkpoint import Checkpoint
+from model.framing import Framing
 from model.geodecoder import ONE_SCENE, GeoDecoder, GeoDecoderConfig
 from model.hierarchy import JSON_NAME, PARQUET_NAME, Hierarchy
 from model.networks import build
@@ -61,6 +62,8 @@ NETWORKS: dict[str, Callable[[], GeoDecoderConfig]] = {
 }
 BESIDE_RECIPE: dict[str, dict[str, Any]] = {"paper": {"network": "paper_swin_b", "preset": "paper7"}}
 """What a recipe's preset says of other settings."""
+NEW_FRAMING: Framing = "letterbox"
+"""What trainings without --init begin with; `jobs.benchmark framing` compares them."""
 _SAMPLE = 3
 """So many local photos every node is asked for, if there are any."""
 
@@ -93,6 +96,9 @@ class Settings:
     downloaded (such as openai/clip-vit-base-patch32), or efficientnet-lite0."""
     image_size: int = 0
     """Height and width in pixels of what --backbone sees; its own if 0."""
+    framing: Literal["auto", "centre", "letterbox", "squares"] = "auto"
+    """What is seen of a photo: all of it in one square with bars (letterbox), a square at each of its ends (squares:
+    twice the time), or the square in its middle alone (centre). auto: what --init's model sees, else letterbox."""
     freeze: bool = False
     """Leave the backbone as it is, and train the rest (the same as --recipe.backbone-rate 0)."""
     cache_tokens: str = ""
@@ -264,14 +270,22 @@ def _config(settings: Settings, start: Checkpoint | None, trunk: Pretrained | No
     config = start.config if start else NETWORKS[settings.network]()
     if not isinstance(config, GeoDecoderConfig):
         raise ValueError(f"--init {settings.init}: that model has no network to train: leave --init out")
-    if trunk is None:
-        return config
+    if trunk is not None:
+        config = dataclasses.replace(config, backbone=trunk.config, preprocessing=trunk.preprocessing)
+        _describe(settings, trunk)
+    framing = settings.framing
+    if framing == "auto":
+        framing = config.preprocessing.framing if start else NEW_FRAMING
+    preprocessing = dataclasses.replace(config.preprocessing, framing=framing)
+    return dataclasses.replace(config, preprocessing=preprocessing)
+
+
+def _describe(settings: Settings, trunk: Pretrained) -> None:
     pixels = trunk.preprocessing
     print(
         f"backbone {settings.backbone}: {trunk.config.model_type}, {pixels.image_size_px} px out of "
         f"{pixels.resize_px} px, mean {_in_short(pixels.mean_rgb)}, deviation {_in_short(pixels.std_rgb)}"
     )
-    return dataclasses.replace(config, backbone=trunk.config, preprocessing=trunk.preprocessing)
 
 
 def _in_short(numbers: tuple[float, ...]) -> str:
@@ -314,11 +328,13 @@ def _train(settings: Settings, network: Network, task: Task, photos: LabelledPho
 
 
 def _training_target(settings: Settings, config: GeoDecoderConfig) -> DecodeTarget:
-    """Return the size to train from: where views are crops, larger than served, so that they keep its resolution."""
+    """Return how to decode for training: what is served with, larger where crops are taken of it, so that they keep its
+    resolution."""
     size_px = config.preprocessing.resize_px
     if settings.recipe.augment.least_area < 1:
         size_px = size_px * 5 // 4
-    return DecodeTarget(size_px, size_px)
+    served = DecodeTarget.of(config.preprocessing)
+    return dataclasses.replace(served, image_size_px=size_px, resize_px=size_px)
 
 
 def _task(settings: Settings, photos: LabelledPhotos, split: Split, hierarchy: Hierarchy, network: Network) -> Task:
@@ -348,14 +364,14 @@ def _tokens(
     backbone = network.build().backbone
     about = {
         "backbone": dataclasses.asdict(backbone.config),
-        "preprocessing": dataclasses.asdict(network.config.preprocessing),
+        "preprocessing": network.config.preprocessing.to_json(),
         "precision": settings.recipe.precision,
     }
     cache = TokenCache.planned(
         storage.absolute(settings.cache_tokens),
         backbone.state_dict(),
         about,
-        (backbone.tokens, backbone.width),
+        (network.config.preprocessing.views * backbone.tokens, backbone.width),
         photos.uri_N,
         rows,
         validation,
@@ -364,7 +380,7 @@ def _tokens(
     storage.check_writable(cache.folder)
     size_mb = cache.photos * cache.bytes_a_photo / 1e6
     print(
-        f"tokens: {backbone.tokens} of {backbone.width} for each of {cache.photos} photos, {size_mb:.0f} MB in "
+        f"tokens: {cache.shape[0]} of {backbone.width} for each of {cache.photos} photos, {size_mb:.0f} MB in "
         f"{cache.folder}; photos are seen as when serving, without crops, mirror images or changed colours"
     )
     return cache

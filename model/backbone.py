@@ -6,13 +6,14 @@ Shapes: B batch · C 3 colours · H, W height and width in pixels · N image tok
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from model import efficientnet_lite, hugging_face
+from model.framing import VIEWS, Framing
 
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
@@ -25,19 +26,50 @@ _POST_NORMS = ("post_layernorm", "layernorm", "pooler.layernorm")
 class Preprocessing:
     """How a photo becomes pixels; training and serving both read it from here.
 
-    The shorter side is resized to `resize_px`, then a centre crop of `image_size_px` squared is taken; a channel's
+    Every view is `image_size_px` squared. Framed by its centre, a photo's shorter side is resized to `resize_px`, and
+    the centre is cut out; `letterbox` and `squares` show all of it, and `resize_px` is for ten crops alone. A channel's
     value is (x / 255 - mean) / std.
 
     Raises:
-        ValueError: a crop larger than the resized photo, a standard deviation that is not positive.
+        ValueError: a crop larger than the resized photo, a standard deviation that is not positive, another framing.
     """
 
     image_size_px: int
     resize_px: int
     mean_rgb: tuple[float, float, float] = IMAGENET_MEAN_RGB
     std_rgb: tuple[float, float, float] = IMAGENET_STD_RGB
+    framing: Framing = "centre"
+
+    @property
+    def views(self) -> int:
+        """How many square pictures the network looks at of each photo."""
+        return VIEWS[self.framing]
+
+    @property
+    def shape_HWC(self) -> tuple[int, int, int]:
+        """The shape of a photo's pixels: its views, one below the other."""
+        return self.views * self.image_size_px, self.image_size_px, 3
+
+    @property
+    def fill_rgb(self) -> tuple[int, int, int]:
+        """The colour of what lies beside a letterboxed photo: the mean, which the network sees as nothing."""
+        red, green, blue = (min(255, max(0, round(255 * mean))) for mean in self.mean_rgb)
+        return red, green, blue
+
+    def to_json(self) -> dict[str, Any]:
+        """This preprocessing as plain JSON values.
+
+        `centre` is not written: it is what checkpoints mean that were made before there was a choice, and their ids are
+        hashes of what is written.
+        """
+        values = asdict(self)
+        if self.framing == "centre":
+            del values["framing"]
+        return values
 
     def __post_init__(self) -> None:
+        if self.framing not in get_args(Framing):
+            raise ValueError(f"framing must be one of {', '.join(get_args(Framing))}, not {self.framing!r:.50}")
         if not 1 <= self.image_size_px <= self.resize_px:
             raise ValueError(
                 f"image_size_px {self.image_size_px} must be at least 1 and at most resize_px {self.resize_px}"

@@ -78,7 +78,7 @@ class GeoDecoderConfig:
 
     def to_json(self) -> dict[str, Any]:
         """This configuration as plain JSON values; `from_json` is its inverse."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"preprocessing": self.preprocessing.to_json()}
 
     @classmethod
     def from_json(cls, values: Any) -> GeoDecoderConfig:
@@ -104,6 +104,8 @@ def backbone_from_json(values: Any) -> BackboneConfig:
 
 def preprocessing_from_json(values: Any) -> Preprocessing:
     """The preprocessing that `values` (parsed JSON) describes; ValueError where they describe none."""
+    if isinstance(values, dict):
+        values = {"framing": "centre"} | values  # as `Preprocessing.to_json` leaves it out
     fields = checked_fields(Preprocessing, values, "model.preprocessing")
     for key in ("mean_rgb", "std_rgb"):
         fields[key] = tuple(_number(value, f"model.preprocessing.{key}") for value in fields[key])
@@ -116,6 +118,16 @@ class GeoDecoderOutput(NamedTuple):
     logits: tuple[Tensor, ...]
     """One tensor BK a level."""
     scene_logits_BS: Tensor
+
+    def averaged(self, views: int) -> GeoDecoderOutput:
+        """The mean, in fp32, of every `views` rows that follow each other: those of one photo."""
+        if views == 1:
+            return self
+        *logits, scene_logits_BS = (
+            rows_VK.float().reshape(-1, views, rows_VK.shape[1]).mean(dim=1)
+            for rows_VK in (*self.logits, self.scene_logits_BS)
+        )
+        return GeoDecoderOutput(tuple(logits), scene_logits_BS)
 
 
 class GeoDecoder(nn.Module):
@@ -184,6 +196,13 @@ class GeoDecoder(nn.Module):
         chosen_BHD = x_BHSD.gather(2, index_BH1D).squeeze(2)
         logits = tuple(classifier(chosen_BHD[:, level]) for level, classifier in enumerate(self.classifiers))
         return GeoDecoderOutput(logits, scene_logits_BS)
+
+    def forward_views(self, tokens_BND: Tensor, scene_B: Tensor | None = None) -> GeoDecoderOutput:
+        """Logits for the tokens of all views of each photo, one view's after the other's, averaged over the views."""
+        views = tokens_BND.shape[1] // self.backbone.tokens
+        each_view = tokens_BND.reshape(-1, self.backbone.tokens, tokens_BND.shape[2])
+        scene = scene_B.repeat_interleave(views) if scene_B is not None else None
+        return self.forward_tokens(each_view, scene).averaged(views)
 
 
 def paper_swin_b() -> GeoDecoderConfig:
@@ -259,6 +278,7 @@ _JSON_TYPES: Mapping[str, tuple[type, str]] = {
     "float": (object, "a number"),
     "bool": (bool, "true or false"),
     "str": (str, "a text"),
+    "Framing": (str, "a text"),
 }
 
 

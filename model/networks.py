@@ -48,7 +48,7 @@ class PriorConfig:
 
     def to_json(self) -> dict[str, Any]:
         """This configuration as plain JSON values; `from_json` is its inverse."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"preprocessing": self.preprocessing.to_json()}
 
     @classmethod
     def from_json(cls, values: Any) -> PriorConfig:

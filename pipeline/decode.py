@@ -1,12 +1,12 @@
-"""Photo bytes → an upright RGB square of the model's size, or a typed refusal. No I/O, thread-safe.
+"""Photo bytes → upright RGB squares of the model's size, or a typed refusal. No I/O, thread-safe.
 
 The one decode of training and serving. The format is told by content, never by name, and only the formats named here
-are ever parsed. Sizes are refused from the header, before memory is spent. Only the centre crop is resampled, so that
-extreme shapes cost no more than others.
+are ever parsed. Sizes are refused from the header, before memory is spent. Only what the model looks at is resampled.
 
-Decisions: transparent pictures lie on white, as viewers show them. An embedded colour profile is applied (to sRGB); a
-broken one is ignored. 16-bit pictures are scaled, not clipped. Of several frames the first is taken. Camera raw files,
-which look like TIFF but whose first picture is a thumbnail, are refused.
+Decisions: which squares, `model.framing` says; what lies beside a letterboxed photo is filled. Transparent pictures lie
+on white, as viewers show them. An embedded colour profile is applied (to sRGB); a broken one is ignored. 16-bit
+pictures are scaled, not clipped. Of several frames the first is taken. Camera raw files, which look like TIFF but whose
+first picture is a thumbnail, are refused.
 
 Importing this module lifts Pillow's own process-wide size limit (ours replaces it), tells the AVIF and HEIC decoders to
 use one thread each (photos are what runs in parallel) and silences Pillow's warnings about odd metadata.
@@ -36,6 +36,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from model.framing import VIEWS, Box, Cut, boxes
 from pipeline.codec_errors import codec_call, is_cut
 from pipeline.exif import ExifFacts, read_exif, tiff_number
 from pipeline.jpeg import decode_jpeg_shrunk, read_jpeg_header, shrink_eighths
@@ -103,26 +104,58 @@ _SRGB = ImageCms.createProfile("sRGB")
 
 @dataclass(frozen=True)
 class DecodeTarget:
-    """What the model wants: the shorter side resized to `resize_px`, then the centre `image_size_px` square of it.
+    """What the model wants: views of `image_size_px` squared, cut out as `framing` says.
+
+    By its centre and for crops: the shorter side resized to `resize_px`, then squares out of it.
 
     `shrink_margin`: a JPEG is loaded at the smallest of 1/8, 1/4, 1/2 of its size and all of it that has at least so
-    many times `resize_px`, then resized. Infinite: all of it, and without a short cut in resizing either.
+    many times the pixels that the views need, then resized. Infinite: all of it, and without a short cut in resizing
+    either. `fill_rgb`: the colour beside a letterboxed photo.
     """
 
     image_size_px: int
     resize_px: int
     shrink_margin: float = SHRINK_MARGIN
+    framing: Cut = "centre"
+    fill_rgb: tuple[int, int, int] = (128, 128, 128)
 
     def __post_init__(self) -> None:
         if not self.shrink_margin >= 1:
             raise ValueError(f"shrink_margin {self.shrink_margin:g}: give 1 or more")
         if not 1 <= self.image_size_px <= self.resize_px:
             raise ValueError(f"need 1 <= image_size_px <= resize_px, got {self.image_size_px} and {self.resize_px}")
+        if self.framing not in VIEWS:
+            raise ValueError(f"framing must be one of {', '.join(VIEWS)}, not {self.framing!r}")
 
     @staticmethod
     def of(preprocessing: Preprocessing) -> DecodeTarget:
         """Return what a model with this preprocessing wants."""
-        return DecodeTarget(preprocessing.image_size_px, preprocessing.resize_px)
+        return DecodeTarget(
+            preprocessing.image_size_px,
+            preprocessing.resize_px,
+            framing=preprocessing.framing,
+            fill_rgb=preprocessing.fill_rgb,
+        )
+
+    @property
+    def shape_HWC(self) -> tuple[int, int, int]:
+        """The shape of a photo's pixels: its views, one below the other."""
+        return VIEWS[self.framing] * self.image_size_px, self.image_size_px, 3
+
+    @property
+    def pixels_bytes(self) -> int:
+        """What a photo's pixels take."""
+        return math.prod(self.shape_HWC)
+
+    def boxes(self, width_px: int, height_px: int) -> list[Box]:
+        """Return the parts of an upright photo that become its views."""
+        return boxes(self.framing, width_px, height_px, self.image_size_px / self.resize_px)
+
+    def least_side_px(self, width_px: int, height_px: int) -> float:
+        """Return how many pixels a photo's shorter side must have for its views to be as sharp as they can be."""
+        longest_px = max(max(box.width_px, box.height_px) for box in self.boxes(width_px, height_px))
+        short_px = min(width_px, height_px)
+        return self.resize_px if longest_px < short_px else self.image_size_px * short_px / longest_px
 
 
 @dataclass(frozen=True)
@@ -151,7 +184,7 @@ class PhotoFacts:
 
 @dataclass(frozen=True, eq=False)
 class DecodedPhoto:
-    """`pixels_HWC`: uint8 RGB, `image_size_px` square, C-contiguous, upright. The rest as in `PhotoFacts`.
+    """`pixels_HWC`: uint8 RGB, of the target's `shape_HWC`, C-contiguous, upright. The rest as in `PhotoFacts`.
 
     `format`: jpeg, png, webp, tiff, gif, bmp, heic or avif.
     """
@@ -191,11 +224,11 @@ def decode_photo(data: bytes, target: DecodeTarget, limits: DecodeLimits | None 
         _refuse_too_large(facts, source.memory_bytes, limits)
         image, scale = source.load(target)
         facts = source.facts
-        square = _upright_square(image, scale, source, target)
+        views = _upright_views(image, scale, source, target)
     except PhotoError as error:
         raise DecodeFailure(error.code, error.message, facts) from error
-    pixels_HWC = np.array(square, dtype=np.uint8)
-    assert pixels_HWC.shape == (target.image_size_px, target.image_size_px, 3)
+    pixels_HWC = np.concatenate([np.asarray(view, dtype=np.uint8) for view in views])
+    assert pixels_HWC.shape == target.shape_HWC
     return DecodedPhoto(pixels_HWC, facts.format, facts.width_px, facts.height_px, facts.exif)
 
 
@@ -251,7 +284,8 @@ class _JpegSource(_Source):
         self._set_facts("jpeg", (header.width_px, header.height_px), read_exif(header.exif))
 
     def load(self, target: DecodeTarget) -> tuple[Image.Image, float]:
-        eighths = shrink_eighths(self._header, target.resize_px * target.shrink_margin)
+        least_px = target.least_side_px(self._header.width_px, self._header.height_px)
+        eighths = shrink_eighths(self._header, least_px * target.shrink_margin)
         return decode_jpeg_shrunk(self._data, self._header, eighths), eighths / 8
 
 
@@ -344,26 +378,43 @@ def _exif_block(info: dict[Any, Any]) -> bytes | None:
         return None
 
 
-def _upright_square(image: Image.Image, scale: float, source: _Source, target: DecodeTarget) -> Image.Image:
-    """Cut the centre square out of a picture of any mode, resample it, then (when it is small) fix colours and turn."""
+def _upright_views(image: Image.Image, scale: float, source: _Source, target: DecodeTarget) -> list[Image.Image]:
+    """Cut each view out of a picture of any mode, resample it, then (when it is small) fix colours and turn."""
     width_px, height_px = source.facts.width_px, source.facts.height_px
-    if source.turn >= 5:
-        width_px, height_px = height_px, width_px
-    side_px = min(width_px, height_px) * target.image_size_px / target.resize_px
-    left, top = (width_px - side_px) / 2, (height_px - side_px) / 2
+    stored_px = (height_px, width_px) if source.turn >= 5 else (width_px, height_px)
+    return [
+        _upright_view(image, scale, source, target, box.stored(source.turn), stored_px)
+        for box in target.boxes(width_px, height_px)
+    ]
+
+
+def _upright_view(
+    image: Image.Image, scale: float, source: _Source, target: DecodeTarget, part: Box, stored_px: tuple[int, int]
+) -> Image.Image:
+    left, top = (stored_px[0] - part.width_px) * part.across, (stored_px[1] - part.height_px) * part.down
     box = (
         left * scale,
         top * scale,
-        min((left + side_px) * scale, image.width),
-        min((top + side_px) * scale, image.height),
+        min((left + part.width_px) * scale, image.width),
+        min((top + part.height_px) * scale, image.height),
     )
     if image.mode not in ("RGB", "L", "CMYK"):
         image, box = _to_eight_bits(image, box, source.bits)
-    size_px = (target.image_size_px, target.image_size_px)
+    longest_px = max(part.width_px, part.height_px)
+    view_width_px, view_height_px = (max(1, round(target.image_size_px * side / longest_px)) for side in part[:2])
     gap = _REDUCING_GAP if math.isfinite(target.shrink_margin) else None
-    square = _to_srgb(image.resize(size_px, Image.Resampling.BILINEAR, box, gap), source.icc)
+    view = _to_srgb(image.resize((view_width_px, view_height_px), Image.Resampling.BILINEAR, box, gap), source.icc)
     turn = _TRANSPOSE.get(source.turn)
-    return square if turn is None else square.transpose(turn)
+    return _letterboxed(view if turn is None else view.transpose(turn), target)
+
+
+def _letterboxed(view: Image.Image, target: DecodeTarget) -> Image.Image:
+    side_px = target.image_size_px
+    if view.size == (side_px, side_px):
+        return view
+    square = Image.new("RGB", (side_px, side_px), target.fill_rgb)
+    square.paste(view, ((side_px - view.width) // 2, (side_px - view.height) // 2))
+    return square
 
 
 def _to_eight_bits(image: Image.Image, box: _Box, bits: int) -> tuple[Image.Image, _Box]:

@@ -351,7 +351,7 @@ class _PhotoMemory:
 
     def __init__(self, descriptor: int, target: DecodeTarget) -> None:
         self._descriptor = descriptor
-        self._pixels_bytes = 3 * target.image_size_px**2
+        self._pixels_bytes = target.pixels_bytes
         self._memory: mmap.mmap | None = None
 
     def put_photos(self, photos: Sequence[bytes]) -> _Layout:

@@ -7,6 +7,7 @@ Shapes: B photos of a batch · N photos of a table that have pixels · H levels 
 from __future__ import annotations
 
 import datetime as dt
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -166,13 +167,13 @@ class Locator:
         return use
 
     def _answer(self, pixels: pa.BinaryArray, rows_N: np.ndarray) -> NumpyAnswers:
-        size_px, batch_size = self.engine.image_size_px, self._settings.batch_size
+        shape_HWC, batch_size = self.engine.shape_HWC, self._settings.batch_size
         parts = []
         for start in range(0, max(len(rows_N), 1), batch_size):
             taken_B = rows_N[start : start + batch_size]
-            flat = _bytes_of(pixels, taken_B, 3 * size_px**2)
+            flat = _bytes_of(pixels, taken_B, math.prod(shape_HWC))
             start_s = time.perf_counter()
-            parts.append(self.engine(flat.reshape(-1, size_px, size_px, 3)))
+            parts.append(self.engine(flat.reshape(-1, *shape_HWC)))
             if len(taken_B):  # of none, only the answer's shape is asked for
                 self._use.photos += len(taken_B)
                 self._use.slots += batch_size

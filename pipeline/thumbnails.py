@@ -29,7 +29,7 @@ def thumbnails(uris: Sequence[str]) -> dict[bytes, bytes | str]:
 
 
 def pictures(uris: Sequence[str], target: DecodeTarget) -> dict[bytes, NDArray[np.uint8] | str]:
-    """Return by photo id each photo's pixels_HWC at the size of `target`, or the reason why there are none.
+    """Return by photo id each photo's pixels_HWC as `target` wants them, or the reason why there are none.
 
     Photos inside archives cost one listing of each archive.
     """
@@ -49,9 +49,7 @@ def pictures(uris: Sequence[str], target: DecodeTarget) -> dict[bytes, NDArray[n
     for row in read:
         pixels = row[schema.PIXELS_HWC]
         found[row[schema.PHOTO_ID]] = (
-            row[schema.ERROR_MESSAGE]
-            if pixels is None
-            else np.frombuffer(pixels, np.uint8).reshape(target.image_size_px, target.image_size_px, 3)
+            row[schema.ERROR_MESSAGE] if pixels is None else np.frombuffer(pixels, np.uint8).reshape(target.shape_HWC)
         )
     return found
 

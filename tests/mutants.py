@@ -46,7 +46,7 @@ OTHER_TESTS = {
     "pipeline/exif.py": ("test_decode.py",),
     "pipeline/geoparquet.py": ("test_geoparquet_readers.py", "test_publish.py", "test_verify.py"),
     "pipeline/jpeg.py": ("test_decode.py", "test_hostile.py"),
-    "pipeline/decode.py": ("test_hostile.py",),
+    "pipeline/decode.py": ("test_hostile.py", "test_whole_pictures.py"),
     "pipeline/staging.py": ("test_plan.py", "test_publish.py"),
 }
 """Tests of a module besides those that have its name."""

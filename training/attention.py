@@ -144,10 +144,14 @@ def contact_sheet(
 def look(model: Network, pixels_HWC: NDArray[np.uint8], name: str, facts: str) -> Look:
     """Return what `model` looks at in one photo at its size; `facts` is completed by the scene it takes it for.
 
-    Raises ValueError for a model that has no queries to look with.
+    Of several views the first is shown. Raises ValueError for a model that has no queries to look with.
     """
     if not isinstance(model, GeoDecoder):
         raise ValueError("this model has no queries, so there is nothing that they look at: leave attention out")
+    preprocessing = model.config.preprocessing
+    if preprocessing.views > 1:
+        pixels_HWC = pixels_HWC[: preprocessing.image_size_px]
+        facts = f"{facts}; the first of its {preprocessing.views} squares"
     maps = attention_maps(model, normalised(model, pixels_HWC[None]))
     scene = model.config.scenes[maps.scene_B[0]]
     sheet = contact_sheet(pixels_HWC, maps.maps_BHN[0], encoding="JPEG")

@@ -67,6 +67,21 @@ def random_numbers(seed: int, draw_B: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy((bits_BU >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24))
 
 
+def one_view(pixels_BHWC: Tensor, random_BU: Tensor) -> Tensor:
+    """Return one of each photo's square views, BWWC, which lie one below the other; each is as likely.
+
+    The number that says whether a view is mirrored says this too, by its finer digits: with one more number a draw, all
+    trainings would draw other views than before.
+    """
+    width = pixels_BHWC.shape[2]
+    views = pixels_BHWC.shape[1] // width
+    if views == 1:
+        return pixels_BHWC
+    view_B = ((2 * random_BU[:, 4] % 1) * views).long()
+    each_BVWWC = pixels_BHWC.reshape(-1, views, width, width, 3)
+    return each_BVWWC[torch.arange(len(view_B), device=view_B.device), view_B]
+
+
 def augment(pixels_BHWC: Tensor, size_px: int, config: AugmentConfig, random_BU: Tensor) -> Tensor:
     """Return views of uint8 photos, RGB from 0 to 1, BCSS float32; the same random numbers make the same views."""
     rgb_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float() / 255

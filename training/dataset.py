@@ -1,6 +1,7 @@
 """Photos for training and evaluation: read and decoded exactly as when serving, in an order that a seed decides.
 
-Shapes: N photos of the store, M photos of one part, S shards, B batch, H and W height and width in pixels, C 3 colours.
+Shapes: N photos of the store, M photos of one part, S shards, B batch, H and W height (of all views) and width
+in pixels, C 3 colours.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class PhotoStore:
         self.failures: dict[int, str] = {}
         self._max_failed = int(max_failed_fraction * len(self.uri_N))
         self._kept: dict[int, Pixels] = {}
-        self._keep_at_most = memory_bytes // (3 * target.image_size_px**2)
+        self._keep_at_most = memory_bytes // target.pixels_bytes
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def batches(self, rows: Sequence[int], batch_size: int) -> Iterator[tuple[NDArray[np.int64], Pixels]]:
@@ -113,7 +114,7 @@ class ArraySource:
 
 def stack_batch(photos: Sequence[tuple[int, Pixels]], target: DecodeTarget) -> tuple[NDArray[np.int64], Pixels]:
     """Return (row_B, pixels_BHWC) of (row, pixels) pairs; of shape (0, …) for none."""
-    pixels_BHWC = np.empty((len(photos), target.image_size_px, target.image_size_px, 3), np.uint8)
+    pixels_BHWC = np.empty((len(photos), *target.shape_HWC), np.uint8)
     for index, (_, pixels_HWC) in enumerate(photos):
         pixels_BHWC[index] = pixels_HWC
     return np.array([row for row, _ in photos], np.int64), pixels_BHWC

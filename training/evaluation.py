@@ -20,11 +20,13 @@ from model import geodesy
 from model.backbone import Preprocessing
 from model.checkpoint import Checkpoint
 from model.engines import Engine, NumpyAnswers
+from model.framing import FIVE_CROPS
 from model.geodecoder import GeoDecoder, GeoDecoderOutput
 from model.hierarchy import Hierarchy
 from model.networks import Network
 from model.prior import Prior
 from model.readout import Answers, Reading, ReadOut
+from pipeline.decode import DecodeTarget
 from training import calibration
 from training.augment import resize
 from training.calibration import FEWEST_PHOTOS, Fit, Judge, Judged
@@ -219,8 +221,9 @@ def network_outputs(
 
     `store` has photos, or the tokens that the model's backbone has made of them.
 
-    The logits are on the CPU. With ten crops, `store` must decode to `resize_px` squared; each crop chooses its own
-    scene's queries, and the logits, of cells and of scenes, are the means of the crops'. Batches are never empty.
+    The logits are on the CPU. Where a photo has several views, or ten crops (then `store` must decode to five), each
+    chooses its own scene's queries, and the logits, of cells and of scenes, are the means over all. Batches are never
+    empty.
     """
     was_training = model.training
     model.eval()
@@ -236,21 +239,25 @@ def network_outputs(
 def _output(model: Network, inputs: Inputs, crops: int) -> GeoDecoderOutput:
     if inputs.dtype == np.float16:
         assert isinstance(model, GeoDecoder), "only a network with a backbone goes on from tokens"
-        assert crops == 1, "tokens are of one view"
-        return GeoDecoderOutput(*model.forward_tokens(torch.from_numpy(inputs).float()))
+        assert crops == 1, "tokens are of the views that are served"
+        return model.forward_views(torch.from_numpy(inputs).float())
     pixels_BHWC = inputs.astype(np.uint8, copy=False)
+    if crops == TEN_CROPS:
+        pixels_BHWC = np.concatenate([pixels_BHWC, pixels_BHWC[:, :, ::-1]], axis=1)
     size_px = model.config.preprocessing.image_size_px
-    views = ten_crops(pixels_BHWC, size_px) if crops == TEN_CROPS else [pixels_BHWC]
-    assert len(views) == crops
-    outputs = [model(normalised(model, view_BHWC)) for view_BHWC in views]
+    views = pixels_BHWC.shape[1] // size_px
+    assert views == (crops if crops == TEN_CROPS else model.config.preprocessing.views)
+    squares_SSC = pixels_BHWC.reshape(-1, size_px, size_px, 3)
+    parts = [squares_SSC[start : start + BATCH_SIZE] for start in range(0, len(squares_SSC), BATCH_SIZE)]
+    outputs = [model(normalised(model, part_SSC)) for part_SSC in parts]
     return GeoDecoderOutput(
-        tuple(torch.stack(crops_CBK).mean(dim=0).cpu() for crops_CBK in zip(*(o.logits for o in outputs), strict=True)),
-        torch.stack([output.scene_logits_BS for output in outputs]).mean(dim=0).cpu(),
-    )
+        tuple(torch.cat(level).cpu() for level in zip(*(output.logits for output in outputs), strict=True)),
+        torch.cat([output.scene_logits_BS for output in outputs]).cpu(),
+    ).averaged(views)
 
 
 def normalised(model: Network, pixels_BHWC: NDArray[np.uint8]) -> torch.Tensor:
-    """Return uint8 photos of the model's size as it takes them, pixels_BCYX, on its device."""
+    """Return uint8 views of the model's size as it takes them, pixels_BCYX, on its device."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     return as_input(model.config.preprocessing, pixels_BHWC, device)
 
@@ -263,14 +270,14 @@ def as_input(preprocessing: Preprocessing, pixels_BHWC: NDArray[np.uint8], devic
     return ((rgb_BHWC - mean_C) / std_C).permute(0, 3, 1, 2)
 
 
-def ten_crops(pixels_BHWC: NDArray[np.uint8], size_px: int) -> list[NDArray[np.uint8]]:
-    """Return the four corners and the centre of square photos, `size_px` squared each, then the same five mirrored."""
-    room = pixels_BHWC.shape[1] - size_px
-    assert pixels_BHWC.shape[1] == pixels_BHWC.shape[2]
-    assert room >= 0
-    corners = [(0, 0), (0, room), (room, 0), (room, room), (room // 2, room // 2)]
-    plain = [pixels_BHWC[:, top : top + size_px, left : left + size_px] for top, left in corners]
-    return plain + [np.ascontiguousarray(view_BHWC[:, :, ::-1]) for view_BHWC in plain]
+def crops_target(preprocessing: Preprocessing, crops: int) -> DecodeTarget:
+    """Return how photos are to be decoded for a model's own framing, or for ten crops.
+
+    Ten crops are the field's (Krizhevsky et al., NeurIPS 2012): the shorter side is resized to `resize_px`; the four
+    corners and the centre of the whole frame are cut out, `image_size_px` squared each, then mirrored.
+    """
+    target = DecodeTarget.of(preprocessing)
+    return dataclasses.replace(target, framing=FIVE_CROPS) if crops == TEN_CROPS else target
 
 
 def fit_reading(

@@ -97,5 +97,15 @@ def photo_features(
     for row_B, pixels_BHWC in store.batches(rows, BATCH_SIZE):
         if len(row_B):
             found.append(row_B)
-            features.append(tower(as_input(preprocessing, pixels_BHWC, torch.device("cpu"))))
+            size_px = preprocessing.image_size_px
+            squares_SSC = pixels_BHWC.reshape(-1, size_px, size_px, 3)
+            features_SD = tower(as_input(preprocessing, squares_SSC, torch.device("cpu")))
+            features.append(_of_views(features_SD, preprocessing.views))
     return np.concatenate(found), torch.nn.functional.normalize(torch.cat(features), dim=1)
+
+
+def _of_views(features_SD: Tensor, views: int) -> Tensor:
+    """The mean of the directions of each photo's views: its cosines are the means of theirs, as they are served."""
+    if views == 1:
+        return features_SD
+    return torch.nn.functional.normalize(features_SD, dim=1).reshape(-1, views, features_SD.shape[1]).mean(dim=1)

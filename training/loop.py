@@ -303,8 +303,7 @@ class TrainingLoop:
         """One photo, or its tokens, that shows nothing."""
         if self._task.tokens is not None:
             return np.zeros((1, *self._task.tokens.shape), np.float16)
-        size_px = self._model.config.preprocessing.image_size_px
-        return np.full((1, size_px, size_px, 3), 128, np.uint8)
+        return np.full((1, *self._model.config.preprocessing.shape_HWC), 128, np.uint8)
 
     def _nothing(self) -> tuple[NDArray[np.int64], Inputs]:
         return np.empty(0, np.int64), self._blank()[:0]

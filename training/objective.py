@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from model import geodesy
 from model.geodecoder import GeoDecoder, GeoDecoderOutput
 from model.hierarchy import Hierarchy
-from training.augment import augment, resize
+from training.augment import augment, one_view, resize
 from training.dataset import PhotoSource, Pixels
 from training.loss import UNKNOWN, distillation_loss, levels_loss, masked_cross_entropy, nearness
 from training.recipe import Recipe
@@ -109,7 +109,7 @@ class Objective(nn.Module):
     def forward(
         self, inputs: Tensor, row_B: NDArray[np.int64], random_BU: Tensor, count_P: Tensor, early: bool = False
     ) -> dict[str, Tensor]:
-        """Return the terms of uint8 photos BWWC in random views, or of tokens BND as they are.
+        """Return the terms of uint8 photos BHWC in random crops of one of their views, or of tokens BND of all views.
 
         `count_P`: of the whole step, as `Labels.known_P`.
         """
@@ -117,14 +117,20 @@ class Objective(nn.Module):
         if recipe.early_size_px is not None and early:
             size_px = recipe.early_size_px
         view_px = max(size_px, self._teacher.size_px) if self._teacher else size_px
-        rgb_BCSS = None if inputs.is_floating_point() else augment(inputs, view_px, recipe.augment, random_BU)
+        rgb_BCSS = (
+            None
+            if inputs.is_floating_point()
+            else augment(one_view(inputs, random_BU), view_px, recipe.augment, random_BU)
+        )
+        label_BH, scene_B = self._known(row_B, inputs.device)
+        routed_B = scene_B if recipe.routing == "labelled" else None
         with self._autocast(inputs.device):
             if rgb_BCSS is None:
                 tokens_BND = inputs.float()
+                output = self.model.forward_views(tokens_BND, routed_B)
             else:
                 tokens_BND = self.model.backbone(self._normalised(resize(rgb_BCSS, size_px)))
-            label_BH, scene_B = self._known(row_B, inputs.device)
-            output = self.model.forward_tokens(tokens_BND, scene_B if recipe.routing == "labelled" else None)
+                output = self.model.forward_tokens(tokens_BND, routed_B)
         near = (
             [
                 nearness(self._positions(row_B), self.get_buffer(f"cell_{h}_K3"), recipe.smoothing_km)
@@ -145,19 +151,20 @@ class Objective(nn.Module):
         return terms
 
     @torch.no_grad()
-    def tokens(self, pixels_BSSC: Tensor) -> Tensor:
-        """Return the backbone's tokens BND of uint8 photos, decoded as when serving."""
-        rgb_BCSS = pixels_BSSC.permute(0, 3, 1, 2).float() / 255
-        with self._autocast(pixels_BSSC.device):
-            tokens_BND: Tensor = self.model.backbone(self._normalised(rgb_BCSS))
-        return tokens_BND
+    def tokens(self, pixels_BHWC: Tensor) -> Tensor:
+        """Return the backbone's tokens BND of uint8 photos, decoded as when serving; N counts those of all views."""
+        size_px = pixels_BHWC.shape[2]
+        rgb_VCSS = pixels_BHWC.reshape(-1, size_px, size_px, 3).permute(0, 3, 1, 2).float() / 255
+        with self._autocast(pixels_BHWC.device):
+            tokens_VND: Tensor = self.model.backbone(self._normalised(rgb_VCSS))
+        return tokens_VND.reshape(len(pixels_BHWC), -1, tokens_VND.shape[2])
 
     @torch.no_grad()
     def validate(self, inputs: Tensor) -> GeoDecoderOutput:
         """Return what the network says of uint8 photos, decoded as when serving, or of their tokens."""
         tokens_BND = inputs.float() if inputs.is_floating_point() else self.tokens(inputs)
         with self._autocast(inputs.device):
-            output: GeoDecoderOutput = self.model.forward_tokens(tokens_BND)
+            output: GeoDecoderOutput = self.model.forward_views(tokens_BND)
         return output
 
     def _normalised(self, rgb_BCSS: Tensor) -> Tensor:
@@ -178,5 +185,7 @@ class Objective(nn.Module):
         return torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
 
-def _resized(pixels_BWWC: Pixels, size_px: int) -> Tensor:
-    return resize(torch.from_numpy(pixels_BWWC).permute(0, 3, 1, 2).float() / 255, size_px)
+def _resized(pixels_BHWC: Pixels, size_px: int) -> Tensor:
+    width_px = pixels_BHWC.shape[2]
+    views_VWWC = pixels_BHWC.reshape(-1, width_px, width_px, 3)
+    return resize(torch.from_numpy(views_VWWC).permute(0, 3, 1, 2).float() / 255, size_px)

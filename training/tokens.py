@@ -8,12 +8,13 @@ A cache is a folder or prefix of Arrow files, each written whole, and index.json
 
 Its name is a hash of the backbone, its weights, the preprocessing, and the photos' names and versions (a local file's
 time and size, a store's ETag), so that what any of these changes is computed anew beside it. Photos are seen as when
-serving, in one view: no crops, mirror images or colours.
+serving: no crops, mirror images or colours.
 
 A training photo's shard is drawn at random, so that those of a few shards are like those of all: they are mixed, then
 the next few are read. What a store or disk is asked for is whole files, one after the other.
 
-Shapes: N tokens of a photo, D width, M photos of a shard, B batch, S height and width in pixels, C 3 colours.
+Shapes: N tokens of a photo (of all its views), D width, M photos of a shard, B batch, H and W height (of all views) and
+width in pixels, C 3 colours.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class TokenCache:
         """Compute the tokens that are not there yet; each process of a team computes its share of the shards.
 
         Args:
-            compute: uint8 pixels_BSSC on the team's device → tokens_BND.
+            compute: uint8 pixels_BHWC on the team's device → tokens_BND.
             photos: decoded as when serving.
 
         Raises:
@@ -206,9 +207,9 @@ class TokenCache:
         shard, done = 0, 0
         begin_s = told_s = time.monotonic()
         pending: list[tuple[int, Tokens]] = []
-        for row_B, pixels_BSSC in photos.batches(rows, _BATCH_SIZE):
+        for row_B, pixels_BHWC in photos.batches(rows, _BATCH_SIZE):
             if len(row_B):
-                tokens_BND = compute(torch.from_numpy(pixels_BSSC).to(team.device)).half().cpu()
+                tokens_BND = compute(torch.from_numpy(pixels_BHWC).to(team.device)).half().cpu()
                 if not bool(tokens_BND.isfinite().all()):
                     return True
                 pending += zip(row_B.tolist(), tokens_BND.numpy(), strict=True)

@@ -211,13 +211,12 @@ class StreamedPhotos:
             yield self._unpacked(batch)
 
     def _unpacked(self, batch: pa.Table) -> tuple[NDArray[np.int64], Pixels]:
-        shape = (self._target.image_size_px, self._target.image_size_px, 3)
         photos = []
         for row, pixels, uri, code, message in zip(*(batch[name].to_pylist() for name in _DECODED), strict=True):
             if pixels is None:
                 log.warning("skipped %s: %s: %s", uri, code, message)
             else:
-                photos.append((row, np.frombuffer(pixels, np.uint8).reshape(shape)))
+                photos.append((row, np.frombuffer(pixels, np.uint8).reshape(self._target.shape_HWC)))
         return stack_batch(photos, self._target)
 
 

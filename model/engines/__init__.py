@@ -28,15 +28,15 @@ class Engine(Protocol):
         name: "torch", "openvino", "onnxruntime" or "tensorrt".
         precision: what the network computes in, "fp32", "bf16", "fp16" or "int8"; probabilities are fp32 whichever it
             is.
-        image_size_px: height and width of the pixels it takes.
+        shape_HWC: of the pixels it takes of each photo: its views, one below the other.
     """
 
     name: str
     precision: str
-    image_size_px: int
+    shape_HWC: tuple[int, int, int]
 
     def __call__(self, pixels_BHWC: npt.NDArray[np.uint8]) -> NumpyAnswers:
-        """Answers for upright RGB pixels, uint8, `image_size_px` squared; any batch size, also 0."""
+        """Answers for upright RGB pixels, uint8, of `shape_HWC`; any batch size, also 0."""
 
 
 def load_engine(

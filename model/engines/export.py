@@ -19,6 +19,7 @@ from model import (
     backbone,
     decoder,
     efficientnet_lite,
+    framing,
     gallery,
     geodecoder,
     geodesy,
@@ -37,13 +38,14 @@ from model.readout import Answers, ReadOut
 class ServingGraph(nn.Module):
     """pixels_BHWC (uint8 RGB) → the fields of `Answers`, as a tuple, in its order.
 
+    H holds a photo's views, one below the other: the network looks at each, and what is read is the mean of its logits.
     Normalisation and read-out compute in fp32; the network computes in `network_dtype`.
     """
 
     def __init__(self, checkpoint: Checkpoint, network_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         preprocessing = checkpoint.config.preprocessing
-        self.image_size_px = preprocessing.image_size_px
+        self.shape_HWC, self.views = preprocessing.shape_HWC, preprocessing.views
         self.network_dtype = network_dtype
         self.network = in_dtype(checkpoint.build_model(), network_dtype)
         self.read_out = ReadOut(checkpoint.hierarchy, checkpoint.reading, checkpoint.group_K)
@@ -54,9 +56,12 @@ class ServingGraph(nn.Module):
         self.eval()
 
     def forward(self, pixels_BHWC: Tensor) -> tuple[Tensor, ...]:
+        if self.views > 1:
+            size = self.shape_HWC[1]
+            pixels_BHWC = pixels_BHWC.reshape(-1, size, size, 3)
         normalised_BHWC = (pixels_BHWC.float() / 255.0 - self.mean_C) / self.std_C
         output = self.network(normalised_BHWC.permute(0, 3, 1, 2).to(self.network_dtype))
-        return tuple(self.read_out(output))
+        return tuple(self.read_out(output.averaged(self.views)))
 
 
 def plain_attention() -> contextlib.AbstractContextManager[None]:
@@ -70,8 +75,7 @@ def plain_attention() -> contextlib.AbstractContextManager[None]:
 
 def export_program(graph: ServingGraph) -> torch.export.ExportedProgram:
     """`graph` as one torch program whose batch size is free."""
-    size = graph.image_size_px
-    example_BHWC = torch.zeros((2, size, size, 3), dtype=torch.uint8)  # 2: torch.export takes 0 and 1 for constants
+    example_BHWC = torch.zeros((2, *graph.shape_HWC), dtype=torch.uint8)  # 2: torch.export takes 0 and 1 for constants
     with torch.no_grad(), plain_attention():
         return torch.export.export(graph, (example_BHWC,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
@@ -83,7 +87,7 @@ def graph_fingerprint(checkpoint: Checkpoint) -> str:
     """
     digest = hashlib.sha256(f"{torch.__version__} {hugging_face.version()}".encode())
     ours = (
-        *(backbone, decoder, efficientnet_lite, gallery, geodecoder, geodesy),
+        *(backbone, decoder, efficientnet_lite, framing, gallery, geodecoder, geodesy),
         *(hugging_face, networks, prior, readout, tower),
     )
     for module in (*ours, sys.modules[__name__]):
@@ -103,19 +107,19 @@ def manifest(
         "fingerprint": fingerprint,
         "precision": precision,
         "image_size_px": checkpoint.config.preprocessing.image_size_px,
+        "framing": checkpoint.config.preprocessing.framing,
         "versions": {"torch": torch.__version__, **versions},
     }
 
 
-def require_pixels(pixels_BHWC: npt.NDArray[np.uint8], image_size_px: int) -> None:
+def require_pixels(pixels_BHWC: npt.NDArray[np.uint8], shape_HWC: tuple[int, int, int]) -> None:
     """Assert that a batch is what an engine takes: the reader makes it, so anything else is our mistake."""
     assert pixels_BHWC.dtype == np.uint8, f"pixels must be uint8, not {pixels_BHWC.dtype}"
     assert pixels_BHWC.ndim == 4, f"pixels must have 4 axes, not the shape {pixels_BHWC.shape}"
-    expected = (image_size_px, image_size_px, 3)
-    assert pixels_BHWC.shape[1:] == expected, f"pixels must be {expected}, not {pixels_BHWC.shape[1:]}"
+    assert pixels_BHWC.shape[1:] == shape_HWC, f"pixels must be {shape_HWC}, not {pixels_BHWC.shape[1:]}"
 
 
 def no_answers(engine: Engine) -> NumpyAnswers:
     """The answers for a batch of no photos, which compiled graphs need not accept: those for one, without its row."""
-    blank_BHWC = np.zeros((1, engine.image_size_px, engine.image_size_px, 3), dtype=np.uint8)
+    blank_BHWC = np.zeros((1, *engine.shape_HWC), dtype=np.uint8)
     return Answers(*(field[:0] for field in engine(blank_BHWC)))

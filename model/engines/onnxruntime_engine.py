@@ -43,7 +43,7 @@ class OnnxRuntimeEngine:
             raise ValueError("the onnxruntime engine is not installed: pip install 'graticule[onnxruntime]'") from error
         if precision not in ("auto", "fp32"):
             raise ValueError(f"the onnxruntime engine computes in fp32 on the CPU, not in {precision}")
-        self.image_size_px = checkpoint.config.preprocessing.image_size_px
+        self.shape_HWC = checkpoint.config.preprocessing.shape_HWC
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         # Between batches its threads would spin on the cores that decode the next photos.
@@ -54,7 +54,7 @@ class OnnxRuntimeEngine:
             self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, pixels_BHWC: npt.NDArray[np.uint8]) -> NumpyAnswers:
-        require_pixels(pixels_BHWC, self.image_size_px)
+        require_pixels(pixels_BHWC, self.shape_HWC)
         if len(pixels_BHWC) == 0:
             return no_answers(self)
         pixels = np.ascontiguousarray(pixels_BHWC)

@@ -64,7 +64,7 @@ class OpenVinoEngine:
         if precision == "bf16" and not has_bf16:
             raise ValueError("this processor does not compute in bf16: use precision auto or fp32")
         self.precision: str = precision if precision != "auto" else ("bf16" if has_bf16 else "fp32")
-        self.image_size_px = checkpoint.config.preprocessing.image_size_px
+        self.shape_HWC = checkpoint.config.preprocessing.shape_HWC
         settings: dict[str, Any] = {
             # LATENCY puts all threads on one batch; THROUGHPUT would need several batches at once to fill the machine.
             "PERFORMANCE_HINT": "LATENCY",
@@ -83,7 +83,7 @@ class OpenVinoEngine:
         self._request = compiled.create_infer_request()
 
     def __call__(self, pixels_BHWC: npt.NDArray[np.uint8]) -> NumpyAnswers:
-        require_pixels(pixels_BHWC, self.image_size_px)
+        require_pixels(pixels_BHWC, self.shape_HWC)
         if len(pixels_BHWC) == 0:
             return no_answers(self)
         results = self._request.infer([np.ascontiguousarray(pixels_BHWC)])

@@ -112,7 +112,7 @@ class TensorRtEngine:
         self._device = torch.device("cuda", torch.cuda.current_device())
         gpu = Gpu(torch.cuda.get_device_name(self._device), torch.cuda.get_device_capability(self._device))
         self.precision: str = chosen_precision(precision, gpu)
-        self.image_size_px = checkpoint.config.preprocessing.image_size_px
+        self.shape_HWC = checkpoint.config.preprocessing.shape_HWC
         self._max_batch = settings.max_batch
         self._logger: trt.Logger = trt.Logger(trt.Logger.WARNING)
         self._runtime: trt.Runtime = trt.Runtime(self._logger)
@@ -130,7 +130,7 @@ class TensorRtEngine:
         torch.cuda.synchronize(self._device)
 
     def __call__(self, pixels_BHWC: npt.NDArray[np.uint8]) -> NumpyAnswers:
-        require_pixels(pixels_BHWC, self.image_size_px)
+        require_pixels(pixels_BHWC, self.shape_HWC)
         if len(pixels_BHWC) == 0:
             return no_answers(self)
         free, busy, parts = deque(self._slots), deque[_Slot](), list[NumpyAnswers]()
@@ -160,13 +160,13 @@ class TensorRtEngine:
             slot.done.record(self._computes)
 
     def _set_batch(self, count: int) -> None:
-        shape = (count, self.image_size_px, self.image_size_px, 3)
+        shape = (count, *self.shape_HWC)
         _require(self._context.set_input_shape(onnx_graph.INPUT, shape), f"a batch of {count}")
 
     def _slot(self) -> _Slot:
         """Memory for one batch of the greatest size."""
         self._set_batch(self._max_batch)
-        shape = (self._max_batch, self.image_size_px, self.image_size_px, 3)
+        shape = (self._max_batch, *self.shape_HWC)
         dtypes = _torch_dtypes()
         outputs = {
             name: torch.empty(
@@ -205,7 +205,7 @@ class TensorRtEngine:
             _log.info("compiling %s for %s: this takes minutes, once", checkpoint.model_id, gpu.name)
             with tempfile.TemporaryDirectory(dir=folder) as exported:
                 graph = onnx_graph.export(checkpoint, self.precision, Path(exported))
-                _build(graph, self.image_size_px, self.precision, settings, timings, fresh / PLAN_FILE, self._logger)
+                _build(graph, self.shape_HWC, self.precision, settings, timings, fresh / PLAN_FILE, self._logger)
 
         for remake in (False, True):  # a driver may refuse what another one has taken
             entry = cache.entry(folder, name, manifest, build, share, remake)
@@ -259,7 +259,7 @@ def _gpu_part(gpu: Gpu, hardware: str) -> str:
 
 def _build(
     graph: Path,
-    image_size_px: int,
+    shape_HWC: tuple[int, int, int],
     precision: str,
     settings: TensorRtSettings,
     timings: Path,
@@ -286,9 +286,7 @@ def _build(
     if settings.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     profile: trt.IOptimizationProfile = builder.create_optimization_profile()
-    smallest, optimal, greatest = (
-        (batch, image_size_px, image_size_px, 3) for batch in (1, settings.optimal_batch, settings.max_batch)
-    )
+    smallest, optimal, greatest = ((batch, *shape_HWC) for batch in (1, settings.optimal_batch, settings.max_batch))
     profile.set_shape(onnx_graph.INPUT, smallest, optimal, greatest)
     config.add_optimization_profile(profile)
     remembered: trt.ITimingCache = config.create_timing_cache(timings.read_bytes() if timings.is_file() else b"")

@@ -39,14 +39,14 @@ class TorchEngine:
             torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.precision: str = precision if precision != "auto" else ("bf16" if _has_bf16(self.device) else "fp32")
-        self.image_size_px = checkpoint.config.preprocessing.image_size_px
+        self.shape_HWC = checkpoint.config.preprocessing.shape_HWC
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         graph = ServingGraph(checkpoint, dtype).to(self.device)
         self._graph = graph
         self._lanes = _Lanes(graph, GPU_BATCH_SIZE) if self.device.type == "cuda" else None
 
     def __call__(self, pixels_BHWC: npt.NDArray[np.uint8]) -> NumpyAnswers:
-        require_pixels(pixels_BHWC, self.image_size_px)
+        require_pixels(pixels_BHWC, self.shape_HWC)
         if len(pixels_BHWC) == 0:
             return no_answers(self)
         with torch.inference_mode():
@@ -65,8 +65,7 @@ class _Lanes:
     """
 
     def __init__(self, graph: ServingGraph, batch_size: int) -> None:
-        size = graph.image_size_px
-        shape = (batch_size, size, size, 3)
+        shape = (batch_size, *graph.shape_HWC)
         self._batch_size = batch_size
         self._host = [torch.zeros(shape, dtype=torch.uint8).pin_memory() for _ in range(_SLOTS)]
         self._arrived = [torch.zeros(shape, dtype=torch.uint8, device="cuda") for _ in range(_SLOTS)]

@@ -339,7 +339,7 @@ def test_ctrl_c_is_heard_when_engines_have_come_and_gone(checkpoint: Checkpoint,
 def test_choosing_an_engine(checkpoint: Checkpoint, cache_dir: Path) -> None:
     engine = load_engine("auto", checkpoint, cache_dir=cache_dir)
     assert engine.name == ("torch" if torch.cuda.is_available() else "openvino")
-    assert engine.image_size_px == 32
+    assert engine.shape_HWC == (32, 32, 3)
     for name in ("torch", "openvino", "onnxruntime"):
         with pytest.raises(ValueError, match=f"the {name} engine does not compute in fp16: use precision auto"):
             load_engine(name, checkpoint, precision="fp16")

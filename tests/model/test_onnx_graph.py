@@ -45,7 +45,7 @@ def real_photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
         target = DecodeTarget.of(checkpoint.config.preprocessing)
         read = Reader(ReaderSettings(target))(manifest).column(schema.PIXELS_HWC).to_pylist()
         flat = np.frombuffer(b"".join(photo for photo in read if photo is not None), np.uint8)
-        photos_BHWC = flat.reshape(-1, target.image_size_px, target.image_size_px, 3)
+        photos_BHWC = flat.reshape(-1, *target.shape_HWC)
         assert len(photos_BHWC) == 7
         turned = [np.rot90(photos_BHWC, quarter, axes=(1, 2)) for quarter in range(4)]
         return np.concatenate([*turned, turned[0][:, :, ::-1]])[:MAX_BATCH]
@@ -208,7 +208,7 @@ def test_onnxruntime_engine_exports_once(
     engine = load_engine("onnxruntime", checkpoint, threads=2, cache_dir=cache_dir)
     photos_BHWC = real_photos(checkpoint)
     expected = load_engine("torch", checkpoint, precision="fp32")(photos_BHWC)
-    assert (engine.name, engine.precision, engine.image_size_px) == ("onnxruntime", "fp32", 32)
+    assert (engine.name, engine.precision, engine.shape_HWC) == ("onnxruntime", "fp32", (32, 32, 3))
     assert_agree(checkpoint, expected, engine(photos_BHWC), probability=1e-5, km=0.05)
     assert engine(photos_BHWC[:0]).top_index_BT.shape == (0, 5)
     for precision in ("bf16", "fp16"):

@@ -157,8 +157,8 @@ class _Sure:
     is_in_country_B: list[bool]
 
     @property
-    def image_size_px(self) -> int:
-        return self.engine.image_size_px
+    def shape_HWC(self) -> tuple[int, int, int]:
+        return self.engine.shape_HWC
 
     def __call__(self, pixels_BHWC: np.ndarray) -> NumpyAnswers:
         answers = self.engine(pixels_BHWC)
@@ -288,7 +288,7 @@ class _SometimesNaN:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.image_size_px = engine.image_size_px
+        self.shape_HWC = engine.shape_HWC
 
     def __call__(self, pixels_BHWC: np.ndarray) -> NumpyAnswers:
         black_B = ~pixels_BHWC.any(axis=(1, 2, 3))
@@ -316,7 +316,7 @@ def test_a_bug_in_the_engine_stops_the_table(checkpoint: Checkpoint) -> None:
     locator = Locator(settings(checkpoint))
 
     class Broken:
-        image_size_px = SIZE_PX
+        shape_HWC = (SIZE_PX, SIZE_PX, 3)
 
         def __call__(self, pixels_BHWC: np.ndarray) -> NumpyAnswers:
             raise RuntimeError("out of memory")
@@ -370,14 +370,14 @@ def test_engines_agree_on_real_photos(tmp_path: Path) -> None:
 def _answers(engine: Engine, read: pa.Table) -> NumpyAnswers:
     pixels = [value for value in read.column(schema.PIXELS_HWC).to_pylist() if value is not None]
     flat = np.frombuffer(b"".join(pixels), np.uint8)
-    return engine(flat.reshape(len(pixels), engine.image_size_px, engine.image_size_px, 3))
+    return engine(flat.reshape(len(pixels), *engine.shape_HWC))
 
 
 def test_pixels_reach_the_engine_however_they_lie(checkpoint: Checkpoint) -> None:
     seen: list[np.ndarray] = []
 
     class Watching:
-        name, precision, image_size_px = "watching", "fp32", SIZE_PX
+        name, precision, shape_HWC = "watching", "fp32", (SIZE_PX, SIZE_PX, 3)
 
         def __init__(self, engine: Engine) -> None:
             self._engine = engine

@@ -29,6 +29,7 @@ import pytest
 
 from jobs import geotag_archive
 from jobs.geotag_archive import GeotagSettings
+from model.backbone import Preprocessing
 from pipeline import catalog, dataflow, lease, publish, retention, schema, storage, verify
 from pipeline.staging import Stage
 from tests.photo_rows import failed_row, located_row, photos
@@ -234,7 +235,7 @@ class World:
                 model_id="m-1",
                 pointing=lambda _: checkpoint,
                 hierarchy=SimpleNamespace(content_hash="h", levels=()),
-                config=SimpleNamespace(preprocessing=SimpleNamespace(image_size_px=8, resize_px=8)),
+                config=SimpleNamespace(preprocessing=Preprocessing(8, 8)),
             )
             patched.setattr(geotag_archive.Checkpoint, "load", lambda *_: checkpoint)
             patched.setattr(geotag_archive, "RunMetrics", _NoMetrics)

@@ -1,4 +1,5 @@
 import dataclasses
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -6,26 +7,29 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from model import geodesy
+from model.backbone import Preprocessing
 from model.checkpoint import Checkpoint
 from model.engines import load_engine
 from model.geodecoder import GeoDecoder, GeoDecoderConfig, GeoDecoderOutput
 from model.prior import Prior
 from model.readout import Reading
-from pipeline.decode import DecodeTarget
+from pipeline.decode import DecodeTarget, decode_photo
 from training.dataset import ArraySource, PhotoStore
 from training.evaluation import (
     BATCH_SIZE,
+    TEN_CROPS,
     Truth,
     commonest_cell,
+    crops_target,
     fit_reading,
     measure,
     nearest_neighbour,
     network_outputs,
     normalised,
     teacher_features,
-    ten_crops,
 )
 from training.partition import PartitionConfig, build_hierarchy
 from training.teacher import Teacher
@@ -73,20 +77,24 @@ def test_outputs_are_the_networks_without_what_could_not_be_read(
     assert all(torch.allclose(mine, its, atol=1e-5) for mine, its in zip(output.logits, expected.logits, strict=True))
 
 
-def test_ten_crops_are_corners_and_centre_and_their_mirror_images() -> None:
-    pixels_HW = np.arange(36).reshape(1, 6, 6, 1).repeat(3, axis=3).astype(np.uint8)
-    crops = ten_crops(pixels_HW, 4)
-    assert [int(crop[0, 0, 0, 0]) for crop in crops[:5]] == [0, 2, 12, 14, 7]
-    assert len(crops) == 10
-    for plain, mirrored in zip(crops[:5], crops[5:], strict=True):
-        assert np.array_equal(plain[:, :, ::-1], mirrored)
+def test_ten_crops_are_cut_out_of_the_whole_frame_as_the_field_does_it() -> None:
+    image = Image.fromarray(np.random.default_rng(5).integers(0, 256, (320, 480, 3), np.uint8))
+    encoded = io.BytesIO()
+    image.save(encoded, "png")
+    target = crops_target(Preprocessing(image_size_px=224, resize_px=256, framing="letterbox"), TEN_CROPS)
+    crops = decode_photo(encoded.getvalue(), target).pixels_HWC.reshape(5, 224, 224, 3).astype(int)
+    resized = np.asarray(image.resize((384, 256), Image.Resampling.BILINEAR)).astype(int)
+    for crop, (top, left) in zip(crops, [(0, 0), (0, 160), (32, 0), (32, 160), (16, 80)], strict=True):
+        assert np.abs(crop - resized[top : top + 224, left : left + 224]).max() <= 1
 
 
 def test_ten_crops_average_logits_not_probabilities(checkpoint: Checkpoint) -> None:
-    pixels_BHWC = np.random.default_rng(3).integers(0, 256, (3, 36, 36, 3)).astype(np.uint8)
+    five_BHWC = np.random.default_rng(3).integers(0, 256, (3, 5 * 32, 32, 3)).astype(np.uint8)
     model = checkpoint.build_model()
-    ((_, _, output),) = network_outputs(model, ArraySource(pixels_BHWC), range(3), crops=10)
-    each = [model(normalised(model, crop)) for crop in ten_crops(pixels_BHWC, 32)]
+    ((_, _, output),) = network_outputs(model, ArraySource(five_BHWC), range(3), crops=10)
+    crops = [five_BHWC[:, start : start + 32] for start in range(0, 160, 32)]
+    crops += [np.ascontiguousarray(crop[:, :, ::-1]) for crop in crops]
+    each = [model(normalised(model, crop)) for crop in crops]
     for level, logits_BK in enumerate(output.logits):
         assert torch.allclose(logits_BK, sum(x.logits[level] for x in each) / 10, atol=1e-5)
     assert torch.allclose(output.scene_logits_BS, sum(x.scene_logits_BS for x in each) / 10, atol=1e-5)

@@ -25,7 +25,7 @@ from model.readout import BEST_CELL, Answers, Reading, ReadOut
 from pipeline import context
 from pipeline.context import ContextSettings
 from training.dataset import ArraySource
-from training.globe_study import VARIANTS, YARDSTICKS, hierarchy_of, judge, network, recipe_of, teach
+from training.globe_study import YARDSTICKS, Variant, hierarchy_of, judge, network, recipe_of, teach
 from training.synthetic_globe import Globe, GlobeConfig, GlobePhotos
 
 _TRAINING, _JOURNEYS = 0, 7  # draws of photos
@@ -90,12 +90,12 @@ def study(
     settings: ContextSettings,
 ) -> list[Gain]:
     """Train the base network and return how good its answers are alone and, for each share of positions, in context."""
-    variant, globe = next(iter(VARIANTS.values())), Globe(GlobeConfig(seed=seed))
+    variant, globe = Variant(), Globe(GlobeConfig(seed=seed))
     learnt_from = globe.photos(photos_per_town, _TRAINING)
     hierarchy = hierarchy_of(learnt_from, photos_per_town, variant.levels)
     torch.manual_seed(seed)
     model = GeoDecoder(network(variant, globe.config.scenes), hierarchy.class_counts)
-    teach(model, hierarchy, learnt_from, recipe_of(variant, seed, len(learnt_from), draws))
+    teach(model, hierarchy, learnt_from, recipe_of(seed, len(learnt_from), draws))
     town_N, time_s_N = travel(globe, journeys, seed)
     photos = globe.photos_of(town_N, _JOURNEYS)
     answers = answer(model, hierarchy, photos)

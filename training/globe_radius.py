@@ -55,7 +55,7 @@ def study(seed: int, photos_per_town: int, draws: int, fitting_per_town: int, fr
     variant = Variant(levels=3)
     torch.manual_seed(seed)
     model = GeoDecoder(globe_study.network(variant, globe.config.scenes), hierarchy.class_counts)
-    globe_study.teach(model, hierarchy, photos, globe_study.recipe_of(variant, seed, len(photos), draws))
+    globe_study.teach(model, hierarchy, photos, globe_study.recipe_of(seed, len(photos), draws))
     prior = Prior.of(photos.lat_deg_N, photos.lon_deg_N)
     label_NH = hierarchy.label_NH(fitting.lat_deg_N, fitting.lon_deg_N)
     known = Truth(fitting.lat_deg_N, fitting.lon_deg_N, label_NH)

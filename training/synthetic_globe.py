@@ -46,7 +46,11 @@ Pixels = NDArray[np.uint8]
 class GlobeConfig:
     """A world: `countries` of each climate, `towns` of each country; `wrong_…` the probability that a photo shows
     another scene's look, colour, sign or glyph than its own; `jitter_km` how far from the town's middle photos are
-    taken. Raises ValueError for a world that can't be painted or in which a cue says nothing."""
+    taken. Of the towns in a random order, number r has a share of all photos that falls as r^-`tail` (Zipf's law): 0
+    for towns that are all photographed alike.
+
+    Raises ValueError for a world that can't be painted or in which a cue says nothing.
+    """
 
     seed: int = 0
     climates: int = 4
@@ -61,6 +65,7 @@ class GlobeConfig:
     wrong_glyph: float = 0.1
     jitter_km: float = 0.3
     pixel_noise: int = 12
+    tail: float = 0.0
 
     def __post_init__(self) -> None:
         counts = {"climates": self.climates, "signs": self.signs, "glyphs": self.glyphs, "scenes": len(self.scenes)}
@@ -74,6 +79,8 @@ class GlobeConfig:
             raise ValueError(f"the probabilities of wrong symbols must be at least 0 and below one half, not {wrong}")
         if not 0 <= self.pixel_noise <= 40:
             raise ValueError(f"pixel_noise must lie between 0 and 40 of 255, not {self.pixel_noise}")
+        if not 0 <= self.tail <= 3:
+            raise ValueError(f"tail must lie between 0 (all towns alike) and 3, not {self.tail}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +102,8 @@ class GlobePhotos:
 class Globe:
     """The world of a configuration; the same seed, the same world.
 
-    `lat_deg_T`, `lon_deg_T`, `climate_T`, `country_T` and `symbol_T3` (colour, sign, glyph) describe its towns;
+    `lat_deg_T`, `lon_deg_T`, `climate_T`, `country_T`, `symbol_T3` (colour, sign, glyph) and `share_T` (of all photos)
+    describe its towns;
     `code_books` has, for each of the three cues, the symbol that a scene shows for a meaning, SA; `likelihood_TO` is
     the probability of all that photos can show, given the town, and `shape_O` unfolds O: look, colour, sign, glyph.
     """
@@ -121,15 +129,23 @@ class Globe:
         likelihood = np.einsum("sl,sta,stb,stc->tlabc", self._channels[0], *shown) / len(config.scenes)
         self.likelihood_TO: NDArray[np.float64] = likelihood.reshape(len(self.country_T), -1)
         self._paint = _Paint(random, self.shape_O)
+        weight_T = np.arange(1, self.towns + 1) ** -config.tail
+        order_T = np.random.default_rng([config.seed, 2]).permutation(self.towns)
+        self.share_T: NDArray[np.float64] = weight_T[order_T] / weight_T.sum()
 
     @property
     def towns(self) -> int:
-        """The number of towns, all alike in how many photos are taken there."""
+        """The number of towns."""
         return len(self.country_T)
 
     def photos(self, photos_per_town: int, draw: int) -> GlobePhotos:
         """Take as many photographs in every town; every number `draw` gives another, repeatable set of them."""
         return self.photos_of(np.repeat(np.arange(self.towns), photos_per_town), draw)
+
+    def photos_by_share(self, photos: int, draw: int) -> GlobePhotos:
+        """Take so many photographs, each in a town drawn by the towns' shares; every `draw` gives other ones."""
+        random = np.random.default_rng([self.config.seed, 3, draw])
+        return self.photos_of(random.choice(self.towns, photos, p=self.share_T), draw)
 
     def photos_of(self, town_N: NDArray[np.int64], draw: int) -> GlobePhotos:
         """Take a photograph in each of these towns; every number `draw` gives other ones."""
@@ -155,19 +171,19 @@ class Globe:
         return np.concatenate([self._paint.read(pixels) for pixels in parts])
 
     def posterior_NT(self, symbol_N4: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the probability of every town, given what photos show: Bayes' rule, every town being as likely."""
-        seen_NT = self.likelihood_TO[:, np.ravel_multi_index(tuple(symbol_N4.T), self.shape_O)].T
+        """Return the probability of every town, given what photos show: Bayes' rule, the shares being the prior."""
+        seen_NT = self.likelihood_TO[:, np.ravel_multi_index(tuple(symbol_N4.T), self.shape_O)].T * self.share_T
         return np.asarray(seen_NT / seen_NT.sum(axis=1, keepdims=True))
 
     def optimum(self, cell_T: NDArray[np.int64]) -> float:
         """Return the highest expected accuracy in telling which of the cells a photo is from; `cell_T`: the town's."""
-        return float(_by_cell(self.likelihood_TO, cell_T).max(axis=0).sum() / self.towns)
+        return float(_by_cell(self._joint_TO, cell_T).max(axis=0).sum())
 
     def optimum_by_town(self, cell_T: NDArray[np.int64]) -> float:
         """Return the expected accuracy of the cell in which the most probable town lies: at most the `optimum`."""
-        best_O = self.likelihood_TO.argmax(axis=0)
-        mass_KO = _by_cell(self.likelihood_TO, cell_T)
-        return float(mass_KO[cell_T[best_O], np.arange(len(best_O))].sum() / self.towns)
+        best_O = self._joint_TO.argmax(axis=0)
+        mass_KO = _by_cell(self._joint_TO, cell_T)
+        return float(mass_KO[cell_T[best_O], np.arange(len(best_O))].sum())
 
     def optimum_scene(self) -> float:
         """Return the highest expected accuracy in telling a photo's scene."""
@@ -175,8 +191,12 @@ class Globe:
             channel[book[:, meaning_T]]
             for channel, book, meaning_T in zip(self._channels[1:], self.code_books, self.symbol_T3.T, strict=True)
         ]
-        joint_SO = np.einsum("sl,sta,stb,stc->slabc", self._channels[0], *shown)
-        return float(joint_SO.max(axis=0).sum() / self.towns / len(self.config.scenes))
+        joint_SO = np.einsum("t,sl,sta,stb,stc->slabc", self.share_T, self._channels[0], *shown)
+        return float(joint_SO.max(axis=0).sum() / len(self.config.scenes))
+
+    @property
+    def _joint_TO(self) -> NDArray[np.float64]:
+        return np.asarray(self.likelihood_TO * self.share_T[:, None])
 
     def nearest_town_N(self, lat_deg_N: ArrayLike, lon_deg_N: ArrayLike) -> NDArray[np.int64]:
         """Return the town nearest to each point."""

@@ -9,51 +9,61 @@ from pathlib import Path
 import pytest
 
 from jobs.synthetic_globe import Ablate, Context, Settings, Write, run
-from training.globe_study import VARIANTS
+from training.globe_ablation import ROWS, Conditions
 from training.labelled import labelled_photos
 from training.synthetic_globe import GlobeConfig
 
-BASE = next(iter(VARIANTS))
+FULL = next(iter(ROWS))
+SMALL = Conditions(
+    globe=GlobeConfig(climates=2, countries=2, towns=2, tail=1.0),
+    photos=60,
+    validation=20,
+    test=40,
+    tau_min=0,
+    tau_max=(60, 40, 30, 20, 15, 10, 5),
+    most_epochs=1,
+    early_epochs=1,
+)
 
 
-def test_ablate_prints_the_optimum_and_every_variant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ablate_prints_one_table_of_the_optimum_every_row_and_the_constants(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "results.json"
-    ablate = Ablate(seeds=2, processes=2, photos_per_town=(1,), draws=64, only=("1 level",), json=str(file))
+    ablate = Ablate(seeds=(3, 5), processes=2, only=("1 level",), json=str(file), conditions=SMALL)
     assert run(Settings(ablate)) == 0
     results = json.loads(file.read_text())
-    assert [(result["variant"], result["seed"]) for result in results] == [
-        (BASE, 0),
-        ("1 level", 0),
-        (BASE, 1),
-        ("1 level", 1),
-    ]
-    legend, printed = capsys.readouterr().out.strip().split("\n\n")
-    assert legend.startswith("climate, country, town")
-    head, _, *rows = printed.splitlines()
-    assert head == "1 photos of each town to learn from, 64 draws, 2 seeds"
+    assert [(x["row"], x["seed"]) for x in results] == [(FULL, 3), ("1 level", 3), (FULL, 5), ("1 level", 5)]
+    _, body, footing = capsys.readouterr().out.strip().split("\n\n")
+    heading, columns, *rows = body.splitlines()
+    assert heading.startswith("60 photos of 8 towns, ")
+    assert heading.endswith(" 2 seeds")
+    assert columns.split() == ["country", "rare", "others", "Δ", "country", "town", "rare", "steps", "paper", "here"]
     assert [re.split(r"  +", row.strip())[0] for row in rows] == [
-        "optimum, each asked by itself",
-        "most probable town (Bayes)",
-        "counting, knows what is near",
-        "counting, town by town",
-        BASE,
-        "its finest level alone",
+        "optimum: most probable country",
+        "optimum: most probable town",
+        FULL,
+        "its finest level, no product",
         "1 level",
+        "always the commonest town or country",
+        "drawn from the prior",
     ]
-    for row, variant in ((rows[4], BASE), (rows[6], "1 level")):
-        towns = [100 * x["answers"]["product"]["right"]["town"] for x in results if x["variant"] == variant]
-        assert f" {sum(towns) / 2:.1f} ± " in row
-    assert " Δ " in printed
-    assert rows[4].count("±") == 3  # the base does not differ from itself
-    assert rows[6].count("±") == 6
+    for row, name in ((rows[2], FULL), (rows[4], "1 level")):
+        countries = [100 * x["answers"]["product"]["country"] for x in results if x["row"] == name]
+        assert row.split(name)[1].split()[0] == f"{sum(countries) / 2:.1f}"
+    assert rows[2].count("±") == 5  # the full network does not differ from itself
+    assert rows[4].count("±") == 6
+    assert " worse " in rows[4]  # in the paper
+    assert footing.startswith("0 of 4 trainings converged")
 
 
 @pytest.mark.parametrize(
     ("ablate", "said"),
     [
-        (Ablate(only=("4 levels",)), "no variant '4 levels'"),
-        (Ablate(seeds=0), "must be 1 or more"),
-        (Ablate(photos_per_town=()), "must be 1 or more"),
+        (Ablate(only=("4 levels",)), "no row '4 levels'"),
+        (Ablate(seeds=()), "one or more different seeds"),
+        (Ablate(seeds=(1, 1)), "one or more different seeds"),
+        (Ablate(processes=0), "1 process or more"),
     ],
 )
 def test_ablate_refuses_what_it_cannot_do_before_it_trains(ablate: Ablate, said: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
@@ -13,7 +12,7 @@ from model.geodecoder import GeoDecoder
 from model.hierarchy import Hierarchy
 from training import globe_study
 from training.augment import AugmentConfig
-from training.globe_study import FINEST, PRODUCT, VARIANTS, Variant
+from training.globe_study import FINEST, PRODUCT, Variant
 from training.partition import PartitionConfig, build_hierarchy
 from training.recipe import Recipe
 from training.synthetic_globe import Globe, GlobeConfig, GlobePhotos
@@ -68,15 +67,6 @@ def test_a_short_training_comes_near_the_optimum_on_new_photos() -> None:
     assert 0.9 * globe.optimum_scene() < scene < 1
 
 
-def test_variants_differ_in_one_thing_each() -> None:
-    base, *others = VARIANTS.values()
-    assert base == Variant()
-    for variant in others:
-        changed = [f.name for f in dataclasses.fields(Variant) if getattr(variant, f.name) != getattr(base, f.name)]
-        layers = {"independent_layers", "dependent_layers"}
-        assert len(changed) == 1 or set(changed) == layers
-
-
 @pytest.mark.parametrize("levels", [1, 3, 7])
 def test_hierarchies_of_all_depths_have_the_same_finest_level(levels: int) -> None:
     photos = Globe(GlobeConfig()).photos(6, draw=0)
@@ -95,25 +85,3 @@ def test_the_answer_that_knows_the_town_is_all_right_and_the_antipode_all_wrong(
     wrong = globe_study.judge(globe, photos, -photos.lat_deg_N, photos.lon_deg_N - 180)
     assert wrong.right["town"] == 0
     assert wrong.mean_km > 19_000
-
-
-def test_an_unknown_variant_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no variant 'none'.*'3 levels'"):
-        globe_study.study("none", 0, 6, 64)
-
-
-def test_the_same_study_gives_the_same_result_and_another_seed_another() -> None:
-    one, again, other = (
-        dataclasses.replace(globe_study.study("1 level", seed, 1, 64), seconds=0.0) for seed in (0, 0, 1)
-    )
-    assert one == again
-    assert one.answers != other.answers
-
-
-def test_counting_gains_from_knowing_what_is_near_and_comes_close_to_the_optimum_with_many_photos() -> None:
-    few, few_pooled = (globe_study.counted(0, 4, pooled).right["town"] for pooled in (False, True))
-    many, many_pooled = (globe_study.counted(0, 100, pooled).right["town"] for pooled in (False, True))
-    best = globe_study.bayes(0)[1].right["town"]
-    assert few < few_pooled - 0.05
-    assert many == pytest.approx(best, abs=0.02)
-    assert many_pooled == pytest.approx(best, abs=0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -66,6 +67,36 @@ def test_posterior_and_optima_are_those_of_a_plain_count() -> None:
     assert globe.optimum(globe.climate_T) == pytest.approx(best["climate"])
     assert globe.optimum_by_town(globe.country_T) == pytest.approx(best["country by town"])
     assert best["country by town"] <= best["country"] < best["climate"]
+
+
+def test_with_a_long_tail_bayes_rule_weighs_towns_by_their_shares() -> None:
+    globe = Globe(dataclasses.replace(SMALL, tail=1.0))
+    assert sorted(globe.share_T, reverse=True) == pytest.approx(
+        [1 / rank / sum(1 / r for r in range(1, 9)) for rank in range(1, 9)]
+    )
+    everything = list(itertools.product(range(2), range(2), range(3), range(2)))
+    posterior = globe.posterior_NT(np.array(everything))
+    best = {"town": 0.0, "country": 0.0, "country by town": 0.0}
+    for shown, found_T in zip(everything, posterior, strict=True):
+        mass = [share * shown_with(globe, town, shown) for town, share in enumerate(globe.share_T)]
+        assert found_T == pytest.approx([m / sum(mass) for m in mass])
+        best["town"] += max(mass)
+        best["country"] += max(mass[i] + mass[i + 1] for i in (0, 2, 4, 6))
+        first = mass.index(max(mass)) // 2 * 2
+        best["country by town"] += mass[first] + mass[first + 1]
+    assert globe.optimum(np.arange(8)) == pytest.approx(best["town"])
+    assert globe.optimum(globe.country_T) == pytest.approx(best["country"])
+    assert globe.optimum_by_town(globe.country_T) == pytest.approx(best["country by town"])
+
+
+def test_photos_by_share_follow_the_towns_shares_and_a_world_without_a_tail_is_as_it_was() -> None:
+    globe, even = (Globe(GlobeConfig(seed=3, tail=tail)) for tail in (1.0, 0.0))
+    assert np.array_equal(globe.likelihood_TO, even.likelihood_TO)
+    assert even.share_T == pytest.approx(np.full(48, 1 / 48))
+    photos, other = globe.photos_by_share(4000, draw=0), globe.photos_by_share(4000, draw=1)
+    found_T = np.bincount(photos.town_N, minlength=48) / 4000
+    assert np.abs(found_T - globe.share_T).max() < 4 * math.sqrt(globe.share_T.max() / 4000)
+    assert not np.array_equal(photos.town_N, other.town_N)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -179,9 +210,10 @@ def test_the_archive_holds_the_pictures_pixel_by_pixel(tmp_path: Path) -> None:
         {"wrong_sign": 0.5},
         {"wrong_scene": -0.1},
         {"pixel_noise": 41},
+        {"tail": -1},
         {"scenes": ()},
     ],
 )
 def test_worlds_that_make_no_sense_are_refused(values: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"from \d+ to|glyph each|one half|pixel_noise"):
+    with pytest.raises(ValueError, match=r"from \d+ to|glyph each|one half|pixel_noise|tail must"):
         GlobeConfig(**values)  # type: ignore[arg-type]

@@ -31,6 +31,7 @@ from pipeline.code_version import NodeError, check_code, code_version, mixed_cod
 
 log = logging.getLogger(__name__)
 
+_TOKEN_LOGGER = "ray._private.authentication.authentication_token_setup"
 _START_LIMIT_S = 180.0
 """A start of Ray takes some ten seconds; a busy machine may need several times that."""
 _LEAST_ROOM_BYTES = 64 << 20
@@ -160,6 +161,8 @@ def start_ray(least_cpus: int = 0, dashboard: bool = False) -> ClusterSize:
         # With one CPU to spare for the engine's process: on two cores a reading task could else wait for it forever.
         cpus = None if is_joined else max((os.cpu_count() or 1) + 1, least_cpus)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to Ray's makers unless the user says so
+        logging.getLogger(_TOKEN_LOGGER).setLevel(logging.ERROR)  # that tokens are on, as infra/security.md says
+        log.info("%s", "joining the Ray cluster" if is_joined else "starting Ray on this machine")
         with _process_ends_after(_START_LIMIT_S, "Ray did not start"), _sigterm_kept(), _room_told():
             ray.init(
                 num_cpus=cpus,

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import threading
 import time
 import warnings
@@ -46,6 +47,8 @@ _ROWS_PER_BLOCK = 64
 _ROWS_PER_SORTED_BLOCK = 50_000
 """Staged rows that one task sends to their files: some 60 MB."""
 _FILE_INDEX = "file_index"
+_NOISE = re.compile(rb"core_worker\.cc:\d+: Actor with class name: .* constructor arguments in the object store")
+"""Ray warns, past every logger, of how its own library starts actors."""
 _CPUS_A_WRITER = 8
 """Without a bound, Ray sets a third of the cluster's processors aside for writers, and readers do without them."""
 
@@ -131,7 +134,7 @@ def run_dataflow(
     look_on = supervise.watchdog(index, watch, stage, reader.fetch)
     with (
         _plain_errors(stage),
-        supervise.progress_log(stage),
+        logs.without_native_lines(_NOISE),
         look_on,
         supervise.sigterm_drains(index),
         supervise.loss_closes(index, lost),
@@ -209,10 +212,11 @@ def _configure_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     # A worker process that dies (out of memory, a node taken away) is retried by Ray; a bug in our code is not.
     context.max_errored_blocks = 0
-    context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
+    context.enable_progress_bars = False  # `progress` tells the whole run's
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would write a dozen lines every ten seconds
-    for name in ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they say with a trace or two is raised as well
+    # What the first two say with a trace or two is raised as well; the third says that its bars are off.
+    for name in ("exceptions", "_internal.execution.streaming_executor_state", "_internal.progress"):
+        logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
     # Advice for whoever tunes Ray, in the middle of the user's log.
     context.issue_detectors_config.detectors = []
     warnings.filterwarnings("ignore", message="The m(in|ax)imum number of concurrent (actors|tasks)")

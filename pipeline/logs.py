@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import logging
+import os
+import re
 import socket
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TextIO
 
 from pipeline.schema import printable
 
 LogFormat = Literal["text", "json"]
 DRIVER = "driver"
+_FORWARD_LIMIT_S = 1.0
 _OURS = ("jobs", "model", "pipeline", "training")
 
 
@@ -115,8 +121,57 @@ def for_workers() -> WorkerLogs:
     return WorkerLogs(_process.format, _process.run_id)
 
 
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to whatever is standard error when a line comes: a line of progress that changes puts itself there."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
+@contextlib.contextmanager
+def without_native_lines(unwanted: re.Pattern[bytes]) -> Iterator[None]:
+    """Within its body, keep lines that native code writes to standard error, past Python, from the user if they match.
+
+    What Python writes there goes its own way, and is never held up.
+    """
+    ours = sys.stderr
+    try:
+        native_fd = ours.fileno()
+    except OSError:  # a test's, which is no file
+        yield
+        return
+    ours.flush()
+    real_fd = os.dup(native_fd)
+    read_fd, write_fd = os.pipe()
+
+    def forward() -> None:
+        with open(read_fd, "rb") as lines:
+            for line in lines:
+                if not unwanted.search(line):
+                    os.write(real_fd, line)
+
+    forwarder = threading.Thread(target=forward, name="native lines", daemon=True)
+    with open(real_fd, "w", buffering=1, encoding=ours.encoding, errors=ours.errors, closefd=False) as direct:
+        sys.stderr = direct
+        os.dup2(write_fd, native_fd)
+        os.close(write_fd)
+        forwarder.start()
+        try:
+            yield
+        finally:
+            sys.stderr = ours
+            os.dup2(real_fd, native_fd)  # which ends the pipe, unless a child process has it, too
+            forwarder.join(_FORWARD_LIMIT_S)
+    if not forwarder.is_alive():
+        os.close(real_fd)
+
+
 def _handle(level: int) -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardError()
     handler.setFormatter(_formatter())
     logging.basicConfig(level=level, handlers=[handler])
 

@@ -47,6 +47,8 @@ METRICS: Mapping[str, Metric] = {
     "graticule_engine_slots_total": Metric("counter", "photos that these batches had room for"),
     "graticule_photos_planned": Metric("gauge", "photos of this run, those staged before among them"),
     "graticule_photos_staged": Metric("gauge", "photos of this run that have their row"),
+    "graticule_photos_per_second": Metric("gauge", "photos done a second, of late"),
+    "graticule_left_seconds": Metric("gauge", "how long the rest takes at that speed"),
     "graticule_photos_waiting": Metric("gauge", "photos that wait for a stage or are in it", (_RUN, _STAGE)),
     "graticule_silent_seconds": Metric("gauge", "for how long no photo was read, located or staged"),
     "graticule_silence_limit_seconds": Metric("gauge", "after how much silence the run ends by itself"),

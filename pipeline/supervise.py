@@ -1,4 +1,4 @@
-"""Who looks on while a run's flow goes: its log of progress, the watchdog, and what ends it in good order."""
+"""Who looks on while a run's flow goes: what tells how far it is, the watchdog, and what ends it in good order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import functools
 import logging
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 import ray
 
-from pipeline import source_gone
+from pipeline import progress, source_gone
 from pipeline.fetch import FetchSettings
 from pipeline.metrics import RunMetrics
 from pipeline.staging import Stage
@@ -23,7 +22,6 @@ from pipeline.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-_LOG_INTERVAL_S = 30.0
 _DRAIN_LIMIT_S = 20.0
 """Schedulers kill what has not ended some 30 s after SIGTERM."""
 _TALLY_LIMIT_S = 5.0
@@ -39,27 +37,6 @@ class Watch:
 
 
 @contextlib.contextmanager
-def progress_log(stage: Stage) -> Iterator[None]:
-    """Where there is no terminal for Ray's progress bars, log how many photos are staged every half minute."""
-    if sys.stdout.isatty():
-        yield
-        return
-    finished = threading.Event()
-
-    def watch() -> None:
-        while not finished.wait(_LOG_INTERVAL_S):
-            log.info("%d photos staged", stage.staged_count())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        watcher.join()
-
-
-@contextlib.contextmanager
 def watchdog(index: Any, watch: Watch | None, stage: Stage, fetch: FetchSettings) -> Iterator[None]:
     """Where somebody looks on, keep metrics up to date, and end the flow when nothing moves or the source went away."""
     if watch is None:
@@ -67,40 +44,48 @@ def watchdog(index: Any, watch: Watch | None, stage: Stage, fetch: FetchSettings
         return
 
     has_answered = False
+    metrics = watch.metrics
+    told = progress.RunProgress(metrics.planned, metrics.staged_before, progress.clock_s())
 
     def look() -> Progress | None:
         nonlocal has_answered
         try:
-            progress: Progress = ray.get(index.progress.remote(), timeout=_TALLY_LIMIT_S)
+            found: Progress = ray.get(index.progress.remote(), timeout=_TALLY_LIMIT_S)
         except ray.exceptions.RayError as error:  # in time it is there again, or there is no progress
             if has_answered:  # before, it is being started
                 log.warning("how far the run has come can't be told now: %s", type(error).__name__)
             return None
         has_answered = True
-        watch.metrics.take(progress)
-        return progress
+        metrics.take(found)
+        told.take(found, progress.clock_s())
+        metrics.set("graticule_photos_per_second", told.photos_per_second)
+        metrics.set("graticule_left_seconds", told.left_s)
+        return found
 
     def judge() -> Progress | None:
-        progress = look()
-        if progress is not None:
-            source_gone.check(progress.last, fetch)
-        return progress
+        found = look()
+        if found is not None:
+            source_gone.check(found.last, fetch)
+        return found
 
     def report(silent_s: float) -> None:
-        watch.metrics.set("graticule_silent_seconds", silent_s)
+        metrics.set("graticule_silent_seconds", silent_s)
 
     report(0.0)
-    watch.metrics.set("graticule_silence_limit_seconds", watch.max_silence_s)
-    try:
-        with Watchdog(watch.max_silence_s, judge, functools.partial(_what_is_seen, watch.metrics, stage), report):
-            yield
-    except KeyboardInterrupt:  # what was staged before the stop counts
-        look()
-        raise
-    finally:
-        watch.metrics.set("graticule_silent_seconds", None)
-        watch.metrics.set("graticule_silence_limit_seconds", None)
-    look()
+    metrics.set("graticule_silence_limit_seconds", watch.max_silence_s)
+    seen = functools.partial(_what_is_seen, metrics, stage)
+    with progress.told(told):
+        try:
+            with Watchdog(watch.max_silence_s, judge, seen, report):
+                yield
+        except KeyboardInterrupt:  # what was staged before the stop counts
+            look()
+            raise
+        else:
+            look()
+        finally:
+            for name in ("silent_seconds", "silence_limit_seconds", "photos_per_second", "left_seconds"):
+                metrics.set(f"graticule_{name}", None)
 
 
 def _what_is_seen(metrics: RunMetrics, stage: Stage) -> str:

@@ -43,7 +43,7 @@ HOMES = {
     ),
     "prometheus_client": ("jobs/",),
     "tyro": ("jobs/",),
-    "rich": ("jobs/",),
+    "rich": ("jobs/", "pipeline/progress.py"),
 }
 """Where a library may be imported: a folder (with a slash) or a file."""
 MAX_LINES = 500

@@ -10,19 +10,21 @@ import subprocess
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
 import pytest
 import tyro
 
-from pipeline import schema, storage
-from pipeline.publish import publish
-from pipeline.staging import Stage, parquet_bytes
-from tests.photo_rows import located_row, photos
+from pipeline import schema
+from tests.photo_rows import failed_row, located_row
+from tests.published_rows import publish_rows
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COLUMNS = ROOT / "pipeline" / "published" / "columns.md"
 PAGES = {
-    path: path.read_text(encoding="utf-8") for path in sorted([ROOT / "README.md", *ROOT.glob("[a-z]*/README.md")])
+    path: path.read_text(encoding="utf-8")
+    for path in sorted(
+        [ROOT / "README.md", *ROOT.glob("[a-z]*/README.md"), *(ROOT / "pipeline" / "published").glob("*.md")]
+    )
 }
 
 
@@ -34,7 +36,7 @@ def blocks(language: str) -> list[str]:
 
 def table_rows(heading: str) -> list[list[str]]:
     """The rows of the first table below a heading, cells without their backticks around."""
-    section = README.split(f"### {heading}\n", 1)[1].split("\n#", 1)[0]
+    section = PAGES[COLUMNS].split(f"## {heading}\n", 1)[1].split("\n#", 1)[0]
     rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row] for row in rows[2:]]
 
@@ -64,6 +66,8 @@ def job_arguments() -> list[list[str]]:
     for words in commands():
         if "-m" in words and words[words.index("-m") + 1].startswith("jobs."):
             found.append(words[words.index("-m") + 1 :])
+        if words[0] == "graticule":
+            found.append([f"jobs.{words[1].replace('-', '_')}", *words[2:]])
         scripts = [index for index, word in enumerate(words) if re.fullmatch(r"jobs/\w+\.py", word)]
         found += [[words[index][:-3].replace("/", "."), *words[index + 1 :]] for index in scripts]
     return found
@@ -93,17 +97,14 @@ def test_make_targets_exist() -> None:
 
 
 def test_sql_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage(str(tmp_path / "geotags"), "r1")
-    rows = photos([located_row("a.jpg", 50.0, 10.0, confidence=0.9)])
-    listed = [{name: row.get(name) for name in schema.MANIFEST.names} for row in rows.to_pylist()]
-    storage.write_bytes(stage.plan_uri("todo", 0), parquet_bytes(pa.Table.from_pylist(listed, schema=schema.MANIFEST)))
-    stage.put_rows(rows)
-    publish(stage)
+    rows = [located_row("a.jpg", 43.46, 11.88, confidence=0.9), failed_row("b.jpg", schema.ErrorCode.EMPTY)]
+    catalog = publish_rows(str(tmp_path / "geotags"), rows)
     monkeypatch.chdir(tmp_path)
-    queries = blocks("sql")
-    assert queries
+    queries = [query for block in blocks("sql") for query in block.split(";") if query.strip()]
+    assert any("read_parquet" in query for query in queries)
     for query in queries:
-        assert len(duckdb.sql(query).fetchall()) == 1
+        found = duckdb.sql(query).fetchall() if "read_parquet" in query else catalog.rows(query).to_pylist()
+        assert len(found) == 1, query
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -113,6 +114,6 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_readme_is_for_users_and_leads_to_the_rest() -> None:
-    assert len(README.splitlines()) <= 300
+    assert len(README.splitlines()) <= 130
     linked = {(ROOT / target).resolve() for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target}
     assert linked >= PAGES.keys() - {ROOT / "README.md"}

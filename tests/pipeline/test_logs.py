@@ -70,3 +70,36 @@ def test_workers_name_their_run_and_the_stage_of_the_moment() -> None:
 def test_workers_get_what_their_driver_has() -> None:
     answer = told("logs.use_format('json'); logs.name_run('r2'); logging.warning('%s', logs.for_workers())")
     assert "WorkerLogs(format='json', run_id='r2')" in answer[0]
+
+
+def test_native_lines_that_nobody_wants_are_kept_from_the_user_and_all_others_arrive() -> None:
+    script = """
+import os, re, sys
+with logs.without_native_lines(re.compile(rb"of no use")):
+    os.write(2, b"[E] this is of no use to you\\n[E] this one ")
+    print("Python says this", file=sys.stderr)
+    os.write(2, b"is of use\\n")
+os.write(2, b"afterwards even what is of no use\\n")
+print("and Python this", file=sys.stderr)
+"""
+    lines = told(script.replace("\\\\n", "\\n"))
+    assert sorted(lines) == sorted(
+        ["Python says this", "[E] this one is of use", "afterwards even what is of no use", "and Python this"]
+    )
+    assert lines[-1] == "and Python this"
+
+
+def test_what_is_wrong_is_still_told_when_lines_are_filtered() -> None:
+    answer = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import re\nfrom pipeline import logs\nwith logs.without_native_lines(re.compile(b'x')): 1 / 0",
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 1
+    assert "ZeroDivisionError" in answer.stderr

@@ -34,20 +34,35 @@ from tests.mutant_maker import Mutant, mutants
 
 REPOSITORY = Path(__file__).parents[1]
 SURVIVORS = REPOSITORY / "tests/mutants_survivors.toml"
-MODULES = tuple(
-    f"pipeline/{name}.py"
-    for name in (
-        *("plan", "publish", "lease", "staging", "verify", "retention", "copies", "catalog", "catalog_sql", "tally"),
-        *("geoparquet", "decode", "jpeg", "exif", "precision", "fetch"),
-    )
+MODULES = (
+    "pipeline/plan.py",
+    "pipeline/publish.py",
+    "pipeline/lease.py",
+    "pipeline/staging.py",
+    "pipeline/verify.py",
+    "pipeline/retention.py",
+    "pipeline/copies.py",
+    "pipeline/catalog.py",
+    "pipeline/catalog_sql.py",
+    "pipeline/tally.py",
+    "pipeline/geoparquet.py",
+    "pipeline/decode.py",
+    "pipeline/jpeg.py",
+    "pipeline/exif.py",
+    "pipeline/precision.py",
+    "pipeline/fetch.py",
 )
 OTHER_TESTS = {
-    "pipeline/catalog_sql.py": ("test_catalog.py", "test_catalog_regions.py"),
-    "pipeline/exif.py": ("test_decode.py",),
-    "pipeline/geoparquet.py": ("test_geoparquet_readers.py", "test_publish.py", "test_verify.py"),
-    "pipeline/jpeg.py": ("test_decode.py", "test_hostile.py"),
-    "pipeline/decode.py": ("test_hostile.py", "test_whole_pictures.py"),
-    "pipeline/staging.py": ("test_plan.py", "test_publish.py"),
+    "pipeline/catalog_sql.py": ("tests/pipeline/test_catalog.py", "tests/pipeline/test_catalog_regions.py"),
+    "pipeline/exif.py": ("tests/pipeline/test_decode.py",),
+    "pipeline/geoparquet.py": (
+        "tests/pipeline/test_geoparquet_readers.py",
+        "tests/pipeline/test_publish.py",
+        "tests/pipeline/test_verify.py",
+    ),
+    "pipeline/jpeg.py": ("tests/pipeline/test_decode.py", "tests/pipeline/test_hostile.py"),
+    "pipeline/decode.py": ("tests/pipeline/test_hostile.py",),
+    "pipeline/staging.py": ("tests/pipeline/test_plan.py", "tests/pipeline/test_publish.py"),
 }
 """Tests of a module besides those that have its name."""
 LIBRARIES = (
@@ -84,7 +99,7 @@ def unit_tests_of(module: str, root: Path | None = None) -> list[str]:
     root = root or REPOSITORY
     folder, stem = root / "tests" / Path(module).parent, Path(module).stem
     others = OTHER_TESTS.get(module, ())
-    files = [folder / f"test_{stem}.py", *(folder / name for name in others)]
+    files = [folder / f"test_{stem}.py", *(root / name for name in others)]
     # Tests of a module may be several files; but test_catalog_sql.py would be those of catalog_sql.py.
     for path in sorted(folder.glob(f"test_{stem}_*.py")):
         if not (root / module).with_name(path.name.removeprefix("test_")).exists():

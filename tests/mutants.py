@@ -61,7 +61,7 @@ OTHER_TESTS = {
         "tests/pipeline/test_verify.py",
     ),
     "pipeline/jpeg.py": ("tests/pipeline/test_decode.py", "tests/pipeline/test_hostile.py"),
-    "pipeline/decode.py": ("tests/pipeline/test_hostile.py",),
+    "pipeline/decode.py": ("tests/pipeline/test_hostile.py", "tests/pipeline/test_whole_pictures.py"),
     "pipeline/staging.py": ("tests/pipeline/test_plan.py", "tests/pipeline/test_publish.py"),
 }
 """Tests of a module besides those that have its name."""

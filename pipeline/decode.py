@@ -419,8 +419,9 @@ def _letterboxed(view: Image.Image, target: DecodeTarget) -> Image.Image:
 
 def _to_eight_bits(image: Image.Image, box: _Box, bits: int) -> tuple[Image.Image, _Box]:
     """Cut `box` (rounded outwards) out of a picture of unusual mode and make it RGB or L; return it and its new box."""
-    left, top = int(box[0]), int(box[1])
-    cut = image.crop((left, top, int(np.ceil(box[2])), int(np.ceil(box[3]))))
+    left, top, right, bottom = int(box[0]), int(box[1]), int(np.ceil(box[2])), int(np.ceil(box[3]))
+    # Whole frames are as large as memory is meant for: no copy that can be done without.
+    cut = image if (left, top, right, bottom) == (0, 0, *image.size) else image.crop((left, top, right, bottom))
     new_box = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
     if cut.mode == "1":
         return cut.convert("L"), new_box
@@ -432,7 +433,7 @@ def _to_eight_bits(image: Image.Image, box: _Box, bits: int) -> tuple[Image.Imag
         assert converted is not None
         return converted, new_box
     if cut.has_transparency_data:
-        rgba = cut.convert("RGBA")
+        rgba = cut if cut.mode == "RGBA" else cut.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), new_box
     return cut.convert("RGB"), new_box
 
@@ -449,8 +450,11 @@ def _scale_to_uint8(values_HW: np.ndarray[Any, Any], bits: int) -> np.ndarray[An
         top = float(np.nanmax(values_HW, initial=0))
         steps = (1.0, 255.0, 65535.0) if values_HW.dtype.kind == "f" else (255.0, 65535.0)
         white = next((step for step in steps if top <= step), top)
-    scaled = np.nan_to_num(values_HW.astype(np.float32) * (255.0 / white), nan=0.0, posinf=255.0, neginf=0.0)
-    return np.asarray(np.clip(scaled + 0.5, 0, 255), dtype=np.uint8)
+    scaled_HW = values_HW.astype(np.float32)
+    scaled_HW *= 255.0 / white
+    np.nan_to_num(scaled_HW, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
+    scaled_HW += 0.5
+    return np.asarray(np.clip(scaled_HW, 0, 255, out=scaled_HW), dtype=np.uint8)
 
 
 def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:

@@ -247,13 +247,13 @@ def test_only_some_rows_of_a_table_make_a_gallery(
     archive: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     head, *lines = (archive / "photos.csv").read_text().splitlines()
-    marked = [f"{line},{int(not line.startswith('train/0-'))}" for line in lines]  # without the first town
+    marked = [f"{line},{int(not line.startswith('train/0-0.jpg'))}" for line in lines]
     table = archive / "marked.csv"
     table.write_text("\n".join([f"{head},good", *marked]) + "\n")
     source = FromPhotos(str(clip), str(table), str(tmp_path / "model"), only="good", tau_max=(40, 10))
     assert import_model.run(Settings(source)) == 0
     printed = capsys.readouterr().out
-    assert Checkpoint.load(tmp_path / "model").hierarchy.levels[-1].photo_count_K.sum() == (len(TOWNS) - 1) * TRAINED
+    assert Checkpoint.load(tmp_path / "model").hierarchy.levels[-1].photo_count_K.sum() == len(TOWNS) * TRAINED - 1
     assert f"--manifest {table} --only good --part test" in printed
     assert f"--trained-on {table} --only good" in printed
 

@@ -46,6 +46,21 @@ def test_weights_and_optimizer_come_back(tmp_path: Path, kind: type[torch.optim.
     assert all(torch.equal(x, models[1].state_dict()[name]) for name, x in models[0].state_dict().items())
 
 
+def test_the_best_weights_are_those_that_the_newest_snapshot_knows_of(tmp_path: Path) -> None:
+    """Also where the process was killed between a better step's weights and the snapshot that names it."""
+    store = Snapshots(str(tmp_path))
+    for number, best in ((1, None), (2, 2), (3, 2), (4, 4), (5, 4)):
+        state = {"weights": {"x": torch.tensor(number)}, "average": {}, "best": best and {"step": best}}
+        store.put(number, state, is_best=number == best)
+        store.wait()
+        assert store.load_best()["weights"]["x"] == (best or number)
+    names = sorted(path.name for path in (tmp_path / FOLDER).iterdir())
+    assert names == ["best-000000004.pt", "step-000000004.pt", "step-000000005.pt"]
+    (tmp_path / FOLDER / "best-000000006.pt").write_bytes(b"of a step whose snapshot was never written")
+    assert store.load_best()["weights"]["x"] == 4
+    assert store.steps() == [4, 5]
+
+
 def test_a_snapshot_cannot_run_code(tmp_path: Path) -> None:
     (tmp_path / FOLDER).mkdir()
     torch.save({"identity": Path("x")}, tmp_path / FOLDER / "step-000000001.pt")  # an object of some class

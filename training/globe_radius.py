@@ -8,6 +8,7 @@ Shapes: N photos, H levels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from model import geodesy
 from model.geodecoder import GeoDecoder
 from model.hierarchy import Hierarchy
 from model.prior import Prior
-from model.readout import Reading, ReadOut
+from model.readout import RADIUS_PROBABILITY, Reading, ReadOut
 from training import globe_study
 from training.dataset import ArraySource
 from training.evaluation import Truth, fit_reading, network_outputs
@@ -42,6 +43,18 @@ class Held:
     median_km: float
     radius_mass: float
     gain_low: float
+
+    @property
+    def sampling(self) -> float:
+        """The standard deviation of `held` that chance alone makes, both in the photos fitted to and in the fresh ones.
+
+        Fitted to n photos, the true share held is Beta(k, n + 1 - k) with k = ⌈0.9 (n + 1)⌉, and that of m fresh photos
+        is binomial around it. Source: Vovk, Conditional validity of inductive conformal predictors, 2012, section 3.
+        """
+        rank = math.ceil(RADIUS_PROBABILITY * (self.fitted_on + 1))
+        mean = rank / (self.fitted_on + 1)
+        beta = mean * (1 - mean) / (self.fitted_on + 2)
+        return math.sqrt(beta + RADIUS_PROBABILITY * (1 - RADIUS_PROBABILITY) / self.fresh)
 
 
 def study(seed: int, photos_per_town: int, draws: int, fitting_per_town: int, fresh_per_town: int) -> Held:
@@ -90,11 +103,15 @@ def _answers(
 
 
 def table(results: list[Held]) -> str:
-    """Return a line for each seed, and their mean."""
-    lines = [f"{'seed':>4}{'fitted on':>11}{'fresh':>8}{'in radius':>11}{'median km':>11}{'mass':>8}{'gain, nats':>12}"]
+    """Return a line for each seed, and their mean; "by chance" is two standard deviations of what sampling makes."""
+    lines = [
+        f"{'seed':>4}{'fitted on':>11}{'fresh':>8}{'in radius':>11}{'by chance':>11}{'median km':>11}{'mass':>8}"
+        f"{'gain, nats':>12}"
+    ]
     for x in results:
+        by_chance = f"±{2 * x.sampling:.1%}"
         lines.append(
-            f"{x.seed:>4}{x.fitted_on:>11}{x.fresh:>8}{x.held:>11.1%}{x.median_km:>11.0f}{x.radius_mass:>8.3f}"
-            f"{x.gain_low:>12.2f}"
+            f"{x.seed:>4}{x.fitted_on:>11}{x.fresh:>8}{x.held:>11.1%}{by_chance:>11}{x.median_km:>11.0f}"
+            f"{x.radius_mass:>8.3f}{x.gain_low:>12.2f}"
         )
     return "\n".join([*lines, f"mean{np.mean([x.held for x in results]):>30.1%}"])

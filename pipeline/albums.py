@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 from model import s2
 from pipeline import catalog_sql, context, schema, staging, storage
 from pipeline.context import ContextSettings
+from pipeline.duckdb_opener import connect, view_rows
 from pipeline.places import Gazetteer
-from pipeline.plan import connect, view_rows
 from pipeline.precision import PrecisionName, coarsen
 
 _LONGEST = 10_000

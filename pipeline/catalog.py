@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from pipeline import catalog_sql, lease, schema, storage
-from pipeline.plan import connect
+from pipeline.duckdb_opener import connect
 
 _RUNS = pa.schema(
     [

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import geoparquet, lease, schema, staging, storage
+from pipeline.duckdb_opener import connect
 from pipeline.geoparquet import Bbox
 from pipeline.photo_set import PhotoSet, UnaccountedError, id_bytes
-from pipeline.plan import connect
 
 PHOTOS_FOLDER = "photos"
 LEAST_ROWS_PER_FILE = 500_000

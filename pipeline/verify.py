@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import geoparquet, local_files, schema, storage
+from pipeline.duckdb_opener import connect
 from pipeline.geoparquet import Bbox
 from pipeline.lease import FILE, REMOVED_FOLDER, RUNS_FOLDER
 from pipeline.photo_set import PhotoSet
-from pipeline.plan import connect
 from pipeline.precision import wkb_points
 from pipeline.publish import PHOTOS_FOLDER
 from pipeline.retention import removed_files

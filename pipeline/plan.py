@@ -9,19 +9,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 import duckdb
 import pyarrow as pa
 
-from pipeline import manifest, schema, staging, storage
+from pipeline import layout, manifest, schema, staging, storage
 from pipeline.duckdb_opener import connect, view_rows
 from pipeline.photo_set import PhotoSet, UnaccountedError
+from pipeline.records import PlanCounts
 
 log = logging.getLogger(__name__)
 
@@ -36,33 +36,19 @@ _TASKS = 1024
 _ROWS_PER_TASK = (64, 65_536)
 """A file of the plan is a task: small ones spread a small archive, large ones keep a billion photos' plan short."""
 _LONGEST_WAIT_LOG2 = 5
-_PUBLISHED_EPOCH = re.compile(r"/part-e(\d+)-\d+\.parquet$")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A run's work: what its sources list, what of it is done, and the files that hold the rest.
+@dataclass(frozen=True, kw_only=True)
+class Plan(PlanCounts):
+    """A run's work: its counts, which `photos` it takes on, and the `files` that hold those to process now."""
 
-    `listed` counts manifest rows, `excluded` those that the sources' patterns left out before, `duplicates` those that
-    repeat a photo; `already_done` the photos that have their row from an earlier run, `of_another_model` those of them
-    whose row another model made; `waiting` those that failed in passing and are for a later run to try again; `gone`
-    the photos that have a row and are listed no more, where that was asked for. Of those this run takes on, which are
-    `photos`, `staged` have their row from before it was interrupted, `todo` are to process now, which `files` hold, and
-    `changed` were published in another version.
-    """
-
-    listed: int
-    excluded: int
-    duplicates: int
-    already_done: int
-    of_another_model: int
-    staged: int
-    todo: int
-    changed: int
     files: tuple[str, ...]
     photos: PhotoSet
-    gone: int | None = None
-    waiting: int = 0
+
+    def counts(self, left: int) -> PlanCounts:
+        """Return what the run's record says of it; `left` is how many photos the run had no time for."""
+        counted = {part.name: getattr(self, part.name) for part in fields(PlanCounts)}
+        return PlanCounts(**counted | {"left": left})
 
 
 def make_plan(
@@ -345,8 +331,7 @@ def _runs_since(published_files: Sequence[str], epoch: int) -> list[int]:
     numbers = {run: number for number, run in enumerate(dict.fromkeys(runs))}
     since = []
     for uri, run in zip(published_files, runs, strict=True):
-        found = _PUBLISHED_EPOCH.search(uri)
-        since.append(max(len(numbers) - 1 - numbers[run], epoch - 1 - int(found[1] if found else 0)))
+        since.append(max(len(numbers) - 1 - numbers[run], epoch - 1 - (layout.published_epoch(uri) or 0)))
     return since
 
 

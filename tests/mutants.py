@@ -38,7 +38,7 @@ MODULES = tuple(
     f"pipeline/{name}.py"
     for name in (
         *("plan", "publish", "lease", "staging", "verify", "retention", "copies", "catalog", "catalog_sql", "tally"),
-        *("duckdb_opener", "geoparquet", "decode", "jpeg", "exif", "precision", "fetch"),
+        *("duckdb_opener", "records", "layout", "geoparquet", "decode", "jpeg", "exif", "precision", "fetch"),
     )
 )
 OTHER_TESTS = {

@@ -9,7 +9,7 @@ import datetime as dt
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from pipeline import schema, storage
 from pipeline.catalog import Catalog
 from pipeline.precision import wkb_points
 from pipeline.publish import publish, put_record
+from pipeline.records import PhotoCounts, RunRecord
 from pipeline.schema import ErrorCode, Status
 from pipeline.staging import Stage, parquet_bytes
 
@@ -68,8 +69,8 @@ class QueryBenchmark:
                     start_s = time.perf_counter()
                     catalog.rows(query)
                     taken_s[name].append(time.perf_counter() - start_s)
-            files = [file for record in catalog.records for file in record["files"]]
-            size_mb = sum(file["size_bytes"] for file in files) / 1e6
+            files = [file for record in catalog.records for file in record.files]
+            size_mb = sum(file.size_bytes or 0 for file in files) / 1e6
             print(f"{self.rows:,} photos in {len(files)} files of {size_mb:,.0f} MB, opened in {opening_s:.2f} s")
             print(f"{'':<30}{'photos':>10}{'row groups':>12}{'ms':>9}{'÷ all':>8}")
             figures = []
@@ -100,13 +101,13 @@ def publish_synthetic(output: str, run_id: str, numbers: Sequence[int]) -> None:
     published = publish(stage)
     put_record(
         stage,
-        {
-            "run_id": run_id,
-            "finished_at": dt.datetime.now(dt.UTC).isoformat(),
-            "model_id": "synthetic",
-            "photos": {"located": published.located, "failed": published.failed},
-            "files": [asdict(file) for file in published.files],
-        },
+        RunRecord(
+            run_id=run_id,
+            finished_at=dt.datetime.now(dt.UTC).isoformat(),
+            model_id="synthetic",
+            photos=PhotoCounts(located=published.located, failed=published.failed),
+            files=published.files,
+        ),
     )
 
 

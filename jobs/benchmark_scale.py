@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ from pipeline.locator import LocatorSettings, model_folder
 from pipeline.plan import make_plan
 from pipeline.publish import put_record
 from pipeline.reader import ReaderSettings
+from pipeline.records import PhotoCounts, RunRecord
 from pipeline.staging import Stage
 
 _FILES = 1000
@@ -240,17 +241,13 @@ def _process(folder: Path, workers: int) -> None:
     at_s.append(time.time())
     put_record(
         stage,
-        {
-            "run_id": stage.run_id,
-            "finished_at": dt.datetime.now(dt.UTC).isoformat(),
-            "model_id": checkpoint.model_id,
-            "photos": {
-                "located": published.located,
-                "undecided": published.undecided,
-                "failed": published.failed,
-            },
-            "files": [asdict(file) for file in published.files],
-        },
+        RunRecord(
+            run_id=stage.run_id,
+            finished_at=dt.datetime.now(dt.UTC).isoformat(),
+            model_id=checkpoint.model_id,
+            photos=PhotoCounts(published.located, published.undecided, published.failed),
+            files=published.files,
+        ),
     )
     print(json.dumps(at_s))
 

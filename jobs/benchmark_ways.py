@@ -45,7 +45,7 @@ from jobs.demo_photos import write_demo_archive
 from model.checkpoint import Checkpoint
 from model.engines import load_engine
 from model.geodecoder import GeoDecoder
-from pipeline import catalog, schema, storage
+from pipeline import records, schema, storage
 from pipeline.catalog import Catalog
 from pipeline.decode import DecodeTarget, decode_photo
 from pipeline.locator import model_folder
@@ -264,11 +264,9 @@ class _Comparison:
         # Copies here stand for other photos: none is recognised.
         command = ["jobs.geotag_archive", "--photos", str(photos), "--output", str(output), "--model", self._model]
         taken = _watched([*command, "--cluster.known-contents", "0"], count, self._folder)
-        (record,) = catalog.run_records(str(output))
-        if record["photos"]["located"] + record["photos"]["undecided"] != count:
-            raise ValueError(
-                f"only {record['photos']['located']} of {count} photos were located: look at {self._made[0]}"
-            )
+        (record,) = records.run_records(str(output))
+        if record.counts.located + record.counts.undecided != count:
+            raise ValueError(f"only {record.counts.located} of {count} photos were located: look at {self._made[0]}")
         rows = Catalog(str(output)).rows(f"SELECT uri, levels[-1].{schema.CELL_ID} AS cell FROM photos")
         cells = {_target(uri): cell for uri, cell in zip(*(column.to_pylist() for column in rows.columns), strict=True)}
         return _Run(taken, cells)

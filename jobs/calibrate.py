@@ -20,10 +20,11 @@ from jobs import run_command
 from jobs.build_prior import read_prior
 from model.checkpoint import CONFIG_FILE, Checkpoint, weights_id
 from model.readout import AUTO, BEST_CELL, RADIUS_PROBABILITY
-from pipeline import catalog, storage
+from pipeline import records, storage
 from pipeline.decode import DecodeTarget
 from pipeline.locator import model_folder, save_model
 from pipeline.places import Places
+from pipeline.records import RunRecord
 from training import evaluation
 from training.calibration import Fit, Judged, fit_reading, reliability
 from training.dataset import PhotoStore
@@ -81,7 +82,7 @@ def run(settings: Settings) -> int:
     photos = read_geotagged(output)
     if not photos.is_archive:
         raise ValueError(f"{settings.output} is a table: give an --output of jobs.geotag_archive")
-    record = catalog.run_records(output)[-1]
+    record = records.run_records(output)[-1]
     checkpoint = _checkpoint(settings, record)
     if storage.exists(storage.join(to, CONFIG_FILE)):
         raise ValueError(f"there is a model at {settings.to} already: give another --to")
@@ -134,20 +135,20 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def _checkpoint(settings: Settings, record: dict[str, Any]) -> Checkpoint:
+def _checkpoint(settings: Settings, record: RunRecord) -> Checkpoint:
     """Return the model to calibrate, its point where the newest run had it."""
-    made_by, uri = str(record["model_id"]), settings.model or str(record.get("model_uri", ""))
+    made_by, uri = record.model_id, settings.model or record.model_uri
     if not uri:
-        raise ValueError(f"the run {record['run_id']} does not say where its model is: give --model")
+        raise ValueError(f"the run {record.run_id} does not say where its model is: give --model")
     checkpoint = Checkpoint.load(model_folder(uri if uri == "bundled" else storage.absolute(uri)))
     if checkpoint.model_id != weights_id(made_by):
         if not settings.model:
             raise ValueError(
-                f"{uri} holds {checkpoint.model_id} now, not {made_by}, which made the newest run {record['run_id']}: "
+                f"{uri} holds {checkpoint.model_id} now, not {made_by}, which made the newest run {record.run_id}: "
                 "give --model, where that is or another one to calibrate"
             )
         log.warning("calibrating %s, though %s made the newest run", checkpoint.model_id, made_by)
-    return checkpoint.pointing(record.get("settings", {}).get("point", BEST_CELL))
+    return checkpoint.pointing(record.settings.get("point", BEST_CELL))
 
 
 def _rows(
@@ -287,8 +288,8 @@ def _change(values: Sequence[float | None], form: str) -> str:
     return " → ".join("–" if value is None else form.format(value) for value in values)
 
 
-def _next_command(settings: Settings, record: dict[str, Any], checkpoint: Checkpoint) -> str:
-    sources = [f"--photos {shlex.quote(str(source))}" for source in record.get("sources", ())] or ["--photos SOURCE"]
+def _next_command(settings: Settings, record: RunRecord, checkpoint: Checkpoint) -> str:
+    sources = [f"--photos {shlex.quote(source)}" for source in record.sources] or ["--photos SOURCE"]
     point = [] if checkpoint.reading.point == AUTO else [f"--point {checkpoint.reading.point}"]
     where = f"--output {shlex.quote(settings.output)} --retag --model {shlex.quote(settings.to)}"
     return " ".join(["python -m jobs.geotag_archive", *sources, where, *point])

@@ -13,7 +13,6 @@ import logging
 import platform
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import ray
 import tyro
@@ -27,7 +26,6 @@ from model.engines.tensorrt_engine import TensorRtSettings
 from model.readout import AUTO, PointRule
 from pipeline import (
     albums,
-    catalog,
     cluster,
     copies,
     dataflow,
@@ -35,6 +33,7 @@ from pipeline import (
     logs,
     manifest,
     publish,
+    records,
     staging,
     storage,
     supervise,
@@ -53,6 +52,7 @@ from pipeline.photo_set import UnaccountedError
 from pipeline.plan import Order, Plan, cut_to_staged, local_photos, make_plan
 from pipeline.precision import PrecisionName, cell_count
 from pipeline.reader import ReaderSettings
+from pipeline.records import AlbumCounts, PhotoCounts, RunRecord
 from pipeline.schema import FETCH_ERRORS, Status
 from pipeline.verify import verify_output
 from pipeline.watchdog import FlowEndedError
@@ -137,7 +137,7 @@ class Outcome:
 
     exit_code: int
     plan: Plan | None = None
-    record: dict[str, Any] | None = None
+    record: RunRecord | None = None
 
 
 def run(settings: GeotagSettings) -> int:
@@ -157,7 +157,10 @@ def geotag(settings: GeotagSettings, count_gone: bool = False) -> Outcome:
     checkpoint = Checkpoint.load(model_folder(model_uri)).pointing(settings.point)
     storage.check_writable(output)
     try:
-        with lease.held(output, settings.run_id or "(new)", settings.lease) as held, contextlib.ExitStack() as watching:
+        with (
+            records.held(output, settings.run_id or "(new)", settings.lease) as held,
+            contextlib.ExitStack() as watching,
+        ):
             return _run_held(settings, output, model_uri, checkpoint, held, count_gone, watching)
     except FlowEndedError:  # it has been said why
         return Outcome(1)
@@ -179,22 +182,22 @@ def _run_held(
     stop_at_s = None if settings.max_hours is None else time.time() + 3600 * settings.max_hours
     sources = [storage.absolute(source) for source in settings.photos]
     sweep.at_start(held, output)
-    records = catalog.run_records(output)
-    finished_runs = {str(record["run_id"]) for record in [*records, *catalog.removed_records(output)]}
+    finished = records.run_records(output)
+    finished_runs = {record.run_id for record in [*finished, *records.removed_records(output)]}
     stage = _stage(settings, output, checkpoint.model_id, finished_runs, held.epoch)
     held.name_run(stage.run_id)
     logs.name_run(stage.run_id)
     staged_before = tally.staged_outcomes(stage)
 
-    neighbours = [r for r in records if recorded(r, "precision") == settings.precision]
+    neighbours = [r for r in finished if r.setting("precision") == settings.precision]
     # Answers that were decided by another rule would be located, or undecided, where this run's are not.
-    answering = catalog.published_files(output, [r for r in neighbours if recorded(r, "at_least") == settings.at_least])
+    answering = records.published_files(output, [r for r in neighbours if r.setting("at_least") == settings.at_least])
     copies.settle(stage, answering)  # of an earlier start: what is settled need not be planned
     log.info("listing %s", ", ".join(sources))
     plan = make_plan(
         sources,
         stage,
-        catalog.published_files(output, records),
+        records.published_files(output, finished),
         checkpoint.model_id,
         settings.retry_failed,
         settings.limit,
@@ -222,8 +225,8 @@ def _run_held(
             RunMetrics(stage.run_id, plan.todo + plan.staged, staged_before, lambda: held.age_s)
         )
         metrics.set("graticule_run_start_timestamp_seconds", started_at.timestamp())
-        if records:
-            last = max(dt.datetime.fromisoformat(record["finished_at"]) for record in records)
+        if finished:
+            last = max(dt.datetime.fromisoformat(str(record.finished_at)) for record in finished)
             metrics.set("graticule_last_success_timestamp_seconds", last.timestamp())
         _check_photos(settings, plan, stage, held, size.nodes)
         driver = cluster.Driver.here(uses_local_paths=_is_local(settings, output, model_uri, stage))
@@ -268,12 +271,12 @@ def _run_held(
             if left == plan.todo and not plan.staged:
                 log.error("--max-hours %g: that was over before the first photo was done", settings.max_hours)
                 return Outcome(1, plan)
-    explained: albums.AlbumCounts | None = None
+    explained: AlbumCounts | None = None
     if settings.context:
         log.info("looking at albums")
         cells = cell_count(checkpoint.hierarchy.levels[-1].cell_id_K, settings.precision)
         explained = albums.add_context(
-            stage, catalog.published_files(output, neighbours), cells, settings.precision, settings.album
+            stage, records.published_files(output, neighbours), cells, settings.precision, settings.album
         )
         log.info("albums: %s", explained)
     log.info("publishing")
@@ -285,35 +288,34 @@ def _run_held(
         looked_at = {Status.LOCATED: published.located, Status.UNDECIDED: published.undecided}
         metrics.settle({(str(status), ""): count for status, count in looked_at.items()} | failed)
     wall_s = time.monotonic() - start_s
-    record = {
-        "run_id": stage.run_id,
-        "sequence": held.epoch,
-        "started_at": started_at.isoformat(),
-        "finished_at": dt.datetime.now(dt.UTC).isoformat(),
-        "wall_s": round(wall_s, 3),
-        "dataflow_s": round(flow_s, 3),
-        "sources": sources,
-        "model_id": checkpoint.model_id,
-        "model_uri": model_uri,
-        "hierarchy_sha256": checkpoint.hierarchy.content_hash,
-        "settings": asdict(settings),
-        "versions": {"python": platform.python_version(), "ray": ray.__version__, "code": code_version()},
-        "plan": {name: value for name, value in asdict(plan).items() if name not in ("files", "photos")}
-        | {"left": left},
-        "photos": {
-            "located": published.located,
-            "undecided": published.undecided,
-            "failed": published.failed,
-            "failed_by_code": published.failed_by_code,
-            "fingerprint": published.fingerprint,
-            "copies": copies.count(stage),
-            "beyond_known_contents": unmatched,
-            "context": asdict(explained) if explained else None,
-        },
-        "files": [asdict(file) for file in published.files],
-    }
+    record = RunRecord(
+        run_id=stage.run_id,
+        sequence=held.epoch,
+        started_at=started_at.isoformat(),
+        finished_at=dt.datetime.now(dt.UTC).isoformat(),
+        wall_s=round(wall_s, 3),
+        dataflow_s=round(flow_s, 3),
+        sources=tuple(sources),
+        model_id=checkpoint.model_id,
+        model_uri=model_uri,
+        hierarchy_sha256=checkpoint.hierarchy.content_hash,
+        settings=asdict(settings),
+        versions={"python": platform.python_version(), "ray": ray.__version__, "code": code_version()},
+        plan=plan.counts(left),
+        photos=PhotoCounts(
+            located=published.located,
+            undecided=published.undecided,
+            failed=published.failed,
+            failed_by_code=published.failed_by_code,
+            fingerprint=published.fingerprint,
+            copies=copies.count(stage),
+            beyond_known_contents=unmatched,
+            context=explained,
+        ),
+        files=published.files,
+    )
     try:
-        held.commit(record)
+        held.commit(record.to_json())
     except lease.LeaseLostError:
         publish.discard(stage)
         raise
@@ -425,11 +427,6 @@ def _mixed(output: str, run_id: str, started: dict[str, object], wanted: dict[st
         f"unfinished run {run_id} was started with {started}, not {wanted}: finish it by jobs.geotag_archive with"
         f" --run-id {run_id} and those, or remove {staging.Stage(output, run_id).folder}"
     )
-
-
-def recorded(record: dict[str, Any], setting: str) -> object:
-    """Return a setting of a finished run; None where its version did not have it."""
-    return record.get("settings", {}).get(setting)
 
 
 def _waiting(plan: Plan) -> str:

@@ -18,19 +18,19 @@ import re
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import tyro
 
 from jobs import geotag_archive, night_metrics, run_command
 from jobs.geotag_archive import GeotagSettings, OtherSettingsError, Outcome
-from pipeline import catalog, logs, retention, schema, staging, storage
+from pipeline import layout, logs, records, retention, schema, staging, storage
 from pipeline.plan import Order
+from pipeline.records import PlanCounts
 
 log = logging.getLogger(__name__)
 
-NIGHTS_FOLDER = "nights"
 _WEBHOOK_TIMEOUT_S = 30.0
 
 
@@ -107,7 +107,7 @@ def _run(settings: NightlySettings) -> tuple[int, dict[str, Any] | None]:
     if settings.keep_days is not None:
         older_than = dt.timedelta(days=settings.keep_days)
         night["removed_runs"] = retention.remove_replaced_runs(output, older_than, archive.lease)
-    storage.write_bytes(_uri(output, settings.date), json.dumps(night, indent=2).encode())
+    storage.write_bytes(layout.night(output, settings.date), json.dumps(night, indent=2).encode())
     text = summary_text(night)
     print(text, end="")
     if settings.summary:
@@ -175,7 +175,7 @@ def _runs_to_do(output: str, date: str) -> Iterator[str]:
     Tonight's has further names, for where earlier starts of other settings have left it unfinished: the first one that
     is free, or of the same settings, is the night's.
     """
-    finished = {str(record["run_id"]) for record in catalog.run_records(output)}
+    finished = {record.run_id for record in records.run_records(output)}
     for run_id in staging.unfinished_runs(output):
         if run_id not in finished and not _is_own(run_id, date):
             yield run_id
@@ -190,10 +190,9 @@ def _is_own(run_id: str, date: str) -> bool:
 
 def _finished(output: str, run_id: str, max_failed_fraction: float) -> Outcome | None:
     """Return how a run ended that was published, though its night was killed before it could say so."""
-    for record in catalog.run_records(output):
-        if record["run_id"] == run_id:
-            failed = record["photos"]["failed"]
-            too_many = failed > max_failed_fraction * catalog.photo_count(record)
+    for record in records.run_records(output):
+        if record.run_id == run_id:
+            too_many = record.counts.failed > max_failed_fraction * record.counts.published
             return Outcome(3 if too_many else 0, record=record)
     return None
 
@@ -217,7 +216,7 @@ def _budget_left(
 
 
 def _photos(outcome: Outcome) -> int:
-    return 0 if outcome.record is None else catalog.photo_count(outcome.record)
+    return 0 if outcome.record is None else outcome.record.counts.published
 
 
 def _described(
@@ -226,53 +225,48 @@ def _described(
     """Return the night's record. What was listed is what the last run saw; what was done is the sum over the runs."""
     finished_at = dt.datetime.now(dt.UTC)
     plans = [_plan(outcome) for _, outcome in outcomes]
-    records = [(run_id, outcome.record) for run_id, outcome in outcomes if outcome.record is not None]
+    published = [(run_id, outcome.record.counts) for run_id, outcome in outcomes if outcome.record is not None]
     failed_by_code = collections.Counter[str]()
-    for _, record in records:
-        failed_by_code.update(record["photos"]["failed_by_code"])
+    for _, counts in published:
+        failed_by_code.update(counts.failed_by_code or {})
     last = plans[-1]
-    photos, waiting = last["listed"] - last["duplicates"], last.get("waiting", 0)
+    photos, waiting = last.listed - last.duplicates, last.waiting
     return {
         "date": date,
         "started_at": started_at.isoformat(),
         "finished_at": finished_at.isoformat(),
         "hours": (finished_at - started_at).total_seconds() / 3600,
         "exit_code": max(outcome.exit_code for _, outcome in outcomes),
-        "runs": [run_id for run_id, _ in records],
+        "runs": [run_id for run_id, _ in published],
         "listed": photos,
-        "already_done": plans[0]["already_done"],
-        "located": sum(record["photos"]["located"] for _, record in records),
-        "undecided": sum(record["photos"].get("undecided", 0) for _, record in records),
+        "already_done": plans[0].already_done,
+        "located": sum(counts.located for _, counts in published),
+        "undecided": sum(counts.undecided for _, counts in published),
         "failed_by_code": dict(failed_by_code),
-        "changed": sum(plan["changed"] for plan in plans),
-        "gone": last["gone"],
+        "changed": sum(plan.changed for plan in plans),
+        "gone": last.gone,
         # What the limit kept out of the last run, and what that run had no time for.
-        "left": photos - last["already_done"] - last["staged"] - last["todo"] - waiting + last.get("left", 0),
+        "left": photos - last.already_done - last.staged - last.todo - waiting + last.left,
         "waiting": waiting,
         "set_aside": set_aside,
     }
 
 
-def _plan(outcome: Outcome) -> dict[str, Any]:
+def _plan(outcome: Outcome) -> PlanCounts:
     """Return what a run had planned and, if it was published, left."""
-    if outcome.record is not None:
-        plan: dict[str, Any] = outcome.record["plan"]
-        return plan
+    if outcome.record is not None and outcome.record.plan is not None:
+        return outcome.record.plan
     assert outcome.plan is not None
-    return asdict(outcome.plan)
+    return outcome.plan
 
 
 def _night(output: str, date: str) -> dict[str, Any] | None:
     """Return the record of a night that is done, None if it is not."""
-    uri = _uri(output, date)
+    uri = layout.night(output, date)
     if not storage.exists(uri):
         return None
     found: dict[str, Any] = json.loads(storage.read_bytes(uri))
     return found
-
-
-def _uri(output: str, date: str) -> str:
-    return storage.join(output, NIGHTS_FOLDER, f"{date}.json")
 
 
 def _post(address: str, night: dict[str, Any]) -> None:

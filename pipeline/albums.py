@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,10 @@ import pyarrow.compute as pc
 from model import s2
 from pipeline import catalog_sql, context, schema, staging, storage
 from pipeline.context import ContextSettings
+from pipeline.duckdb_opener import connect, view_rows
 from pipeline.places import Gazetteer
-from pipeline.plan import connect, view_rows
 from pipeline.precision import PrecisionName, coarsen
+from pipeline.records import AlbumCounts
 
 _LONGEST = 10_000
 _ROWS_PER_BATCH = 65_536
@@ -61,15 +61,6 @@ SELECT *, false AS is_ours FROM ({
     )
 }) WHERE nth = 1
 """
-
-
-@dataclass(frozen=True)
-class AlbumCounts:
-    """What became of a run's located photos: explained by others, alone in their album, or of unknown time."""
-
-    explained: int
-    alone: int
-    without_time: int
 
 
 def add_context(

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
-from pipeline import catalog_sql, lease, schema, storage
-from pipeline.plan import connect
+from pipeline import catalog_sql, records, schema, storage
+from pipeline.duckdb_opener import connect
+from pipeline.records import RunRecord
 
 _RUNS = pa.schema(
     [
@@ -60,7 +61,7 @@ class Catalog:
 
     def __init__(self, output: str) -> None:
         """Open the output at `output`; ValueError where nothing is published there."""
-        self.records = run_records(output)
+        self.records = records.run_records(output)
         if not self.records:
             raise ValueError(f"nothing is published at {output}: run jobs.geotag_archive with --output {output} first")
         self.connection = connect(output)
@@ -129,14 +130,14 @@ class Catalog:
 
     def _make_photos(self, output: str) -> None:
         """Make the views `history` and `photos`."""
-        with_rows = [record for record in self.records if record["files"]]
+        with_rows = [record for record in self.records if record.files]
         self.connection.execute(f"CREATE VIEW history AS {self._all_rows(output, with_rows)}")
         self.connection.execute("CREATE TABLE internal.run_order (run_id VARCHAR, run_index BIGINT)")
-        order = [(record["run_id"], index) for index, record in enumerate(self.records)]
+        order = [(record.run_id, index) for index, record in enumerate(self.records)]
         self.connection.executemany("INSERT INTO internal.run_order VALUES (?, ?)", order)
         if len(with_rows) > 1:
-            largest = max(with_rows, key=lambda record: photo_count(record))
-            self.connection.execute(catalog_sql.SUPERSEDED, {"largest_run": largest["run_id"]})
+            largest = max(with_rows, key=lambda record: record.counts.published)
+            self.connection.execute(catalog_sql.SUPERSEDED, {"largest_run": largest.run_id})
         else:
             self.connection.execute(catalog_sql.NONE_SUPERSEDED)
         self.connection.execute(catalog_sql.MISSED)
@@ -148,11 +149,11 @@ class Catalog:
             f" FROM {shown} LEFT JOIN internal.missed USING (photo_id)"
         )
 
-    def _all_rows(self, output: str, records: list[dict[str, Any]]) -> str:
-        """Return the query for the rows of `records`, where null stands for what an older version had no column for."""
+    def _all_rows(self, output: str, with_rows: list[RunRecord]) -> str:
+        """Return the query for the rows of runs, where null stands for what an older version had no column for."""
         files_by_columns: dict[frozenset[str], list[str]] = {}
-        for record in records:
-            files = published_files(output, [record])
+        for record in with_rows:
+            files = record.file_uris(output)
             names = self.connection.execute("SELECT name FROM parquet_schema(?)", [files[0]]).fetchall()
             files_by_columns.setdefault(frozenset(name for (name,) in names), []).extend(files)
         types = self.connection.execute("SELECT column_name, column_type FROM (DESCRIBE internal.empty)").fetchall()
@@ -168,14 +169,18 @@ class Catalog:
     def _make_runs(self) -> None:
         rows = [
             {
-                **{name: record.get(name) for name in ("run_id", "sequence", "started_at", "finished_at")},
-                **{name: record.get(name) for name in ("wall_s", "model_id")},
-                "precision": record.get("settings", {}).get("precision"),
-                "located": record["photos"]["located"],
-                "undecided": record["photos"].get("undecided", 0),
-                "failed": record["photos"]["failed"],
-                "failed_by_code": list(record["photos"].get("failed_by_code", {}).items()),
-                "record": json.dumps(record),
+                "run_id": record.run_id,
+                "sequence": record.sequence,
+                "started_at": record.started_at,
+                "finished_at": record.finished_at,
+                "wall_s": record.wall_s,
+                "model_id": record.model_id,
+                "precision": record.setting("precision"),
+                "located": record.counts.located,
+                "undecided": record.counts.undecided,
+                "failed": record.counts.failed,
+                "failed_by_code": list((record.counts.failed_by_code or {}).items()),
+                "record": json.dumps(record.to_json()),
             }
             for record in self.records
         ]
@@ -207,47 +212,3 @@ def _as_value_error() -> Iterator[None]:
 def _literal(text: str) -> str:
     """Return `text` as SQL writes it: a view takes no parameters."""
     return "'" + text.replace("'", "''") + "'"
-
-
-def run_records(output: str) -> list[dict[str, Any]]:
-    """Return the records of the runs that count, in the order in which they were published.
-
-    A run that was removed does not count, though one that slept may have put its record again.
-    """
-    removed = {entry.uri.rsplit("/", 1)[1] for entry in storage.list_files(storage.join(output, lease.REMOVED_FOLDER))}
-    entries = storage.list_files(storage.join(output, lease.RUNS_FOLDER))
-    uris = [entry.uri for entry in entries if entry.uri.rsplit("/", 1)[1] not in removed]
-    return sorted((record for record in _records(uris) if "finished_at" in record), key=order_of)
-
-
-def removed_records(output: str) -> list[dict[str, Any]]:
-    """Return the notes of the runs that were removed; those whose files are gone name none."""
-    return _records(entry.uri for entry in storage.list_files(storage.join(output, lease.REMOVED_FOLDER)))
-
-
-def _records(uris: Iterable[str]) -> list[dict[str, Any]]:
-    found = []
-    for uri in uris:
-        if uri.endswith(".json"):
-            with contextlib.suppress(FileNotFoundError):  # removed since the folder was listed
-                found.append(json.loads(storage.read_bytes(uri)))
-    return found
-
-
-def photo_count(record: dict[str, Any]) -> int:
-    """Return how many photos a run published."""
-    photos = record["photos"]
-    return int(photos["located"]) + int(photos.get("undecided", 0)) + int(photos["failed"])
-
-
-def order_of(record: dict[str, Any]) -> tuple[int, str, str]:
-    """Return a run's place in the order of runs: its sequence number, which the lease handed out, tells it.
-
-    No clock does, but among the records of older versions, which have no number and come before all that have one.
-    """
-    return int(record.get("sequence", -1)), str(record["finished_at"]), str(record["run_id"])
-
-
-def published_files(output: str, records: list[dict[str, Any]]) -> list[str]:
-    """Return the URIs of the files that `records` name, in the records' order."""
-    return [storage.join(output, file["path"]) for record in records for file in record["files"]]

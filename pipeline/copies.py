@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from pipeline import schema, staging
-from pipeline.plan import connect, view_rows
+from pipeline.duckdb_opener import connect, view_rows
 
 _ROWS_PER_PART = 65_536
 

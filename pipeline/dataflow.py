@@ -30,8 +30,9 @@ from pipeline.content_index import ContentIndex, claims, without_copies
 from pipeline.fetch import shares
 from pipeline.isolation import keep_heap
 from pipeline.metrics import WorkerMetrics
-from pipeline.publish import FileRange, Published, PublishedFile, Selection, file_index, publish, put_file, sort_keys
+from pipeline.publish import FileRange, Published, Selection, file_index, publish, put_file, sort_keys
 from pipeline.reader import IsolatedReader, ReaderSettings
+from pipeline.records import PublishedFile
 from pipeline.source_gone import Heartbeat, SourceGoneError
 from pipeline.staging import Stage
 from pipeline.supervise import Watch

@@ -18,7 +18,6 @@ import datetime as dt
 import json
 import logging
 import os
-import re
 import signal
 import socket
 import threading
@@ -26,20 +25,17 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline import schema, storage
 
 log = logging.getLogger(__name__)
 
 FILE = "lease.json"
-RUNS_FOLDER, REMOVED_FOLDER = "runs", "removed"
-"""Where the holder alone puts anything."""
 _RENEWALS = 3
 """Renewals in the time after which a silent holder is taken for dead."""
 _LOST_SIGNAL = signal.SIGUSR2
 """Not SIGINT, which a command that was started with `&` ignores, and not SIGUSR1, which is the watchdog's."""
-_EPOCH_IN_NAME = re.compile(r"(?:^|/|-)e(\d{1,18})[-./]")
 
 
 @dataclass(frozen=True)
@@ -55,6 +51,25 @@ class LeaseSettings:
     def __post_init__(self) -> None:
         if self.seconds < 1:
             raise ValueError(f"--lease.seconds {self.seconds:g}: give at least 1")
+
+
+class Ledger(Protocol):
+    """Where what holders commit is entered: all that a lease knows of the output that it keeps.
+
+    A commit is a JSON document that names what it commits as `run_id`, and its holder's epoch as `sequence`.
+    """
+
+    def enter(self, commit: dict[str, Any]) -> None:
+        """Put a commit in its place, which makes it count, unless it is there already."""
+
+    def has(self, commit: dict[str, Any], epoch: int) -> bool:
+        """Whether the commit of the holder of that epoch is entered, or was and has been let go of."""
+
+    def highest_epoch(self) -> int:
+        """Return the highest epoch that anything at the output names, 0 where nothing does."""
+
+    def remove_temporaries(self) -> None:
+        """Remove what killed holders have left where the holder alone puts anything."""
 
 
 class LeaseHeldError(ValueError):
@@ -102,8 +117,8 @@ class _State:
 class Lease:
     """A held lease: renewed in the background until it is released."""
 
-    def __init__(self, output: str, state: _State, version: str) -> None:
-        self._output, self._state, self._version = output, state, version
+    def __init__(self, output: str, state: _State, version: str, ledger: Ledger | None) -> None:
+        self._output, self._state, self._version, self._ledger = output, state, version, ledger
         self._changing = threading.Lock()
         self._renewed_s = _seconds_since_boot()
         self.lost = threading.Event()
@@ -157,11 +172,12 @@ class Lease:
         self._change(run_id=run_id)
 
     def commit(self, record: dict[str, Any]) -> None:
-        """Let a run count: put its record, in the lease first.
+        """Let a run count: enter its record, a commit as `Ledger` says, and put it in the lease first.
 
         Raises LeaseLostError if another run has the output and this one does not count, and CommitUnknownError where
         the store did not say. In all other cases the run counts, whoever has the output by now.
         """
+        assert self._ledger is not None
         try:
             self._change(commit=record)
         except LeaseLostError:
@@ -177,7 +193,7 @@ class Lease:
                 " lost: run the same command again, which finds out and goes on from there"
             ) from error
         try:
-            put_record(self._output, record)
+            self._ledger.enter(record)
         except OSError as error:
             raise CommitUnknownError(
                 f"{self._output}: this run is committed, but its record could not be written ({error}). Run the same"
@@ -198,18 +214,14 @@ class Lease:
 
     def _is_recorded(self, record: dict[str, Any]) -> bool:
         """Whether the run's own record, or the note that retention let the run go, is in its place."""
+        assert self._ledger is not None
         try:
-            for folder in (RUNS_FOLDER, REMOVED_FOLDER):
-                with contextlib.suppress(FileNotFoundError):
-                    found = json.loads(storage.read_bytes(record_uri(self._output, folder, str(record["run_id"]))))
-                    if found.get("sequence") == self.epoch:
-                        return True
+            return self._ledger.has(record, self.epoch)
         except OSError as error:
             raise CommitUnknownError(
                 f"{self._output}: another run has it, and the store does not say whether this run was committed"
                 f" ({error}). Run the same command again, which finds out"
             ) from error
-        return False
 
     def _change(self, **changes: Any) -> None:
         with self._changing:
@@ -241,16 +253,18 @@ class Lease:
 
 
 @contextlib.contextmanager
-def held(output: str, run_id: str, settings: LeaseSettings) -> Iterator[Lease]:
+def held(output: str, run_id: str, settings: LeaseSettings, ledger: Ledger | None = None) -> Iterator[Lease]:
     """Hold the output's lease; LeaseHeldError, naming the holder, where another run has it.
+
+    Without a ledger nothing can be committed, and nothing at the output numbers its holders: `records.held` has one.
 
     A holder on this machine whose process is gone is followed at once, any other silent one after its time.
     """
-    lease = _acquire(output, run_id, settings)
+    lease = _acquire(output, run_id, settings, ledger)
     try:
         lease.check_store()
-        storage.remove_temporaries(storage.join(output, RUNS_FOLDER))
-        storage.remove_temporaries(storage.join(output, REMOVED_FOLDER))
+        if ledger is not None:
+            ledger.remove_temporaries()
         yield lease
     except (KeyboardInterrupt, Exception):
         lease.check()  # its loss may be why: it interrupts, and what DuckDB makes of that is an error of its own
@@ -259,7 +273,7 @@ def held(output: str, run_id: str, settings: LeaseSettings) -> Iterator[Lease]:
         lease.release()
 
 
-def _acquire(output: str, run_id: str, settings: LeaseSettings) -> Lease:
+def _acquire(output: str, run_id: str, settings: LeaseSettings, ledger: Ledger | None) -> Lease:
     uri = _uri(output)
     mine = _State(
         epoch=0,
@@ -274,9 +288,10 @@ def _acquire(output: str, run_id: str, settings: LeaseSettings) -> Lease:
         try:
             found = storage.read_version(uri)
         except FileNotFoundError:
-            mine = replace(mine, epoch=1 + _highest_epoch(output))
+            # A new output, or one whose `lease.json` somebody has removed.
+            mine = replace(mine, epoch=1 + (0 if ledger is None else ledger.highest_epoch()))
             with contextlib.suppress(FileExistsError):
-                return Lease(output, mine, storage.create_bytes(uri, _encoded(mine)))
+                return Lease(output, mine, storage.create_bytes(uri, _encoded(mine)), ledger)
             continue
         state = _decoded(uri, found.data)
         if not state.is_free and not _is_dead(state):
@@ -284,25 +299,11 @@ def _acquire(output: str, run_id: str, settings: LeaseSettings) -> Lease:
             log.warning("%s has not been heard of for %g s: taking over", state.holder, state.seconds)
         if state.commit is not None:
             log.warning("finishing what run %s was about to commit", schema.printable(str(state.commit["run_id"])))
-            put_record(output, state.commit)
+            assert ledger is not None, uri
+            ledger.enter(state.commit)
         mine = replace(mine, epoch=state.epoch + 1)
         with contextlib.suppress(storage.ChangedError):
-            return Lease(output, mine, storage.replace_bytes(uri, _encoded(mine), found.etag))
-
-
-def _highest_epoch(output: str) -> int:
-    """Return the highest epoch that anything at the output names, 0 where nothing does.
-
-    For an output without a lease: a new one, or one whose `lease.json` somebody has removed.
-    """
-    epochs = [0]
-    for entry in storage.list_files(output):
-        path = entry.uri.removeprefix(output + "/")
-        if path.split("/")[0] in (RUNS_FOLDER, REMOVED_FOLDER) and path.endswith(".json"):
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                epochs.append(int(json.loads(storage.read_bytes(entry.uri)).get("sequence") or 0))
-        epochs += (int(epoch) for epoch in _EPOCH_IN_NAME.findall(path))
-    return max(epochs)
+            return Lease(output, mine, storage.replace_bytes(uri, _encoded(mine), found.etag), ledger)
 
 
 def _wait_for_silence(uri: str, version: str, state: _State) -> None:
@@ -363,19 +364,6 @@ def _is_here(state: _State) -> bool:
 def _is_dead(state: _State) -> bool:
     pid, started, _ = state.process.split(" ", 2)
     return _is_here(state) and _started(int(pid)) != started
-
-
-def put_record(output: str, record: dict[str, Any]) -> str:
-    """Put a run's record, which makes the run count, unless it is there already; return its URI."""
-    uri = record_uri(output, RUNS_FOLDER, str(record["run_id"]))
-    with contextlib.suppress(FileExistsError):  # another has completed the same commit
-        storage.create_bytes(uri, json.dumps(record, indent=2).encode())
-    return uri
-
-
-def record_uri(output: str, folder: str, run_id: str) -> str:
-    """Return where a run's record is, or is noted to have been removed."""
-    return storage.join(output, folder, f"{run_id}.json")
 
 
 def _uri(output: str) -> str:

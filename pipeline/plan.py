@@ -9,18 +9,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 import duckdb
 import pyarrow as pa
 
-from pipeline import manifest, schema, staging, storage
+from pipeline import layout, manifest, schema, staging, storage
+from pipeline.duckdb_opener import connect, view_rows
 from pipeline.photo_set import PhotoSet, UnaccountedError
+from pipeline.records import PlanCounts
 
 log = logging.getLogger(__name__)
 
@@ -34,52 +35,20 @@ _ORDER_BY: dict[Order, str] = {
 _TASKS = 1024
 _ROWS_PER_TASK = (64, 65_536)
 """A file of the plan is a task: small ones spread a small archive, large ones keep a billion photos' plan short."""
-_MEMORY_LIMIT = "12.5%"
-"""Of the machine's memory, or of its container's where that has less: the rest is for Ray, decoders and the model.
-
-DuckDB takes as many threads as there are cores.
-"""
 _LONGEST_WAIT_LOG2 = 5
-_PUBLISHED_EPOCH = re.compile(r"/part-e(\d+)-\d+\.parquet$")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A run's work: what its sources list, what of it is done, and the files that hold the rest.
+@dataclass(frozen=True, kw_only=True)
+class Plan(PlanCounts):
+    """A run's work: its counts, which `photos` it takes on, and the `files` that hold those to process now."""
 
-    `listed` counts manifest rows, `excluded` those that the sources' patterns left out before, `duplicates` those that
-    repeat a photo; `already_done` the photos that have their row from an earlier run, `of_another_model` those of them
-    whose row another model made; `waiting` those that failed in passing and are for a later run to try again; `gone`
-    the photos that have a row and are listed no more, where that was asked for. Of those this run takes on, which are
-    `photos`, `staged` have their row from before it was interrupted, `todo` are to process now, which `files` hold, and
-    `changed` were published in another version.
-    """
-
-    listed: int
-    excluded: int
-    duplicates: int
-    already_done: int
-    of_another_model: int
-    staged: int
-    todo: int
-    changed: int
     files: tuple[str, ...]
     photos: PhotoSet
-    gone: int | None = None
-    waiting: int = 0
 
-
-def connect(*uris: str) -> duckdb.DuckDBPyConnection:
-    """Open an in-memory DuckDB that spills to disk, knows UTC only, and can read every scheme among `uris`."""
-    connection = duckdb.connect()
-    connection.execute(f"SET memory_limit = '{_MEMORY_LIMIT}'")
-    connection.execute("SET temp_directory = ?", [str(Path(tempfile.gettempdir()) / "graticule-duckdb")])
-    connection.execute("SET preserve_insertion_order = false")
-    connection.execute("SET enable_progress_bar = false")
-    connection.execute("SET TimeZone = 'UTC'")
-    for uri in uris:
-        storage.let_duckdb_read(connection, uri)
-    return connection
+    def counts(self, left: int) -> PlanCounts:
+        """Return what the run's record says of it; `left` is how many photos the run had no time for."""
+        counted = {part.name: getattr(self, part.name) for part in fields(PlanCounts)}
+        return PlanCounts(**counted | {"left": left})
 
 
 def make_plan(
@@ -362,8 +331,7 @@ def _runs_since(published_files: Sequence[str], epoch: int) -> list[int]:
     numbers = {run: number for number, run in enumerate(dict.fromkeys(runs))}
     since = []
     for uri, run in zip(published_files, runs, strict=True):
-        found = _PUBLISHED_EPOCH.search(uri)
-        since.append(max(len(numbers) - 1 - numbers[run], epoch - 1 - int(found[1] if found else 0)))
+        since.append(max(len(numbers) - 1 - numbers[run], epoch - 1 - (layout.published_epoch(uri) or 0)))
     return since
 
 
@@ -390,35 +358,6 @@ def _newest(rows: str, verdict: str) -> str:
     photo, since DuckDB can't spill the texts of an aggregate; 61 bits of a hash tell two versions of one photo apart.
     """
     return f"SELECT photo_id, arg_max(hash(etag) >> 3 << 3 | {verdict}, file_index) AS row FROM {rows} GROUP BY ALL"
-
-
-def view_rows(
-    connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[str], has_all_columns: bool = False
-) -> None:
-    """Make a view of the rows in `files`, which are read as a stream and not copied.
-
-    `file_index` is the file's in the list: of a photo's rows the one with the highest is the newest, where the list is
-    in such an order. With `has_all_columns` there are all of `schema.PHOTOS`, null where an older version's files lack
-    one, and `file_row_number`.
-    """
-    uris, indices = pa.array(files, pa.string()), pa.array(range(len(files)), pa.int64())
-    connection.register(f"{name}_files", pa.table({"filename": uris, "file_index": indices}))
-    connection.register(f"no_{name}", schema.PHOTOS.empty_table())
-    if not files:
-        more = ", ''::VARCHAR AS filename, 0::BIGINT AS file_index, 0::BIGINT AS file_row_number"
-        connection.execute(f"CREATE VIEW {name} AS SELECT *{more} FROM no_{name}")
-        return
-    connection.read_parquet(
-        list(files),
-        hive_partitioning=False,
-        filename=True,
-        file_row_number=has_all_columns,
-        union_by_name=has_all_columns,
-    ).create_view(f"{name}_read")
-    rows = f"FROM {name}_read JOIN {name}_files USING (filename)"
-    connection.execute(
-        f"CREATE VIEW {name} AS {f'FROM no_{name} UNION ALL BY NAME {rows}' if has_all_columns else rows}"
-    )
 
 
 def _write_plan(

@@ -1,7 +1,7 @@
 """A finished run becomes few large GeoParquet files, sorted by cell and checked against its plan; its record is last.
 
-Layout: `photos/run=<run_id>/part-e<epoch>-00000.parquet …`, then `runs/<run_id>.json`, which is committed through the
-lease. A run counts once its record exists, so whatever interrupts publishing leaves nothing that a reader takes for an
+First come the files, then the record, which is committed through the lease (see `layout`). A run counts once its
+record exists, so whatever interrupts publishing leaves nothing that a reader takes for an
 answer. The epoch is in the names so that a driver that slept through its lease never writes over its successor's.
 """
 
@@ -18,27 +18,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline import geoparquet, lease, schema, staging, storage
+from pipeline import geoparquet, layout, records, schema, staging, storage
+from pipeline.duckdb_opener import connect
 from pipeline.geoparquet import Bbox
 from pipeline.photo_set import PhotoSet, UnaccountedError, id_bytes
-from pipeline.plan import connect
+from pipeline.records import PublishedFile, RunRecord
 
-PHOTOS_FOLDER = "photos"
 LEAST_ROWS_PER_FILE = 500_000
 """A file has so many rows to twice as many, if the run has: some 180 to 370 MB, which a writer holds in memory."""
 _NAMED_PHOTOS = 20
 _ORDER = "ORDER BY cell_id NULLS LAST, photo_id"
 _STAGED = schema.PHOTOS.append(pa.field("filename", pa.string())).append(pa.field("file_row_number", pa.int64()))
-
-
-@dataclass(frozen=True)
-class PublishedFile:
-    """One published file; `path` is relative to the output, `digest` the hex BLAKE2b-128 of its bytes."""
-
-    path: str
-    row_count: int
-    size_bytes: int
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -137,18 +127,18 @@ def put_file(stage: staging.Stage, index: int, groups: Iterable[pa.Table], bbox:
 
         geoparquet.write(path, counted(), bbox)
         data = path.read_bytes()
-    uri = storage.join(_folder(stage), f"part-e{stage.epoch}-{index:05d}.parquet")
+    uri = layout.published_file(stage.output, stage.run_id, stage.epoch, index)
     storage.write_bytes(uri, data)
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     return PublishedFile(uri.removeprefix(stage.output + "/"), row_count, len(data), digest)
 
 
-def put_record(stage: staging.Stage, record: dict[str, object]) -> str:
+def put_record(stage: staging.Stage, record: RunRecord) -> str:
     """Let a run count where nobody else can write to the output (else the lease's holder commits it); the record's URI.
 
     Removes the run's staging.
     """
-    uri = lease.put_record(stage.output, record)
+    uri = records.put_record(stage.output, record)
     stage.delete()
     return uri
 
@@ -169,8 +159,8 @@ def check_all_published(published: Published, planned: PhotoSet, stage: staging.
 
 def discard(stage: staging.Stage) -> None:
     """Remove the files that this epoch has written for the run: only where they certainly are not to count."""
-    for entry in storage.list_files(_folder(stage)):
-        if entry.uri.rsplit("/", 1)[1].startswith(f"part-e{stage.epoch}-"):
+    for entry in storage.list_files(layout.published_folder(stage.output, stage.run_id)):
+        if layout.published_epoch(entry.uri) == stage.epoch:
             storage.delete(entry.uri)
 
 
@@ -187,10 +177,6 @@ def file_index(rows: pa.Table, ranges: Sequence[FileRange]) -> np.ndarray:
     """Return for each row the number of the file that it belongs to."""
     starts = np.array([file.first_key for file in ranges], "S24")
     return np.searchsorted(starts, sort_keys(rows), side="right") - 1
-
-
-def _folder(stage: staging.Stage) -> str:
-    return storage.join(stage.output, PHOTOS_FOLDER, f"run={stage.run_id}")
 
 
 def _write_here(

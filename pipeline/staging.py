@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import schema, storage
+from pipeline import layout, schema, storage
 
 _EPOCH = r"/(?:run-)?e(\d{1,18})[-./][^/]*(?:$|/[^/]*$)"
 """An object's epoch in its name: `rows/e7-…`, `plan/e7/…`, `run-e7.json`; older names are a digest, 32 digits long."""
@@ -41,7 +41,7 @@ class Stage:
     @property
     def folder(self) -> str:
         """URI of everything this run has staged."""
-        return storage.join(self.output, "staging", self.run_id)
+        return layout.staging_folder(self.output, self.run_id)
 
     def plan_uri(self, name: str, index: int) -> str:
         """URI of file number `index` of the plan's part `name`."""
@@ -116,7 +116,7 @@ def parquet_bytes(rows: pa.Table) -> bytes:
 
 def unfinished_runs(output: str) -> list[str]:
     """Return the ids of the runs staged below `output`, in the order in which they were started."""
-    folder = storage.join(output, "staging")
+    folder = storage.join(output, layout.STAGING)
     started: dict[str, int] = {}
     for entry in storage.list_files(folder):
         run_id, _, below = entry.uri.removeprefix(folder + "/").partition("/")

@@ -12,30 +12,25 @@ Three rules keep a holder that has lost its lease, and does not know it yet, fro
 
 from __future__ import annotations
 
-import re
-
-from pipeline import catalog, lease, staging, storage
-from pipeline.publish import PHOTOS_FOLDER
-
-_PUBLISHED = re.compile(r"part-(?:e(\d+)-)?\d+\.parquet")
+from pipeline import layout, lease, records, staging, storage
 
 
 def at_start(held: lease.Lease, output: str) -> None:
     """Remove what neither a reader nor a run will ever need; called first thing under the lease."""
-    removed = catalog.removed_records(output)
-    records = [*catalog.run_records(output), *removed]
-    finished = {str(record["run_id"]) for record in records}
+    removed = records.removed_records(output)
+    known = [*records.run_records(output), *removed]
+    finished = {record.run_id for record in known}
     for run_id in staging.unfinished_runs(output):
         if run_id in finished:
             finished_run(staging.Stage(output, run_id))
     for record in removed:  # one that slept through its run's whole life may have put its record once more
-        storage.delete(lease.record_uri(output, lease.RUNS_FOLDER, str(record["run_id"])))
-    named = set(catalog.published_files(output, records))
-    for entry in storage.list_files(storage.join(output, PHOTOS_FOLDER)):
-        found = _PUBLISHED.fullmatch(entry.uri.rsplit("/", 1)[1])
-        if found and int(found[1] or 0) < held.epoch and entry.uri not in named:
+        storage.delete(layout.record(output, record.run_id))
+    named = set(records.published_files(output, known))
+    for entry in storage.list_files(storage.join(output, layout.PHOTOS)):
+        epoch = layout.published_epoch(entry.uri)
+        if epoch is not None and epoch < held.epoch and entry.uri not in named:
             storage.delete(entry.uri)
-    storage.remove_temporaries(storage.join(output, PHOTOS_FOLDER))
+    storage.remove_temporaries(storage.join(output, layout.PHOTOS))
 
 
 def finished_run(stage: staging.Stage) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from pipeline import schema, staging
-from pipeline.plan import connect, view_rows
+from pipeline.duckdb_opener import connect, view_rows
 
 Outcomes = Mapping[tuple[str, str], int]
 """Photos by status and error code, "" where there is none."""

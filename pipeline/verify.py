@@ -12,22 +12,20 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import geoparquet, local_files, schema, storage
+from pipeline import geoparquet, layout, local_files, schema, storage
+from pipeline.duckdb_opener import connect
 from pipeline.geoparquet import Bbox
-from pipeline.lease import FILE, REMOVED_FOLDER, RUNS_FOLDER
 from pipeline.photo_set import PhotoSet
-from pipeline.plan import connect
 from pipeline.precision import wkb_points
-from pipeline.publish import PHOTOS_FOLDER
+from pipeline.records import PublishedFile, RunRecord, read_record
 from pipeline.retention import removed_files
 from pipeline.tally import outcomes
 
@@ -35,8 +33,6 @@ _CHUNK_BYTES = 16 * 2**20
 _ROWS_PER_BATCH = 65_536
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, MemoryError)
 """What reading a damaged Parquet file raises."""
-_SWEPT = (f".{FILE}.tmp", RUNS_FOLDER, REMOVED_FOLDER)
-"""Where the lease's next holder removes what was left."""
 _CODES = ", ".join(f"'{code}'" for code in schema.ErrorCode)
 _IS_PROBABILITY = "BETWEEN 0 AND 1.000001"  # a sum of 32-bit numbers
 _ROW_RULES = {
@@ -90,13 +86,19 @@ def verify_output(output: str) -> list[Problem]:
     output = storage.absolute(output)
     listing = _Listing(output)  # before the records: what a run commits meanwhile is no stray
     problems: list[Problem] = []
-    records: dict[str, dict[str, Any]] = {}
-    for entry in storage.list_files(storage.join(output, RUNS_FOLDER)):
+    records: dict[str, RunRecord] = {}
+    for entry in storage.list_files(storage.join(output, layout.RUNS)):
         where = entry.uri.removeprefix(output + "/")
         if where.endswith(".json"):
-            record, what = _read_record(entry.uri)
-            if what:
-                problems.append(Problem(where, what))
+            try:
+                record = read_record(entry.uri)
+                if not record.model_id:
+                    raise ValueError("says no model, files or photos")
+                for file in record.files:
+                    if not layout.is_published_file(file.path, record.run_id):
+                        raise ValueError(f"names a file that can't be the run's: {file.path}")
+            except ValueError as error:
+                problems.append(Problem(where, str(error)))
             else:
                 records[where] = record
     if not records and not problems and not listing.published:
@@ -104,9 +106,9 @@ def verify_output(output: str) -> list[Problem]:
 
     named = removed_files(output)
     for where, record in records.items():
-        named |= {file["path"] for file in record["files"]}
+        named |= {file.path for file in record.files}
         problems += _Run(output, where, record).problems()
-    problems += listing.problems(named, {str(record["run_id"]) for record in records.values()})
+    problems += listing.problems(named, {record.run_id for record in records.values()})
     return problems
 
 
@@ -120,10 +122,10 @@ class _Listing:
         for entry in storage.list_files(output):
             path = entry.uri.removeprefix(output + "/")
             folder, _, below = path.partition("/")
-            if folder == PHOTOS_FOLDER and path.endswith(".parquet"):
+            if folder == layout.PHOTOS and path.endswith(".parquet"):
                 self.published.append(path)
-            elif folder == "staging" and below:
-                self._staged_runs.add(below.split("/", 1)[0])
+            elif folder == layout.STAGING and below:
+                self._staged_runs.add(layout.run_of(path))
             else:
                 self._others.append(path)
 
@@ -132,46 +134,24 @@ class _Listing:
         unfinished = self._staged_runs - finished_runs
         for path in self.published:
             if path not in named:
-                is_unfinished = path.split("/")[1].removeprefix("run=") in unfinished
+                is_unfinished = layout.run_of(path) in unfinished
                 advice = "run the job again, which finishes the run" if is_unfinished else "remove the file"
-                what = f"no run's record names it, but whoever reads all of {PHOTOS_FOLDER}/ would count it: {advice}"
+                what = f"no run's record names it, but whoever reads all of {layout.PHOTOS}/ would count it: {advice}"
                 yield Problem(path, what)
         for path in self._others:
             name = path.rsplit("/", 1)[-1]
-            if name.endswith(".tmp") and path.partition("/")[0] in _SWEPT:
+            if name.endswith(".tmp") and layout.is_swept(path):
                 yield Problem(path, "left over from a process that was killed: the next run removes it")
-            elif name.endswith(".tmp") or name.startswith(".graticule-probe-") or path.startswith(f"{PHOTOS_FOLDER}/"):
+            elif name.endswith(".tmp") or name.startswith(".graticule-probe-") or path.startswith(f"{layout.PHOTOS}/"):
                 yield Problem(path, "left over, and not ours to keep: remove it")
         for run_id in sorted(self._staged_runs & finished_runs):
-            yield Problem(f"staging/{run_id}", "left over from a finished run: the next run removes it")
-
-
-def _read_record(uri: str) -> tuple[dict[str, Any], str]:
-    """Return a run's record and what is wrong with its form."""
-    try:
-        record = json.loads(storage.read_bytes(uri))
-    except ValueError as error:
-        return {}, f"is no JSON: {error}"
-    stem = uri.rsplit("/", 1)[1].removesuffix(".json")
-    if not isinstance(record, dict) or record.get("run_id") != stem:
-        return {}, f"is no record of a run {stem}"
-    files = record.get("files")
-    if not (isinstance(files, list) and isinstance(record.get("model_id"), str)) or not isinstance(
-        record.get("photos", {}), dict
-    ):
-        return {}, "says no model, files or photos"
-    folder = f"{PHOTOS_FOLDER}/run={stem}/"
-    for file in files:
-        path = file.get("path") if isinstance(file, dict) else None
-        if not isinstance(path, str) or not path.startswith(folder) or "/" in path.removeprefix(folder):
-            return {}, f"names a file that can't be the run's: {path}"
-    return record, ""
+            yield Problem(f"{layout.STAGING}/{run_id}", "left over from a finished run: the next run removes it")
 
 
 class _Run:
     """One run's record against its files."""
 
-    def __init__(self, output: str, where: str, record: dict[str, Any]) -> None:
+    def __init__(self, output: str, where: str, record: RunRecord) -> None:
         self._output, self._where, self._record = output, where, record
         self._connection = connect()
         self._connection.execute("CREATE TABLE ids (photo_id BLOB)")
@@ -181,7 +161,7 @@ class _Run:
     def problems(self) -> list[Problem]:
         """Return all that is amiss."""
         with self._connection:
-            unread = [file["path"] for file in self._record["files"] if not self._check_file(file)]
+            unread = [file.path for file in self._record.files if not self._check_file(file)]
             if not unread:  # else the sums would only say again that something is missing
                 self._check_sums()
         return self._problems
@@ -190,16 +170,16 @@ class _Run:
         self._problems.append(Problem(where, what))
         return False
 
-    def _check_file(self, file: dict[str, Any]) -> bool:
+    def _check_file(self, file: PublishedFile) -> bool:
         """Check one file by itself; return whether all of its rows could be read."""
-        path = str(file["path"])
+        path = file.path
         try:
             with _local_copy(storage.join(self._output, path)) as (local, size_bytes, digest):
-                if size_bytes != file.get(schema.SIZE_BYTES, size_bytes):
-                    return self._found(path, f"has {size_bytes} bytes, not {file[schema.SIZE_BYTES]}")
-                if digest != file.get("digest", digest):
+                if file.size_bytes not in (None, size_bytes):
+                    return self._found(path, f"has {size_bytes} bytes, not {file.size_bytes}")
+                if file.digest not in (None, digest):
                     return self._found(path, "its bytes are not those that were written")
-                return self._check_content(path, local, file.get("row_count"))
+                return self._check_content(path, local, file.row_count)
         except FileNotFoundError:
             return self._found(path, "is missing")
         except storage.ChangedError:
@@ -245,14 +225,14 @@ class _Run:
             self._counts[status, code] = self._counts.get((status, code), 0) + count
 
     def _check_sums(self) -> None:
-        photos = self._record.get("photos", {})
+        said = {} if self._record.photos is None else asdict(self._record.photos)
         by_code = {code: count for (_, code), count in sorted(self._counts.items()) if code}
         counted: dict[str, object] = {"failed": sum(by_code.values()), "failed_by_code": by_code}
         for status in (schema.Status.LOCATED, schema.Status.UNDECIDED):
             counted[status] = self._counts.get((status, ""), 0)
         for name, count in counted.items():
-            if count != photos.get(name, count):
-                self._found(self._where, f"says {name}: {photos[name]}; its files say {count}")
+            if said.get(name) not in (None, count):
+                self._found(self._where, f"says {name}: {said[name]}; its files say {count}")
         ((repeated, examples),) = self._connection.sql(
             """
             SELECT count(*), (list(hex(photo_id)))[:3] FROM (
@@ -262,15 +242,15 @@ class _Run:
         if repeated:
             self._found(self._where, f"{repeated} photos have several rows in its files, for example {examples}")
         found = PhotoSet.of(self._connection.sql("SELECT photo_id FROM ids").to_arrow_reader(1_000_000)).fingerprint
-        if found != photos.get("fingerprint", found):
+        if said.get("fingerprint") not in (None, found):
             self._found(self._where, "the photos in its files are not those that were planned")
 
 
 class _RowRules:
     """Counts the rows of one file that are not as a row must be, a batch at a time."""
 
-    def __init__(self, record: dict[str, Any]) -> None:
-        self._ids = {**{name: record[name] for name in ("run_id", "model_id")}, "sequence": record.get("sequence")}
+    def __init__(self, record: RunRecord) -> None:
+        self._ids = {"run_id": record.run_id, "model_id": record.model_id, "sequence": record.sequence}
         self._connection = connect()
         self._broken: dict[str, tuple[int, str]] = {}
         self.bbox: Bbox | None = None

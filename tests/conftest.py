@@ -32,6 +32,7 @@ from pipeline.locator import Locator, LocatorSettings
 from pipeline.plan import make_plan
 from pipeline.publish import publish, put_record
 from pipeline.reader import Reader, ReaderSettings
+from pipeline.records import RunRecord
 from pipeline.staging import Stage
 from tests.photo_samples import china_jpeg, flower_jpeg
 from tests.processes import processes_with
@@ -143,7 +144,7 @@ def publish_photos(photos: Path, checkpoint_folder: Path, output: Path) -> None:
         },
         "files": [asdict(file) for file in published.files],
     }
-    put_record(stage, record)
+    put_record(stage, RunRecord.from_json(record))
 
 
 @dataclass(frozen=True)

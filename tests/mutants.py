@@ -51,6 +51,9 @@ MODULES = (
     "pipeline/exif.py",
     "pipeline/precision.py",
     "pipeline/fetch.py",
+    "pipeline/duckdb_opener.py",
+    "pipeline/records.py",
+    "pipeline/layout.py",
 )
 OTHER_TESTS = {
     "pipeline/catalog_sql.py": ("tests/pipeline/test_catalog.py", "tests/pipeline/test_catalog_regions.py"),

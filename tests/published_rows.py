@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipeline import schema, storage
 from pipeline.catalog import Catalog
 from pipeline.publish import publish, put_record
+from pipeline.records import RunRecord
 from pipeline.staging import Stage, parquet_bytes
 from tests.photo_rows import NOON, photos
 
@@ -30,7 +31,7 @@ def publish_rows(output: str, rows: Sequence[dict[str, Any]]) -> Catalog:
         "photos": {"located": published.located, "failed": published.failed},
         "files": [{"path": file.path} for file in published.files],
     }
-    put_record(stage, record)
+    put_record(stage, RunRecord.from_json(record))
     return Catalog(output)
 
 
@@ -69,4 +70,4 @@ def publish_run(
             },
             "files": [{"path": file.path} for file in published.files],
         }
-        put_record(stage, record | ({} if sequence is None else {"sequence": sequence}))
+        put_record(stage, RunRecord.from_json(record | {"sequence": sequence}))

@@ -25,7 +25,7 @@ HOMES = {
     "boto3": ("pipeline/store_clients.py",),
     "botocore": ("pipeline/store_clients.py",),
     # storage teaches DuckDB to read remote files, which takes the type's name only
-    "duckdb": ("pipeline/plan.py", "pipeline/catalog.py", "pipeline/storage.py"),
+    "duckdb": ("pipeline/duckdb_opener.py", "pipeline/plan.py", "pipeline/catalog.py", "pipeline/storage.py"),
     "tensorrt": ("model/engines/",),
     "onnx": ("model/engines/",),
     "onnx_ir": ("model/engines/",),

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from model import geodesy, s2
-from pipeline import catalog, schema, storage
+from pipeline import catalog, records, schema, storage
 from pipeline.places import Places
 from training import labelled
 
@@ -108,7 +108,7 @@ def read_geotagged(source: str, root: str = "", scenes: int = 0) -> GeotaggedPho
     source = storage.absolute(source)
     if storage.exists(source):
         return _of_table(source, root, scenes)
-    if not catalog.run_records(source):
+    if not records.run_records(source):
         raise ValueError(f"{source} is neither a table nor an output of jobs.geotag_archive with a finished run")
     return _of_archive(source)
 
@@ -157,7 +157,7 @@ def _of_archive(output: str) -> GeotaggedPhotos:
         f" FROM photos ORDER BY {schema.URI}"
     )
     # Where a run was told to keep nothing finer than a city, the positions are the centres of cells.
-    precision = {record["run_id"]: record.get("settings", {}).get("precision") for record in published.records}
+    precision = {record.run_id: record.setting("precision") for record in published.records}
     coarse = {run for run, name in precision.items() if name not in (None, "street")}
     failed_N = pc.equal(photos[schema.STATUS], schema.Status.FAILED).to_numpy()
     coarse_N = pc.is_in(photos[schema.RUN_ID], pa.array(sorted(coarse), pa.string())).to_numpy()

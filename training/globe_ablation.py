@@ -34,6 +34,7 @@ from training.objective import Labels, Objective
 from training.partition import PartitionConfig, build_hierarchy
 from training.snapshot import WeightAverage
 from training.synthetic_globe import Globe, GlobeConfig, GlobePhotos
+from training.validation import summed_losses
 
 LONG_TAILED = GlobeConfig(climates=12, countries=5, towns=5, signs=8, glyphs=6, tail=1.0)
 """300 towns in 60 countries: number r of them has a share of the photos that falls as 1 / r."""
@@ -265,7 +266,8 @@ def _until_converged(
     objective = Objective(model, recipe, labels)
     known = world.validation
     untold = np.full(len(known), UNKNOWN)
-    judge = Objective(model, recipe, Labels.of(hierarchy, known.lat_deg_N, known.lon_deg_N, untold))
+    known_labels = Labels.of(hierarchy, known.lat_deg_N, known.lon_deg_N, untold)
+    judge = Objective(model, recipe, known_labels)
     optimizer, order = recipe.make_optimizer(objective, model.backbone), DrawOrder(np.arange(number), seed)
     average = WeightAverage(model, _AVERAGE)
     step, best, best_weights = 0, _Course(0, 0, False, float("inf")), average.take()
@@ -285,7 +287,7 @@ def _until_converged(
             step += 1
         average.swap()
         model.eval()
-        nll = _mean_nll(judge, ArraySource(known.pixels_NYXC), len(known))
+        nll = _mean_nll(judge, known_labels, ArraySource(known.pixels_NYXC))
         look(epoch)
         average.swap()
         if nll < best.validation_nll - conditions.least_gain:
@@ -299,10 +301,12 @@ def _until_converged(
     return best
 
 
-def _mean_nll(judge: Objective, source: ArraySource, photos: int) -> float:
+def _mean_nll(judge: Objective, labels: Labels, source: ArraySource) -> float:
     """Return the mean over the levels of the mean negative log-likelihood of the photos' cells, in nats."""
-    batches = source.batches(range(photos), 200)
-    sums = torch.stack([judge.validate(torch.from_numpy(pixels), row_B) for row_B, pixels in batches]).sum(dim=0)
+    batches = source.batches(range(len(labels.level_NH)), 200)
+    sums = torch.stack(
+        [summed_losses(labels, row_B, judge.validate(torch.from_numpy(pixels))) for row_B, pixels in batches]
+    ).sum(dim=0)
     return float((sums[:-1, 0] / sums[:-1, 2]).mean())
 
 

@@ -48,18 +48,10 @@ class Validation:
     @torch.no_grad()
     def add(self, row_B: NDArray[np.int64], output: GeoDecoderOutput) -> None:
         """Take in what the network says of some photos."""
-        labels, device = self._labels, output.scene_logits_BS.device
-        label_BH = torch.from_numpy(labels.level_NH[row_B]).to(device)
-        scene_B = torch.from_numpy(labels.scene_N[row_B]).to(device)
-        logits = [x.float() for x in (*output.logits, output.scene_logits_BS)]
-        sums = []
-        for logits_BK, label_B in zip(logits, (*label_BH.T, scene_B), strict=True):
-            known = (label_B != UNKNOWN).sum()
-            loss = masked_cross_entropy(logits_BK, label_B) * known
-            sums.append(torch.stack([loss, (logits_BK.argmax(dim=1) == label_B).sum(), known]).double())
-        self._sum_P3 += torch.stack(sums).cpu()
+        self._sum_P3 += summed_losses(self._labels, row_B, output).cpu()
         if self._read_out is not None:
-            self._judge(row_B, tuple(logits[:-1]), label_BH)
+            label_BH = torch.from_numpy(self._labels.level_NH[row_B]).to(output.scene_logits_BS.device)
+            self._judge(row_B, tuple(logits_BK.float() for logits_BK in output.logits), label_BH)
 
     def _judge(self, row_B: NDArray[np.int64], logits: tuple[Tensor, ...], label_BH: Tensor) -> None:
         labels, read_out = self._labels, self._read_out
@@ -112,6 +104,19 @@ class Validation:
             mean_TH = nll.reshape(len(_TEMPERATURES), -1)[:, count_H > 0] / count_H[count_H > 0]
             result[LOG_LIKELIHOOD] = -float(mean_TH.mean(dim=1).min())
         return result
+
+
+def summed_losses(labels: Labels, row_B: NDArray[np.int64], output: GeoDecoderOutput) -> Tensor:
+    """Return sums over photos: each level's cross-entropy, hits and labels, then the scenes'; float64, (H + 1, 3)."""
+    device = output.scene_logits_BS.device
+    label_BH = torch.from_numpy(labels.level_NH[row_B]).to(device)
+    scene_B = torch.from_numpy(labels.scene_N[row_B]).to(device)
+    sums = []
+    for logits_BK, label_B in zip((*output.logits, output.scene_logits_BS), (*label_BH.T, scene_B), strict=True):
+        known = (label_B != UNKNOWN).sum()
+        loss = masked_cross_entropy(logits_BK.float(), label_B) * known
+        sums.append(torch.stack([loss, (logits_BK.argmax(dim=1) == label_B).sum(), known]).double())
+    return torch.stack(sums)
 
 
 @dataclass(frozen=True)

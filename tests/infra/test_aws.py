@@ -19,7 +19,7 @@ import yaml
 from moto.server import ThreadedMotoServer
 
 from model.checkpoint import Checkpoint
-from pipeline import lease, schema, storage
+from pipeline import lease, records, schema, storage
 from pipeline.catalog import Catalog
 from pipeline.decode import DecodeTarget
 from pipeline.locator import Locator, LocatorSettings
@@ -134,7 +134,7 @@ def tag(photos: str, output: str, checkpoint_folder: Path) -> None:
     """What the job does with the store, in this process."""
     checkpoint = Checkpoint.load(checkpoint_folder)
     storage.check_writable(output)
-    with lease.held(output, "r1", lease.LeaseSettings()) as held:
+    with records.held(output, "r1", lease.LeaseSettings()) as held:
         stage = Stage(output, "r1", held.epoch)
         stage.put_settings({})
         plan = make_plan([photos], stage, [], checkpoint.model_id, retry_failed=False, limit=None)

@@ -36,6 +36,7 @@ from pipeline.plan import make_plan
 from pipeline.precision import PRECISIONS, PrecisionName, cell_count
 from pipeline.publish import publish, put_record
 from pipeline.reader import Reader, ReaderSettings
+from pipeline.records import RunRecord
 from pipeline.staging import Stage
 from tests.conftest import REPOSITORY, RayCluster
 from tests.photo_samples import camera_jpeg, china_image, china_jpeg
@@ -126,7 +127,8 @@ def everything(photos: Path, model: Path, precision: PrecisionName, folder: Path
     keep("published")
     record = {"run_id": "r1", "finished_at": "2026-01-01", "model_id": checkpoint.model_id}
     outcome = {"photos": {"located": published.located, "failed": published.failed}}
-    put_record(stage, record | outcome | {"files": [asdict(file) for file in published.files]})
+    files = {"files": [asdict(file) for file in published.files]}
+    put_record(stage, RunRecord.from_json(record | outcome | files))
     assert report.run(report.ReportSettings(output, str(folder / "report.html"), thumbnails=6)) == 0
     for kind in ("geojson", "geojsonl", "csv", "kml"):
         assert export.run(export.ExportSettings(output, kind, str(folder / f"photos.{kind}"), all=True)) == 0

@@ -12,8 +12,9 @@ import pytest
 
 from model import geodesy
 from pipeline import schema, storage
-from pipeline.catalog import Catalog, published_files, run_records
+from pipeline.catalog import Catalog
 from pipeline.publish import put_record
+from pipeline.records import PhotoCounts, RunRecord, published_files, run_records
 from pipeline.schema import ErrorCode
 from pipeline.staging import Stage
 from tests.photo_rows import NOON, failed_row, located_row
@@ -74,13 +75,7 @@ def test_one_run_alone_and_a_run_of_nothing(tmp_path: Path) -> None:
     assert Catalog(str(tmp_path)).sql("SELECT count(*) FROM photos").fetchall() == [(1,)]
     put_record(
         Stage(str(tmp_path / "none"), "r1"),
-        {
-            "run_id": "r1",
-            "finished_at": NOON.isoformat(),
-            "model_id": "m",
-            "photos": {"located": 0, "failed": 0},
-            "files": [],
-        },
+        RunRecord(run_id="r1", finished_at=NOON.isoformat(), model_id="m", photos=PhotoCounts()),
     )
     assert Catalog(str(tmp_path / "none")).sql("SELECT count(*) FROM photos").fetchall() == [(0,)]
 
@@ -200,7 +195,7 @@ def test_every_row_is_drawn(tmp_path: Path) -> None:
 
 def test_records_and_files(output: str) -> None:
     records = run_records(output)
-    assert [record["run_id"] for record in records] == ["r1", "r2"]
+    assert [record.run_id for record in records] == ["r1", "r2"]
     assert published_files(output, records) == [
         f"{output}/photos/run={run}/part-e1-00000.parquet" for run in ("r1", "r2")
     ]
@@ -210,7 +205,7 @@ def test_records_and_files(output: str) -> None:
 def test_a_run_that_has_not_finished_does_not_count(tmp_path: Path) -> None:
     publish_run(str(tmp_path), "r1", [located_row("/a", 1, 1)])
     (tmp_path / "runs" / "r2.json").write_text('{"run_id": "r2", "started_at": "2026-01-01T12:00:00+00:00"}')
-    assert [record["run_id"] for record in run_records(str(tmp_path))] == ["r1"]
+    assert [record.run_id for record in run_records(str(tmp_path))] == ["r1"]
 
 
 def test_history_levels_accuracy_and_runs(tmp_path: Path) -> None:
@@ -269,11 +264,11 @@ def test_no_clock_decides_which_row_is_the_newest(tmp_path: Path) -> None:
     publish_run(output, "r3", [located_row("/a", 3, 3, "v3")], sequence=9)
     publish_run(output, "r2", [located_row("/a", 2, 2, "v2")], sequence=8)
     assert shown(output) == {"/a": ["v3", 3.0, "r3", None, None, None]}
-    assert [record["run_id"] for record in run_records(output)] == ["r1", "r2", "r3"]
+    assert [record.run_id for record in run_records(output)] == ["r1", "r2", "r3"]
     assert Catalog(output).sql("SELECT sequence FROM runs ORDER BY run_id").fetchall() == [(4,), (8,), (9,)]
     publish_run(output, "r4", [located_row("/a", 4, 4, "v4")], clock_h=99_999)  # of an older version: before all others
     assert shown(output)["/a"][0] == "v3"
-    assert [record["run_id"] for record in run_records(output)] == ["r4", "r1", "r2", "r3"]
+    assert [record.run_id for record in run_records(output)] == ["r4", "r1", "r2", "r3"]
 
 
 def test_among_runs_of_older_versions_their_records_tell_the_newest_and_not_their_rows(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from jobs.benchmark_query import publish_synthetic
 from model import geodesy, s2
 from pipeline import geoparquet, publish
-from pipeline.catalog import Catalog, Reading, published_files, run_records
+from pipeline.catalog import Catalog, Reading
+from pipeline.records import published_files, run_records
 
 ROWS = 200_000
 AGAIN = range(0, ROWS, 20)

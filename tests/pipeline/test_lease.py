@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lease, storage
+from pipeline import lease, records, storage
 from pipeline.lease import CommitUnknownError, LeaseHeldError, LeaseLostError, LeaseSettings
+from pipeline.records import RunLedger
 from tests.conftest import REPOSITORY
 
 BRIEF = LeaseSettings(seconds=1.0)
 HOLDER = """
 import sys, time
-from pipeline import lease
-with lease.held(sys.argv[1], "theirs", lease.LeaseSettings(float(sys.argv[2]))) as held:
+from pipeline import lease, records
+with records.held(sys.argv[1], "theirs", lease.LeaseSettings(float(sys.argv[2]))) as held:
     print("held", flush=True)
     sys.stdin.readline()
     held.commit({"run_id": "theirs", "photos": 1})
@@ -78,7 +79,7 @@ def record_of(output: str, run_id: str) -> object:
 
 def test_one_after_the_other(output: str) -> None:
     for epoch in (1, 2):
-        with lease.held(output, "mine", BRIEF) as held:
+        with records.held(output, "mine", BRIEF) as held:
             assert held.epoch == epoch
             held.commit({"run_id": f"r{epoch}"})
         assert record_of(output, f"r{epoch}") == {"run_id": f"r{epoch}"}
@@ -86,39 +87,39 @@ def test_one_after_the_other(output: str) -> None:
 
 def test_a_second_run_is_refused_and_told_who_has_it(output: str, other: subprocess.Popen[str]) -> None:
     with pytest.raises(LeaseHeldError, match=rf"run theirs of process {other.pid} on .* has .* since 20\d\d-"):
-        lease.held(output, "mine", BRIEF).__enter__()
+        records.held(output, "mine", BRIEF).__enter__()
     assert other.communicate("\n")[0] == "committed\n"
-    with lease.held(output, "mine", BRIEF):  # now it is free
+    with records.held(output, "mine", BRIEF):  # now it is free
         pass
 
 
 def test_a_live_holder_of_another_machine_is_refused_as_soon_as_it_renews(output: str) -> None:
-    with lease.held(output, "theirs", LeaseSettings(3.0)) as theirs:
+    with records.held(output, "theirs", LeaseSettings(3.0)) as theirs:
         theirs._state = lease.replace(theirs._state, process="7 1 another-boot/pid:[1]")
         theirs.name_run("theirs")
         started_s = time.monotonic()
         with pytest.raises(LeaseHeldError, match="run theirs of process 7 "):
-            lease.held(output, "mine", BRIEF).__enter__()
+            records.held(output, "mine", BRIEF).__enter__()
         assert time.monotonic() - started_s < 3.0
 
 
 def test_a_dead_holder_of_this_machine_is_followed_at_once(output: str) -> None:
     with start_holder(output, seconds=600.0) as other:
         other.kill()
-    with lease.held(output, "mine", BRIEF) as mine:
+    with records.held(output, "mine", BRIEF) as mine:
         assert mine.epoch == 2
 
 
 @pytest.mark.parametrize(
-    "what", ["storage.replace_bytes(uri, b'{}', version)", "lease.put_record(output, {'run_id': 'r'})"]
+    "what", ["storage.replace_bytes(uri, b'{}', version)", "records.RunLedger(output).enter({'run_id': 'r'})"]
 )
 def test_what_a_killed_put_left_is_gone_with_the_next_holder(what: str, tmp_path: Path) -> None:
     output = str(tmp_path / "out")
-    with lease.held(output, "mine", BRIEF):
+    with records.held(output, "mine", BRIEF):
         pass
     script = f"""
 import os, signal, sys
-from pipeline import lease, storage
+from pipeline import lease, records, storage
 output = sys.argv[1]
 uri = storage.join(output, lease.FILE)
 version = storage.read_version(uri).etag
@@ -128,7 +129,7 @@ os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
     killed = subprocess.run([sys.executable, "-c", script, output], cwd=REPOSITORY, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert len(list(Path(output).rglob("*.tmp"))) == 1
-    with lease.held(output, "mine", BRIEF):
+    with records.held(output, "mine", BRIEF):
         pass
     assert [path.name for path in Path(output).rglob("*") if path.is_file()] == [lease.FILE]
 
@@ -139,7 +140,7 @@ def test_a_dead_holder_of_another_machine_is_followed_when_its_time_is_over(
     other.kill()
     other.wait()
     far_away(output)
-    with lease.held(output, "mine", BRIEF) as mine:
+    with records.held(output, "mine", BRIEF) as mine:
         assert mine.epoch == 2
     assert "has not been heard of for 1 s: taking over" in caplog.text
 
@@ -147,7 +148,7 @@ def test_a_dead_holder_of_another_machine_is_followed_when_its_time_is_over(
 def test_a_holder_that_slept_past_its_time_can_not_commit(output: str, other: subprocess.Popen[str]) -> None:
     other.send_signal(signal.SIGSTOP)
     far_away_when_stopped(output, other)
-    with lease.held(output, "mine", BRIEF) as mine:
+    with records.held(output, "mine", BRIEF) as mine:
         mine.commit({"run_id": "mine"})
         other.send_signal(signal.SIGCONT)
         printed, error = other.communicate("\n")
@@ -167,17 +168,17 @@ def far_away_when_stopped(output: str, process: subprocess.Popen[str]) -> None:
 
 def test_a_commit_that_was_begun_is_finished_by_the_next(output: str) -> None:
     """The holder died after its commit counted and before the record's file was there."""
-    with lease.held(output, "theirs", BRIEF) as theirs:
+    with records.held(output, "theirs", BRIEF) as theirs:
         theirs._change(commit={"run_id": "theirs", "photos": 7})
     assert not storage.exists(f"{output}/runs/theirs.json")
-    with lease.held(output, "mine", BRIEF):
+    with records.held(output, "mine", BRIEF):
         assert record_of(output, "theirs") == {"run_id": "theirs", "photos": 7}
 
 
 @pytest.mark.parametrize("sigint", [signal.default_int_handler, signal.SIG_IGN], ids=["", "as behind a shell's &"])
 def test_losing_the_lease_stops_the_main_thread(output: str, sigint: object) -> None:
     def run() -> None:
-        with lease.held(output, "mine", BRIEF):
+        with records.held(output, "mine", BRIEF):
             edit(output, nonce="somebody else's")
             time.sleep(30)
 
@@ -195,7 +196,7 @@ def taken_over(output: str) -> int:
     uri = storage.join(output, lease.FILE)
     found = json.loads(storage.read_bytes(uri))
     if found["commit"] is not None:
-        lease.put_record(output, found["commit"])
+        RunLedger(output).enter(found["commit"])
     edit(output, epoch=found["epoch"] + 1, nonce="theirs", commit=None)
     return int(found["epoch"]) + 1
 
@@ -204,7 +205,7 @@ def test_a_commit_whose_answer_came_after_another_had_taken_over_counts(
     output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A partition just then: the store has it, the other has completed it, and this one is told of a change."""
-    with lease.held(output, "mine", LeaseSettings(600.0)) as mine:
+    with records.held(output, "mine", LeaseSettings(600.0)) as mine:
         replace_bytes = storage.replace_bytes
 
         def put_and_cut_off(uri: str, data: bytes, version: str) -> str:
@@ -220,9 +221,9 @@ def test_a_commit_whose_answer_came_after_another_had_taken_over_counts(
 
 
 def test_a_commit_that_was_refused_does_not_count(output: str) -> None:
-    with lease.held(output, "mine", LeaseSettings(600.0)) as mine:
+    with records.held(output, "mine", LeaseSettings(600.0)) as mine:
         taken_over(output)
-        lease.put_record(output, {"run_id": "mine", "sequence": 99})  # one of the same name, by another
+        RunLedger(output).enter({"run_id": "mine", "sequence": 99})  # one of the same name, by another
         with pytest.raises(LeaseLostError):
             mine.commit({"run_id": "mine", "sequence": mine.epoch})
         with pytest.raises(LeaseLostError):
@@ -236,17 +237,17 @@ def test_where_the_store_is_silent_at_the_commit_nobody_knows(
     def no_answer(*_: object) -> str:
         raise OSError("no answer")
 
-    with lease.held(output, "mine", LeaseSettings(600.0)) as mine, monkeypatch.context() as patched:
+    with records.held(output, "mine", LeaseSettings(600.0)) as mine, monkeypatch.context() as patched:
         patched.setattr(storage, silent, no_answer)
         with pytest.raises(CommitUnknownError, match=r"no answer.*[rR]un the same command again"):
             mine.commit({"run_id": "mine", "sequence": mine.epoch})
-    with lease.held(output, "mine", LeaseSettings(600.0)):  # the next start finds out
+    with records.held(output, "mine", LeaseSettings(600.0)):  # the next start finds out
         assert storage.exists(f"{output}/runs/mine.json") == (silent == "create_bytes")
 
 
 def test_a_record_is_never_written_over(output: str) -> None:
-    lease.put_record(output, {"run_id": "r", "first": True})
-    lease.put_record(output, {"run_id": "r", "first": False})
+    RunLedger(output).enter({"run_id": "r", "first": True})
+    RunLedger(output).enter({"run_id": "r", "first": False})
     assert record_of(output, "r") == {"run_id": "r", "first": True}
 
 
@@ -263,12 +264,12 @@ def test_a_record_is_never_written_over(output: str) -> None:
 )
 def test_numbers_go_on_where_somebody_removed_the_lease(tmp_path: Path, path: str, content: bytes) -> None:
     storage.write_bytes(f"{tmp_path}/out/{path}", content)
-    with lease.held(f"{tmp_path}/out", "mine", BRIEF) as mine:
+    with records.held(f"{tmp_path}/out", "mine", BRIEF) as mine:
         assert mine.epoch == 8
 
 
 def test_it_is_renewed_while_it_is_held(output: str) -> None:
-    with lease.held(output, "mine", BRIEF) as mine:
+    with records.held(output, "mine", BRIEF) as mine:
         time.sleep(2.5)
         mine.check()
         mine.commit({"run_id": "mine"})
@@ -277,7 +278,7 @@ def test_it_is_renewed_while_it_is_held(output: str) -> None:
 def test_what_is_no_lease_is_named(output: str) -> None:
     storage.write_bytes(f"{output}/lease.json", b'{"epoch": 1}')
     with pytest.raises(ValueError, match=r"lease\.json is no lease"):
-        lease.held(output, "mine", BRIEF).__enter__()
+        records.held(output, "mine", BRIEF).__enter__()
 
 
 def test_too_brief_a_lease_is_refused() -> None:
@@ -286,9 +287,9 @@ def test_too_brief_a_lease_is_refused() -> None:
 
 
 def test_a_reused_process_number_is_another_process(output: str) -> None:
-    with lease.held(output, "mine", BRIEF):
+    with records.held(output, "mine", BRIEF):
         pass
     machine = lease._machine()
     edit(output, process=f"{os.getpid()} 1 {machine}", host="here", run_id="old", seconds=600.0)
-    with lease.held(output, "mine", BRIEF) as mine:
+    with records.held(output, "mine", BRIEF) as mine:
         assert mine.epoch == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lease, storage
+from pipeline import lease, records, storage
 from pipeline.lease import LeaseHeldError, LeaseSettings
 from tests.pipeline.test_lease import edit, far_away
 
@@ -21,18 +21,21 @@ def test_a_store_that_puts_what_it_should_refuse_is_told(tmp_path: Path, monkeyp
         return storage.read_version(uri).etag
 
     monkeypatch.setattr(storage, "create_bytes", create_anyway)
-    with pytest.raises(ValueError, match="knows no conditional puts"), lease.held(str(tmp_path), "r1", LeaseSettings()):
+    with (
+        pytest.raises(ValueError, match="knows no conditional puts"),
+        records.held(str(tmp_path), "r1", LeaseSettings()),
+    ):
         pytest.fail("nobody may work here")
 
 
 def test_a_holder_that_lives_on_this_machine_is_believed_though_it_renews_nothing(tmp_path: Path) -> None:
     output = str(tmp_path / "out")
-    with lease.held(output, "r1", LeaseSettings(3600)):
+    with records.held(output, "r1", LeaseSettings(3600)):
         edit(output, seconds=0.5)  # it seems to have been silent for longer than it should
-        with pytest.raises(LeaseHeldError, match="r1"), lease.held(output, "r2", LeaseSettings()):
+        with pytest.raises(LeaseHeldError, match="r1"), records.held(output, "r2", LeaseSettings()):
             pytest.fail("its holder is this very process")
         far_away(output)  # and where nobody can look, the time decides
-        with lease.held(output, "r2", LeaseSettings()):
+        with records.held(output, "r2", LeaseSettings()):
             pass
 
 

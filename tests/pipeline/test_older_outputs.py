@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import catalog, lease, schema, storage, sweep
+from pipeline import lease, records, schema, storage, sweep
 from pipeline.catalog import Catalog
 from pipeline.plan import make_plan
 from pipeline.publish import check_all_published, publish
@@ -61,12 +61,12 @@ def test_it_is_continued_and_cleaned_up(output: str, tmp_path: Path) -> None:
     uris = [f"/photos/{name}.jpg" for name in LISTED]
     pq.write_table(pa.table({schema.URI: uris, schema.ETAG: list(LISTED.values())}), manifest)
     assert unfinished_runs(output) == [UNFINISHED]
-    with lease.held(output, UNFINISHED, lease.LeaseSettings()) as held:
+    with records.held(output, UNFINISHED, lease.LeaseSettings()) as held:
         assert held.epoch == 7
         sweep.at_start(held, output)
         stage = Stage(output, UNFINISHED, held.epoch)
         assert stage.settings() == {"model_id": "m-1", "precision": "street"}
-        published = catalog.published_files(output, catalog.run_records(output))
+        published = records.published_files(output, records.run_records(output))
         plan = make_plan([manifest], stage, published, "m-1", retry_failed=False, limit=None)
         assert (plan.already_done, plan.staged, plan.todo) == (5, 2, 2)  # e, which failed in passing, and i
         own = {schema.RUN_ID: UNFINISHED, schema.MODEL_ID: "m-1"}

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import duckdb_opener, schema
 from pipeline import plan as plan_module
-from pipeline import schema
 from pipeline.photo_set import PhotoSet, UnaccountedError
 from pipeline.plan import local_photos, make_plan
 from pipeline.schema import ErrorCode
@@ -265,7 +265,7 @@ def test_patterns_leave_out_and_are_counted(world: World) -> None:
 def test_a_plan_larger_than_memory_spills_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_module, "_MEMORY_LIMIT", "120MB")  # fails where it may not spill
+    monkeypatch.setattr(duckdb_opener, "_MEMORY_LIMIT", "120MB")  # fails where it may not spill
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     world, count = World(tmp_path), 300_000

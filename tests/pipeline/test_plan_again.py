@@ -12,8 +12,9 @@ import pytest
 
 from pipeline import plan as plan_module
 from pipeline import schema
-from pipeline.catalog import Catalog, published_files, run_records
+from pipeline.catalog import Catalog
 from pipeline.plan import make_plan
+from pipeline.records import published_files, run_records
 from pipeline.schema import ErrorCode
 from pipeline.staging import Stage
 from tests.photo_rows import failed_row, located_row

@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import geoparquet, lease, schema, storage, sweep
+from pipeline import geoparquet, lease, records, schema, storage, sweep
 from pipeline import publish as publish_module
 from pipeline.photo_set import PhotoSet, UnaccountedError
 from pipeline.publish import publish, put_record
+from pipeline.records import RunRecord, read_record
 from pipeline.schema import ErrorCode
 from pipeline.staging import Stage, parquet_bytes
 from tests.photo_rows import NOON, failed_row, located_row, photos
@@ -255,7 +256,7 @@ def test_killed_at_any_step_the_next_start_publishes_the_same(tmp_path: Path, mo
             publish(stage)
         monkeypatch.setattr(storage, "write_bytes", put)
         monkeypatch.setattr(storage, "delete", delete)
-        with lease.held(output, "r1", lease.LeaseSettings()) as held:
+        with records.held(output, "r1", lease.LeaseSettings()) as held:
             again = replace(stage, epoch=held.epoch)
             sweep.at_start(held, output)
         table = pa.Table.from_pylist([{n: row.get(n) for n in schema.MANIFEST.names} for row in rows], schema.MANIFEST)
@@ -301,11 +302,11 @@ def test_the_record_comes_last_and_ends_the_stage(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(storage, "create_bytes", refused)
     with pytest.raises(OSError, match="disk full"):
-        put_record(stage, {"run_id": "r1"})
+        put_record(stage, RunRecord(run_id="r1"))
     assert stage.row_files()  # nothing is lost: the next start publishes again
     monkeypatch.undo()
-    uri = put_record(stage, {"run_id": "r1"})
-    assert json.loads(Path(uri).read_text()) == {"run_id": "r1"}
+    uri = put_record(stage, RunRecord(run_id="r1"))
+    assert read_record(uri) == RunRecord(run_id="r1")
     assert uri == f"{tmp_path}/runs/r1.json"
     assert list(storage.list_files(stage.folder)) == []
 
@@ -321,6 +322,6 @@ def test_on_s3(s3_bucket: str) -> None:
     stage = plan_and_stage(output, LOCATED + FAILED, LOCATED, FAILED, LOCATED[:5])
     published = publish(stage)
     assert (published.located, published.failed) == (60, 3)
-    put_record(stage, {"run_id": "r1"})
+    put_record(stage, RunRecord(run_id="r1"))
     names = {entry.uri.removeprefix(output) for entry in storage.list_files(output)}
     assert names == {f"/{PART_0}", "/runs/r1.json"}

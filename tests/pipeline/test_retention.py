@@ -12,10 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline import lease, schema, storage
-from pipeline.catalog import Catalog, removed_records
+from pipeline import lease, records, schema, storage
+from pipeline.catalog import Catalog
 from pipeline.lease import LeaseSettings
 from pipeline.publish import publish, put_record
+from pipeline.records import PublishedFile, RunRecord
 from pipeline.retention import remove_replaced_runs
 from pipeline.schema import ErrorCode
 from pipeline.staging import Stage, parquet_bytes
@@ -52,16 +53,16 @@ def publish_run(
         },
         "files": [asdict(file) for file in published.files],
     }
-    put_record(stage, record)
+    put_record(stage, RunRecord.from_json(record))
 
 
 def newest(output: str) -> dict[str, str]:
     return dict(Catalog(output).sql("SELECT uri, run_id FROM photos ORDER BY uri").fetchall())
 
 
-def notes(output: str) -> list[tuple[str, list[Any]]]:
+def notes(output: str) -> list[tuple[str, list[PublishedFile]]]:
     """Return the runs that are noted as removed, and the files of theirs that may be there yet."""
-    return [(str(record["run_id"]), record["files"]) for record in removed_records(output)]
+    return [(record.run_id, [*record.files]) for record in records.removed_records(output)]
 
 
 def three_runs(output: str) -> str:
@@ -93,7 +94,7 @@ def test_only_what_is_replaced_whole_goes_and_its_files_later(
     assert remove_replaced_runs(output, NEVER, LeaseSettings()) == []
     assert remove_replaced_runs(output, DAY, LeaseSettings()) == ["day-1"]
     assert newest(output) == before
-    assert [record["run_id"] for record in Catalog(output).records] == ["day-2", "day-3"]
+    assert [record.run_id for record in Catalog(output).records] == ["day-2", "day-3"]
     assert verify_output(output) == []  # its files are there yet, and are known to be on their way out
     assert reader.sql("SELECT count(*) FROM history").fetchall() == [(6,)]  # opened before: it reads day 1, too
     assert dict(reader.sql("SELECT uri, run_id FROM photos").fetchall()) == before
@@ -136,7 +137,7 @@ def test_whatever_interrupts_it_the_next_call_goes_on(
     assert newest(output) == before
     assert verify_output(output) == []
     remove_replaced_runs(output, DAY, LeaseSettings(), grace=dt.timedelta(0))
-    assert [record["run_id"] for record in Catalog(output).records] == ["day-2", "day-3"]
+    assert [record.run_id for record in Catalog(output).records] == ["day-2", "day-3"]
     assert list(storage.list_files(f"{output}/photos/run=day-1")) == []
     assert notes(output) == [("day-1", [])]
     assert newest(output) == before
@@ -170,7 +171,7 @@ def test_a_run_that_was_let_go_does_not_count_though_its_record_is_still_there(o
     record = storage.read_bytes(f"{output}/runs/day-1.json")
     assert remove_replaced_runs(output, DAY, LeaseSettings()) == ["day-1"]
     storage.write_bytes(f"{output}/runs/day-1.json", record)
-    assert [record["run_id"] for record in Catalog(output).records] == ["day-2", "day-3"]
+    assert [record.run_id for record in Catalog(output).records] == ["day-2", "day-3"]
     assert remove_replaced_runs(output, NEVER, LeaseSettings()) == []
     assert not storage.exists(f"{output}/runs/day-1.json")
     assert newest(output) == before
@@ -188,7 +189,7 @@ def test_files_of_a_run_that_counts_stay_whatever_is_noted(output: str) -> None:
 
 
 def test_nothing_goes_while_a_run_is_at_work(output: str, caplog: pytest.LogCaptureFixture) -> None:
-    with lease.held(output, "r9", LeaseSettings()):
+    with records.held(output, "r9", LeaseSettings()):
         assert remove_replaced_runs(output, DAY, LeaseSettings()) == []
     assert "old runs stay for now: run r9" in caplog.text
     assert len(Catalog(output).records) == 3

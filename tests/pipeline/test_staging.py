@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from pipeline import schema, storage
-from pipeline.plan import connect
+from pipeline.duckdb_opener import connect
 from pipeline.schema import ErrorCode
 from pipeline.staging import EPOCH_SQL, Stage, epoch_of, parquet_bytes, unfinished_runs
 from tests.photo_rows import failed_row, located_row, photos

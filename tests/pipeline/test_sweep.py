@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lease, storage, sweep
+from pipeline import lease, records, storage, sweep
 from pipeline.lease import LeaseLostError, LeaseSettings
 from pipeline.staging import Stage
 from tests.photo_rows import located_row, photos
@@ -26,9 +26,9 @@ def output(tmp_path: Path) -> str:
 def held(output: str) -> Iterator[lease.Lease]:
     """The third holder of the output's lease."""
     for _ in range(2):
-        with lease.held(output, "earlier", LeaseSettings()):
+        with records.held(output, "earlier", LeaseSettings()):
             pass
-    with lease.held(output, "mine", LeaseSettings()) as held:
+    with records.held(output, "mine", LeaseSettings()) as held:
         assert held.epoch == 3
         yield held
 

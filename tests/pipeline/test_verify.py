@@ -18,6 +18,7 @@ from pipeline import geoparquet, schema, storage
 from pipeline import publish as publish_module
 from pipeline.precision import wkb_points
 from pipeline.publish import publish, put_record
+from pipeline.records import RunRecord
 from pipeline.schema import ErrorCode
 from pipeline.staging import Stage, parquet_bytes
 from pipeline.verify import verify_output
@@ -59,7 +60,7 @@ def publish_run(output: str, run_id: str) -> None:
         },
         "files": [asdict(file) for file in published.files],
     }
-    put_record(stage, record)
+    put_record(stage, RunRecord.from_json(record))
 
 
 def problems(output: Path | str) -> list[str]:

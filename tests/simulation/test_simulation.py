@@ -30,7 +30,7 @@ def test_schedules(group: int) -> None:
 
 def _a_commit_without_the_lease(patched: pytest.MonkeyPatch) -> None:
     """The record is put, whoever has the output."""
-    patched.setattr(lease.Lease, "commit", lambda self, record: lease.put_record(self._output, record))
+    patched.setattr(lease.Lease, "commit", lambda self, record: self._ledger.enter(record))
 
 
 def _a_discard_of_what_may_count(patched: pytest.MonkeyPatch) -> None:

@@ -127,11 +127,10 @@ class World:
         settings = GeotagSettings(photos=(PHOTOS,), output=OUTPUT, lease=lease.LeaseSettings(LEASE_S))
         outcome = geotag_archive.geotag(settings)
         if outcome.exit_code == 0 and outcome.record is not None:
-            published = outcome.record["photos"]["located"] + outcome.record["photos"]["failed"]
-            plan = outcome.record["plan"]
-            if published != plan["todo"] + plan["staged"]:
+            published, plan, run_id = outcome.record.counts.published, outcome.record.plan, outcome.record.run_id
+            assert plan is not None
+            if published != plan.todo + plan.staged:
                 raise BrokenError(f"exit 0 with {published} photos published, and planned were {plan}")
-            run_id = outcome.record["run_id"]
             if not {f"{OUTPUT}/{folder}/{run_id}.json" for folder in ("runs", "removed")} & set(self.store.objects):
                 raise BrokenError(f"exit 0, and run {run_id} has no record")
         return outcome.exit_code

@@ -17,6 +17,7 @@ from jobs import geotag_archive, run_command
 from jobs.demo_photos import write_demo_archive
 from pipeline import storage
 from pipeline.catalog import Catalog
+from pipeline.geotag_settings import GeotagSettings
 from pipeline.locator import BUNDLED_MODEL
 from pipeline.schema import printable
 
@@ -45,10 +46,8 @@ def run(settings: DemoSettings) -> int:
         for name, origin in write_demo_archive(photos):
             print(f"  {name:<20} {origin}")
     answers = str(output / "answers")
-    code = geotag_archive.run(
-        geotag_archive.GeotagSettings(
-            photos=(str(photos),), output=answers, model=settings.model, max_failed_fraction=1
-        )
+    code, _ = geotag_archive.geotag_and_tell(
+        GeotagSettings(photos=(str(photos),), output=answers, model=settings.model, max_failed_fraction=1)
     )
     catalog = Catalog(answers)
     Console(width=max(140, Console().width), highlight=False).print(

@@ -24,10 +24,11 @@ from typing import Annotated, Any
 import tyro
 
 from jobs import geotag_archive, night_metrics, run_command
-from jobs.geotag_archive import GeotagSettings, OtherSettingsError, Outcome
+from jobs.geotag_archive import ArchiveSettings
 from pipeline import layout, logs, records, retention, schema, staging, storage
+from pipeline.geotag import OtherSettingsError
 from pipeline.plan import Order
-from pipeline.records import PlanCounts
+from pipeline.records import PlanCounts, RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ _WEBHOOK_TIMEOUT_S = 30.0
 class NightlySettings:
     """Tag what is new in an archive, once a night."""
 
-    archive: Annotated[GeotagSettings, tyro.conf.arg(name="")]
+    archive: Annotated[ArchiveSettings, tyro.conf.arg(name="")]
     date: str = field(default_factory=lambda: dt.datetime.now(dt.UTC).date().isoformat())
     """The night, as YYYY-MM-DD; today's date in UTC if not given."""
     max_photos: int | None = None
@@ -55,6 +56,20 @@ class NightlySettings:
     list shows; where that fails, the night is done all the same."""
     metrics_file: str = ""
     """A local file, NAME.prom, that says how the night went to node_exporter's textfile collector, whatever its end."""
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A run of the night that has come to its end; `record` is None where there was nothing to do."""
+
+    exit_code: int
+    plan: PlanCounts
+    record: RunRecord | None
+
+    @property
+    def photos(self) -> int:
+        """Photos that have a row by it."""
+        return 0 if self.record is None else self.record.counts.published
 
 
 def run(settings: NightlySettings) -> int:
@@ -84,26 +99,24 @@ def _run(settings: NightlySettings) -> tuple[int, dict[str, Any] | None]:
         print(f"The night of {settings.date} is done already:\n{summary_text(found)}", end="")
         return int(found["exit_code"]), found
     started_s, started_at = time.monotonic(), dt.datetime.now(dt.UTC)
-    outcomes: list[tuple[str, Outcome]] = []
+    done: list[_Done] = []
     set_aside: list[str] = []
     for run_id in _runs_to_do(output, settings.date):
-        budget = _budget_left(settings, outcomes, time.monotonic() - started_s)
+        budget = _budget_left(settings, done, time.monotonic() - started_s)
         if budget is None:
             break
-        outcome = _finished(output, run_id, archive.max_failed_fraction)
         try:
-            if outcome is None:
-                outcome = geotag_archive.geotag(replace(budget, run_id=run_id), count_gone=True)
+            ended = _finished(output, run_id, archive.max_failed_fraction) or _geotagged(replace(budget, run_id=run_id))
         except OtherSettingsError as error:
             log.warning("set aside: %s", error)
             set_aside.append(run_id)
             continue
-        outcomes.append((run_id, outcome))
-        if outcome.exit_code == 1 or _is_own(run_id, settings.date):
+        if ended is None:  # nothing is published: tonight's date is not done, the next start goes on
+            return 1, None
+        done.append(ended)
+        if _is_own(run_id, settings.date):
             break
-    if outcomes[-1][1].exit_code == 1:  # nothing is published: tonight's date is not done, the next start goes on
-        return 1, None
-    night = _described(settings.date, started_at, outcomes, set_aside)
+    night = _described(settings.date, started_at, done, set_aside)
     if settings.keep_days is not None:
         older_than = dt.timedelta(days=settings.keep_days)
         night["removed_runs"] = retention.remove_replaced_runs(output, older_than, archive.lease)
@@ -142,7 +155,7 @@ def summary_text(night: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _checked(settings: NightlySettings) -> GeotagSettings:
+def _checked(settings: NightlySettings) -> ArchiveSettings:
     try:
         dt.date.fromisoformat(settings.date)
     except ValueError as error:
@@ -188,76 +201,68 @@ def _is_own(run_id: str, date: str) -> bool:
     return re.fullmatch(rf"nightly-{date}(-\d+)?", run_id) is not None
 
 
-def _finished(output: str, run_id: str, max_failed_fraction: float) -> Outcome | None:
+def _finished(output: str, run_id: str, max_failed_fraction: float) -> _Done | None:
     """Return how a run ended that was published, though its night was killed before it could say so."""
     for record in records.run_records(output):
         if record.run_id == run_id:
-            too_many = record.counts.failed > max_failed_fraction * record.counts.published
-            return Outcome(3 if too_many else 0, record=record)
+            too_many = geotag_archive.has_too_many_failures(record, max_failed_fraction)
+            return _Done(3 if too_many else 0, record.plan or PlanCounts(), record)
     return None
 
 
-def _budget_left(
-    settings: NightlySettings, outcomes: list[tuple[str, Outcome]], passed_s: float
-) -> GeotagSettings | None:
+def _geotagged(archive: ArchiveSettings) -> _Done | None:
+    """Run, and return how it ended; None where it stopped before its end."""
+    code, outcome = geotag_archive.geotag_and_tell(archive, count_gone=True)
+    if outcome is None:
+        return None
+    record = outcome.record
+    return _Done(code, outcome.plan if record is None or record.plan is None else record.plan, record)
+
+
+def _budget_left(settings: NightlySettings, done: list[_Done], passed_s: float) -> ArchiveSettings | None:
     """Return the archive's settings with what is left of the night's budget, None where nothing is."""
     archive = replace(settings.archive, order=settings.first)
     if settings.max_photos is not None:
-        left = settings.max_photos - sum(_photos(outcome) for _, outcome in outcomes)
+        left = settings.max_photos - sum(run.photos for run in done)
         if left < 1:
             return None
         archive = replace(archive, limit=left)
     if archive.max_hours is not None:
         hours = archive.max_hours - passed_s / 3600
-        if outcomes and hours <= 0:
+        if done and hours <= 0:
             return None
         archive = replace(archive, max_hours=hours)
     return archive
 
 
-def _photos(outcome: Outcome) -> int:
-    return 0 if outcome.record is None else outcome.record.counts.published
-
-
-def _described(
-    date: str, started_at: dt.datetime, outcomes: list[tuple[str, Outcome]], set_aside: list[str]
-) -> dict[str, Any]:
+def _described(date: str, started_at: dt.datetime, done: list[_Done], set_aside: list[str]) -> dict[str, Any]:
     """Return the night's record. What was listed is what the last run saw; what was done is the sum over the runs."""
     finished_at = dt.datetime.now(dt.UTC)
-    plans = [_plan(outcome) for _, outcome in outcomes]
-    published = [(run_id, outcome.record.counts) for run_id, outcome in outcomes if outcome.record is not None]
+    published = [run.record for run in done if run.record is not None]
     failed_by_code = collections.Counter[str]()
-    for _, counts in published:
-        failed_by_code.update(counts.failed_by_code or {})
-    last = plans[-1]
+    for record in published:
+        failed_by_code.update(record.counts.failed_by_code or {})
+    last = done[-1].plan
     photos, waiting = last.listed - last.duplicates, last.waiting
     return {
         "date": date,
         "started_at": started_at.isoformat(),
         "finished_at": finished_at.isoformat(),
         "hours": (finished_at - started_at).total_seconds() / 3600,
-        "exit_code": max(outcome.exit_code for _, outcome in outcomes),
-        "runs": [run_id for run_id, _ in published],
+        "exit_code": max(run.exit_code for run in done),
+        "runs": [record.run_id for record in published],
         "listed": photos,
-        "already_done": plans[0].already_done,
-        "located": sum(counts.located for _, counts in published),
-        "undecided": sum(counts.undecided for _, counts in published),
+        "already_done": done[0].plan.already_done,
+        "located": sum(record.counts.located for record in published),
+        "undecided": sum(record.counts.undecided for record in published),
         "failed_by_code": dict(failed_by_code),
-        "changed": sum(plan.changed for plan in plans),
+        "changed": sum(run.plan.changed for run in done),
         "gone": last.gone,
         # What the limit kept out of the last run, and what that run had no time for.
         "left": photos - last.already_done - last.staged - last.todo - waiting + last.left,
         "waiting": waiting,
         "set_aside": set_aside,
     }
-
-
-def _plan(outcome: Outcome) -> PlanCounts:
-    """Return what a run had planned and, if it was published, left."""
-    if outcome.record is not None and outcome.record.plan is not None:
-        return outcome.record.plan
-    assert outcome.plan is not None
-    return outcome.plan
 
 
 def _night(output: str, date: str) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import hashlib
 import json
+import posixpath
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schema, storage
 from pipeline.ranged_file import RangedFile
+from pipeline.store import is_plain
 
 MANIFEST_NAME = "manifest.json"
 _ROWS_PER_BATCH = 10_000
@@ -94,7 +96,7 @@ def _data_uri(source: str, destination: str, key: str) -> str:
     """Return where the data file `key` is: in the destination bucket, or below a folder of a local copy of it."""
     if storage.is_remote(source):
         return f"{source.split('://', 1)[0]}://{destination}/{key}"
-    if ".." not in key.split("/"):
+    if is_plain(posixpath.normpath(key)):  # a destination prefix that ends in / makes a double one
         for folder in PurePosixPath(source).parents:
             if storage.exists(uri := storage.join(str(folder), key)):
                 return uri

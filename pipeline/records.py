@@ -243,7 +243,7 @@ class RunLedger:
     def has(self, commit: dict[str, Any], epoch: int) -> bool:
         """Whether the record that the holder of that epoch has committed, or the note of its removal, is there."""
         for place in (layout.record, layout.removed_note):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, ValueError):  # what is no record is not this one
                 if read_record(place(self.output, str(commit["run_id"]))).sequence == epoch:
                     return True
         return False

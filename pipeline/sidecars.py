@@ -22,6 +22,7 @@ from xml.parsers import expat
 from pipeline import archives, local_files, schema, storage
 from pipeline.export import PLACE_NAMES
 from pipeline.precision import PRECISIONS, PrecisionName
+from pipeline.store import is_plain
 from pipeline.xml_text import xml_text
 
 COLUMNS = [
@@ -137,7 +138,7 @@ class Sidecars:
         if any(archives.is_archive(uri[: match.start()]) for match in re.finditer("#", uri)):
             return Outcome.IN_ARCHIVE
         if self._folder is None:
-            return f"{uri}.xmp" if _can_be_named(f"{uri}.xmp") else Outcome.NO_NAME
+            return f"{uri}.xmp" if storage.can_be_put(f"{uri}.xmp") else Outcome.NO_NAME
         path = _path(uri)
         if self._top is None:
             path = path.partition(b"://")[2] if storage.is_remote(uri) else path.lstrip(b"/")
@@ -154,8 +155,7 @@ class Sidecars:
         else:
             target = local_files.uri_of(os.path.join(_path(self._folder), path + b".xmp"))
         # A key may be a/../../b: below a local folder that is a path out of it.
-        is_plain = all(part not in (b"", b".", b"..") for part in path.split(b"/"))
-        return target if is_plain and _can_be_named(target) else Outcome.NO_NAME
+        return target if is_plain(path) and storage.can_be_put(target) else Outcome.NO_NAME
 
     def _written(self, row: Mapping[str, Any], target: str) -> Outcome:
         if self._folder is None:
@@ -355,12 +355,3 @@ def _angle(angle_deg: float, letters: str) -> str:
 
 def _path(uri: str) -> bytes:
     return uri.encode() if storage.is_remote(uri) else os.fsencode(local_files.path_of(uri))
-
-
-def _can_be_named(target: str) -> bool:
-    """Whether `target` can be put under just this name: obstore rewrites odd segments, or refuses."""
-    if not storage.is_remote(target):
-        return b"\0" not in _path(target)
-    key = target.split("://", 1)[1].partition("/")[2]
-    is_plain = all(part not in ("", ".", "..") for part in key.split("/"))
-    return is_plain and key.isprintable() and len(key.encode()) <= 1024

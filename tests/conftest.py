@@ -26,7 +26,7 @@ import torch
 from model.checkpoint import Checkpoint
 from model.engines import openvino_engine  # noqa: F401 - before any test imports openvino: it silences its telemetry
 from model.geodecoder import GeoDecoder, tiny
-from pipeline import schema, storage
+from pipeline import schema, storage, store_clients
 from pipeline.decode import DecodeTarget
 from pipeline.locator import Locator, LocatorSettings
 from pipeline.plan import make_plan
@@ -110,8 +110,8 @@ def fresh_bucket() -> Iterator[str]:
 
 def forget_s3_clients() -> None:
     """Make `storage` read the environment again."""
-    storage._store.cache_clear()
-    storage._s3_client.cache_clear()
+    store_clients.store.cache_clear()
+    store_clients.s3_client.cache_clear()
 
 
 def published_output(output: Path, checkpoint_folder: Path) -> None:

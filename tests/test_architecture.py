@@ -15,17 +15,18 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 LAYERS = ("model", "pipeline", "training", "jobs")
 """Lowest first: a package imports only itself and lower ones."""
+STORES = ("pipeline/store.py", "pipeline/storage.py", "pipeline/local_store.py", "pipeline/object_store.py")
 HOMES = {
     "ray": (
         *("pipeline/cluster.py", "pipeline/dataflow.py", "pipeline/metrics.py", "pipeline/supervise.py"),
         *("training/trainer.py", "jobs/"),
     ),
-    "fsspec": ("pipeline/storage.py",),
-    "obstore": ("pipeline/storage.py", "pipeline/store_clients.py"),
+    "fsspec": ("pipeline/object_store.py",),
+    "obstore": ("pipeline/object_store.py", "pipeline/store_clients.py"),
     "boto3": ("pipeline/store_clients.py",),
     "botocore": ("pipeline/store_clients.py",),
-    # storage teaches DuckDB to read remote files, which takes the type's name only
-    "duckdb": ("pipeline/duckdb_opener.py", "pipeline/plan.py", "pipeline/catalog.py", "pipeline/storage.py"),
+    # stores teach DuckDB to read remote files, which takes the type's name only
+    "duckdb": ("pipeline/duckdb_opener.py", "pipeline/plan.py", "pipeline/catalog.py", *STORES),
     "tensorrt": ("model/engines/",),
     "onnx": ("model/engines/",),
     "onnx_ir": ("model/engines/",),
@@ -92,9 +93,10 @@ def test_heavy_libraries_stay_at_home(library: str) -> None:
                 assert name.split(".")[0] != library, f"{module}:{line} imports {name}: only {HOMES[library]} may"
 
 
-def test_storage_runs_without_duckdb() -> None:
-    """It takes the type's name only, for the type checker."""
-    tree = ast.parse((REPOSITORY / "pipeline" / "storage.py").read_text())
+@pytest.mark.parametrize("module", STORES)
+def test_stores_run_without_duckdb(module: str) -> None:
+    """They take the type's name only, for the type checker."""
+    tree = ast.parse((REPOSITORY / module).read_text())
     for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             assert "duckdb" not in ast.unparse(node)

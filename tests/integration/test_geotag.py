@@ -19,7 +19,7 @@ import ray
 from PIL import Image
 
 from jobs import run_command
-from jobs.geotag_archive import GeotagSettings, run
+from jobs.geotag_archive import ArchiveSettings, run
 from pipeline import schema, storage
 from pipeline.catalog import Catalog
 from pipeline.staging import Stage
@@ -251,7 +251,7 @@ class TestUsageErrors:
     ) -> str:
         monkeypatch.setattr(sys, "argv", ["geotag_archive", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
-            run_command(GeotagSettings, run)
+            run_command(ArchiveSettings, run)
         assert stopped.value.code == 2
         printed = capsys.readouterr()
         assert printed.out == ""

@@ -194,18 +194,18 @@ def test_a_night_that_is_out_of_time_publishes_what_it_has(
 
 
 def test_refusals(tmp_path: Path) -> None:
-    from jobs.geotag_archive import GeotagSettings
+    from jobs.geotag_archive import ArchiveSettings
     from jobs.nightly import NightlySettings, run
 
-    archive = GeotagSettings(photos=(str(tmp_path),), output=f"{tmp_path}/out")
+    archive = ArchiveSettings(photos=(str(tmp_path),), output=f"{tmp_path}/out")
     wrong: list[tuple[NightlySettings, str]] = [
         (NightlySettings(archive, date="tonight"), "give a date such as"),
         (NightlySettings(archive, max_photos=0), "give at least 1"),
         (NightlySettings(archive, keep_days=-1), "give 0 or more"),
         (NightlySettings(archive, webhook="ftp://x"), "begins with https"),
-        (NightlySettings(GeotagSettings(photos=(str(tmp_path),), output="o", run_id="x")), "leave out --run-id"),
-        (NightlySettings(GeotagSettings(photos=(str(tmp_path),), output="o", limit=3)), "as --max-photos"),
-        (NightlySettings(GeotagSettings(photos=(str(tmp_path),), output="")), "give --output"),
+        (NightlySettings(ArchiveSettings(photos=(str(tmp_path),), output="o", run_id="x")), "leave out --run-id"),
+        (NightlySettings(ArchiveSettings(photos=(str(tmp_path),), output="o", limit=3)), "as --max-photos"),
+        (NightlySettings(ArchiveSettings(photos=(str(tmp_path),), output="")), "give --output"),
     ]
     for settings, message in wrong:
         with pytest.raises(ValueError, match=message):

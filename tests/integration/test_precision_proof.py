@@ -55,8 +55,8 @@ from pipeline import dataflow
 def stopped(*_): raise RuntimeError("stopped before anything is published")
 dataflow.publish_on_ray = stopped
 from jobs import run_command
-from jobs.geotag_archive import GeotagSettings, run
-run_command(GeotagSettings, run)
+from jobs.geotag_archive import ArchiveSettings, run
+run_command(ArchiveSettings, run)
 """
 """The job as it is when its machine dies as all is staged: what it has staged stays."""
 

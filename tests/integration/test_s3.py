@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from jobs import run_command
-from jobs.geotag_archive import GeotagSettings, run
+from jobs.geotag_archive import ArchiveSettings, run
 from pipeline import storage
 from tests.conftest import RayCluster
 from tests.integration.test_geotag import codes, geotag
@@ -71,7 +71,7 @@ def test_usage_errors_of_an_object_store(
     options = [option.replace("TMP", str(tmp_path)).replace("BUCKET", s3_bucket) for option in options]
     monkeypatch.setattr(sys, "argv", ["geotag_archive", *options])
     with pytest.raises(SystemExit) as stopped:
-        run_command(GeotagSettings, run)
+        run_command(ArchiveSettings, run)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not ray.is_initialized()

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from jobs import night_metrics
-from jobs.geotag_archive import GeotagSettings
+from jobs.geotag_archive import ArchiveSettings
 from jobs.nightly import NightlySettings, run
 from tests.conftest import published_output
 
@@ -72,7 +72,7 @@ def test_a_first_night_that_fails_knows_no_success(tmp_path: Path) -> None:
 
 def test_a_night_with_nothing_to_do_is_a_success(tiny_checkpoint: Path, tmp_path: Path) -> None:
     published_output(tmp_path / "out", tiny_checkpoint)
-    archive = GeotagSettings((str(tmp_path / "out-photos"),), output=f"{tmp_path}/out", model=str(tiny_checkpoint))
+    archive = ArchiveSettings((str(tmp_path / "out-photos"),), output=f"{tmp_path}/out", model=str(tiny_checkpoint))
     path = tmp_path / "a.prom"
     before_s = time.time()
     for _ in range(2):  # the second one finds the date done
@@ -85,7 +85,7 @@ def test_a_night_with_nothing_to_do_is_a_success(tiny_checkpoint: Path, tmp_path
 
 
 def test_mistakes_are_told_before_the_night_and_counted_after(tmp_path: Path) -> None:
-    archive = GeotagSettings(photos=(str(tmp_path),), output=f"{tmp_path}/out")
+    archive = ArchiveSettings(photos=(str(tmp_path),), output=f"{tmp_path}/out")
     for path, message in ((tmp_path / "a.txt", "files that end in .prom"), (tmp_path / "no" / "a.prom", "no folder")):
         with pytest.raises(ValueError, match=message):
             run(NightlySettings(archive, metrics_file=str(path)))
@@ -93,6 +93,6 @@ def test_mistakes_are_told_before_the_night_and_counted_after(tmp_path: Path) ->
     with pytest.raises(ValueError, match="give a date such as"):
         run(NightlySettings(archive, date="tonight", metrics_file=str(path)))
     assert values(path)[("graticule_night_exit_code",)] == 2
-    silent = GeotagSettings(photos=(str(tmp_path),), output=f"{tmp_path}/out", max_silence_minutes=0)
+    silent = ArchiveSettings(photos=(str(tmp_path),), output=f"{tmp_path}/out", max_silence_minutes=0)
     with pytest.raises(ValueError, match="--max-silence-minutes 0: give more than 0"):
         run(NightlySettings(silent))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import boto3
 import pytest
 
-from pipeline import parallel_listing, storage
+from pipeline import parallel_listing, storage, store_clients
 from pipeline.parallel_listing import Page, list_in_order
 from tests.conftest import forget_s3_clients
 
@@ -132,7 +132,7 @@ def small_pages() -> Iterator[list[str]]:
         pages.append("page")
 
     forget_s3_clients()
-    storage._s3_client().meta.events.register("before-parameter-build.s3.ListObjectsV2", ask_for_three)
+    store_clients.s3_client().meta.events.register("before-parameter-build.s3.ListObjectsV2", ask_for_three)
     yield pages
     forget_s3_clients()
 

@@ -101,5 +101,7 @@ def test_a_commit_is_entered_once_below_the_output(tmp_path: Path) -> None:
     ledger.enter(RECORD.to_json() | {"sequence": 8})
     assert [ledger.has({"run_id": "r1"}, epoch) for epoch in (7, 8)] == [True, False]
     assert ledger.highest_epoch() == 7
+    storage.write_bytes(f"{tmp_path}/out/removed/r2.json", b"{}")
+    assert not ledger.has({"run_id": "r2"}, 8)
     with pytest.raises(ValueError, match="commits a run that can't be one"):
         ledger.enter({"run_id": "../../r1"})

@@ -233,7 +233,7 @@ class TestS3:
             params["MaxKeys"] = 2
             pages.append("page")
 
-        storage._s3_client().meta.events.register("before-parameter-build.s3.ListObjectsV2", small_pages)
+        store_clients.s3_client().meta.events.register("before-parameter-build.s3.ListObjectsV2", small_pages)
         try:
             assert [entry.uri for entry in storage.list_files(prefix)] == uris
         finally:

@@ -122,7 +122,7 @@ class MemoryStore:
         raise OSError(f"no answer: {what}")
 
     def _change_if(self, what: str, uri: str, data: bytes, version: str | None, refusal: OSError) -> str:
-        """As `storage._put_if`: what was put in an attempt whose answer was lost does not count as another's."""
+        """As `ObjectStore._put_if`: what was put in an attempt whose answer was lost does not count as another's."""
         is_put: list[bool] = []
 
         def apply() -> None:

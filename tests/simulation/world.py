@@ -1,8 +1,8 @@
 """An archive, its output, and drivers that run the real job over it, all in one simulated world.
 
-What is real: `jobs.geotag_archive.geotag`, with lease, plan, staging, publishing, commit, sweep, retention, verify and
-the catalog. What is not: Ray and the network. A run's workers are actors that stage a row for every planned photo, and
-go on after their driver has died, as tasks of a real cluster may.
+What is real: `jobs.geotag_archive` and `pipeline.geotag`, with lease, plan, staging, publishing, commit, sweep,
+retention, verify and the catalog. What is not: Ray and the network. A run's workers are actors that stage a row for
+every planned photo, and go on after their driver has died, as tasks of a real cluster may.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import geotag_archive
-from jobs.geotag_archive import GeotagSettings
 from model.backbone import Preprocessing
-from pipeline import catalog, dataflow, lease, publish, retention, schema, storage, verify
+from pipeline import catalog, dataflow, geotag, lease, publish, retention, schema, storage, verify
+from pipeline.geotag_settings import GeotagSettings
 from pipeline.staging import Stage
 from tests.photo_rows import failed_row, located_row, photos
 from tests.simulation.memory_store import MemoryStore
@@ -125,15 +125,15 @@ class World:
 
     def _once(self) -> int:
         settings = GeotagSettings(photos=(PHOTOS,), output=OUTPUT, lease=lease.LeaseSettings(LEASE_S))
-        outcome = geotag_archive.geotag(settings)
-        if outcome.exit_code == 0 and outcome.record is not None:
+        code, outcome = geotag_archive.geotag_and_tell(settings)
+        if code == 0 and outcome is not None and outcome.record is not None:
             published, plan, run_id = outcome.record.counts.published, outcome.record.plan, outcome.record.run_id
             assert plan is not None
             if published != plan.todo + plan.staged:
                 raise BrokenError(f"exit 0 with {published} photos published, and planned were {plan}")
             if not {f"{OUTPUT}/{folder}/{run_id}.json" for folder in ("runs", "removed")} & set(self.store.objects):
                 raise BrokenError(f"exit 0, and run {run_id} has no record")
-        return outcome.exit_code
+        return code
 
     def _after_step(self) -> None:
         if self._random.random() < 0.02:
@@ -236,15 +236,15 @@ class World:
                 hierarchy=SimpleNamespace(content_hash="h", levels=()),
                 config=SimpleNamespace(preprocessing=Preprocessing(8, 8)),
             )
-            patched.setattr(geotag_archive.Checkpoint, "load", lambda *_: checkpoint)
-            patched.setattr(geotag_archive, "RunMetrics", _NoMetrics)
-            patched.setattr(geotag_archive, "_check_paths", lambda *_: None)
-            patched.setattr(geotag_archive, "_is_local", lambda *_: False)
+            patched.setattr(geotag.Checkpoint, "load", lambda *_: checkpoint)
+            patched.setattr(geotag, "RunMetrics", _NoMetrics)
+            patched.setattr(geotag, "_check_paths", lambda *_: None)
+            patched.setattr(geotag, "_is_local", lambda *_: False)
             patched.setattr(geotag_archive, "_print_summary", lambda *_: None)
-            patched.setattr(geotag_archive, "code_version", lambda: "simulated")
+            patched.setattr(geotag, "code_version", lambda: "simulated")
             size = SimpleNamespace(cpus=2, gpus=0, largest_node_cpus=2, nodes=1)
-            patched.setattr(geotag_archive.cluster, "start_ray", lambda *_: size)
-            patched.setattr(geotag_archive.cluster.Driver, "here", lambda **_: None)
+            patched.setattr(geotag.cluster, "start_ray", lambda *_: size)
+            patched.setattr(geotag.cluster.Driver, "here", lambda **_: None)
             patched.setattr(dataflow, "run_dataflow", self._run_dataflow)
             patched.setattr(dataflow, "publish_on_ray", publish.publish)
             try:

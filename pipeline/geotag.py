@@ -1,0 +1,426 @@
+"""Geotag an archive, from its sources to published answers: what `jobs.geotag_archive` and nights run.
+
+    from pipeline.geotag import geotag
+    from pipeline.geotag_settings import GeotagSettings
+    outcome = geotag(GeotagSettings(photos=("/photos",), output="/answers"))
+
+A run goes through six steps, each a function here: open, plan, process, explain, publish, commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import importlib.metadata
+import logging
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+from model.checkpoint import Checkpoint
+from pipeline import (
+    albums,
+    cluster,
+    copies,
+    dataflow,
+    lease,
+    logs,
+    manifest,
+    publish,
+    records,
+    staging,
+    storage,
+    supervise,
+    sweep,
+    tally,
+)
+from pipeline.cluster import ClusterSize, NamedPath
+from pipeline.code_version import code_version
+from pipeline.decode import DecodeTarget
+from pipeline.geotag_settings import GeotagSettings
+from pipeline.locator import LocatorSettings, model_folder
+from pipeline.metrics import RunMetrics
+from pipeline.photo_set import PhotoSet, UnaccountedError
+from pipeline.plan import Plan, cut_to_staged, local_photos, make_plan
+from pipeline.precision import cell_count
+from pipeline.publish import Published
+from pipeline.reader import ReaderSettings
+from pipeline.records import AlbumCounts, PhotoCounts, RunRecord
+from pipeline.schema import FETCH_ERRORS, Status
+from pipeline.watchdog import FlowEndedError
+
+log = logging.getLogger(__name__)
+
+STOPPED = (FlowEndedError, lease.LeaseLostError, lease.CommitUnknownError, UnaccountedError)
+"""What ends a run without an answer though nobody made a mistake: the next one with the same settings goes on.
+
+Of a FlowEndedError the log has said why.
+"""
+_SAMPLE = 3
+"""So many local photos every node is asked for, if there are any."""
+
+
+class OtherSettingsError(ValueError):
+    """The run that was named is unfinished, and was started with other settings."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: what it had planned, and its record; None where there was nothing to do."""
+
+    output: str
+    model_id: str
+    plan: Plan
+    record: RunRecord | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is open: what it goes by, under the lease that it holds.
+
+    Attributes:
+        sources: what is listed, each in its one form.
+        finished: the records of the runs that count, the newest last.
+        staged_before: how those photos ended that an earlier start of this run has staged.
+        started_s: when it started, by `time.monotonic`.
+        stop_at_s: from when on no more photos are begun, in seconds since 1970, or None.
+        watching: closes what looks on when the run ends.
+    """
+
+    settings: GeotagSettings
+    output: str
+    model_uri: str
+    checkpoint: Checkpoint
+    held: lease.Lease
+    stage: staging.Stage
+    sources: tuple[str, ...]
+    finished: tuple[RunRecord, ...]
+    staged_before: tally.Outcomes
+    started_at: dt.datetime
+    started_s: float
+    stop_at_s: float | None
+    watching: contextlib.ExitStack
+
+    @property
+    def neighbours(self) -> list[RunRecord]:
+        """Runs that keep places as precisely: their photos may explain this one's."""
+        return [run for run in self.finished if run.setting("precision") == self.settings.precision]
+
+    @property
+    def answering_files(self) -> list[str]:
+        """Published files whose answers may be copied.
+
+        Those that were decided by another rule would be located, or undecided, where this run's are not.
+        """
+        answering = [run for run in self.neighbours if run.setting("at_least") == self.settings.at_least]
+        return records.published_files(self.output, answering)
+
+
+@dataclass(frozen=True)
+class Processed:
+    """What became of a plan: which photos have their row now, how many are `left` to the next run.
+
+    `unmatched` were located without looking for their like, as more contents were seen than are remembered; `metrics`
+    is None where all photos had been processed before.
+    """
+
+    photos: PhotoSet
+    left: int = 0
+    unmatched: int = 0
+    dataflow_s: float = 0.0
+    metrics: RunMetrics | None = None
+
+
+def geotag(settings: GeotagSettings, count_gone: bool = False) -> Outcome:
+    """Give every photo of an archive its row, and say how it went; `count_gone` is `make_plan`'s.
+
+    Raises ValueError for the user's mistakes, and what `STOPPED` names where the run must be started again.
+    """
+    settings.check()
+    with open_run(settings) as run:
+        plan = plan_run(run, count_gone)
+        outcome = Outcome(run.output, run.checkpoint.model_id, plan)
+        if plan.todo == 0 and plan.staged == 0:
+            sweep.unneeded_run(run.held, run.stage)
+            return outcome
+        processed = process(run, plan)
+        explained = explain(run)
+        published = publish_rows(run, processed)
+        return replace(outcome, record=commit(run, plan, processed, explained, published))
+
+
+@contextlib.contextmanager
+def open_run(settings: GeotagSettings) -> Iterator[Run]:
+    """Take the output's lease, tidy up after earlier holders, and take up an unfinished run or begin a new one."""
+    output = storage.absolute(settings.output)
+    model_uri = settings.model if settings.model == "bundled" else storage.absolute(settings.model)
+    _check_paths(settings, output, model_uri)
+    checkpoint = Checkpoint.load(model_folder(model_uri)).pointing(settings.point)
+    storage.check_writable(output)
+    name = settings.run_id or "(new)"
+    with records.held(output, name, settings.lease) as held, contextlib.ExitStack() as watching:
+        started_at, started_s = dt.datetime.now(dt.UTC), time.monotonic()
+        stop_at_s = None if settings.max_hours is None else time.time() + 3600 * settings.max_hours
+        sweep.at_start(held, output)
+        finished = records.run_records(output)
+        known = {record.run_id for record in [*finished, *records.removed_records(output)]}
+        stage = _stage(settings, output, checkpoint.model_id, known, held.epoch)
+        held.name_run(stage.run_id)
+        logs.name_run(stage.run_id)
+        yield Run(
+            settings=settings,
+            output=output,
+            model_uri=model_uri,
+            checkpoint=checkpoint,
+            held=held,
+            stage=stage,
+            sources=tuple(storage.absolute(source) for source in settings.photos),
+            finished=tuple(finished),
+            staged_before=tally.staged_outcomes(stage),
+            started_at=started_at,
+            started_s=started_s,
+            stop_at_s=stop_at_s,
+            watching=watching,
+        )
+
+
+def plan_run(run: Run, count_gone: bool) -> Plan:
+    """List the sources, and write down what this run takes on."""
+    copies.settle(run.stage, run.answering_files)  # of an earlier start: what is settled need not be planned
+    log.info("listing %s", ", ".join(run.sources))
+    plan = make_plan(
+        run.sources,
+        run.stage,
+        records.published_files(run.output, run.finished),
+        run.checkpoint.model_id,
+        run.settings.retry_failed,
+        run.settings.limit,
+        retag=run.settings.retag,
+        include=run.settings.include,
+        exclude=run.settings.exclude,
+        allow_http=run.settings.fetch.allow_http,
+        order=run.settings.order,
+        count_gone=count_gone,
+    )
+    log.info("%d photos listed, %d done before, %d to do", plan.listed - plan.duplicates, plan.already_done, plan.todo)
+    run.held.prove()  # listing and planning may have taken hours, and another run may go by this one's silence
+    return plan
+
+
+def process(run: Run, plan: Plan) -> Processed:
+    """Read, decode and locate the plan's photos on a cluster, and stage their rows."""
+    if not plan.todo:
+        return Processed(plan.photos)
+    size = cluster.start_ray()
+    logs.use_format(run.settings.log_format)  # Ray's own lines, too
+    metrics = _watched(run, plan)
+    _check_photos(run, plan, size.nodes)
+    started_s = time.monotonic()
+    known = run.settings.cluster.known_contents
+    unmatched = dataflow.run_dataflow(
+        plan.files,
+        run.stage,
+        _reader_settings(run),
+        _locator_settings(run, size),
+        run.settings.cluster,
+        size,
+        copies.answered_contents(run.stage, run.answering_files, run.checkpoint.model_id, known),
+        run.stop_at_s,
+        driver=cluster.Driver.here(uses_local_paths=_is_local(run.settings, run.output, run.model_uri, run.stage)),
+        watch=supervise.Watch(metrics, 60 * run.settings.max_silence_minutes),
+        lost=run.held.lost,
+        listed_below=manifest.listed_below(run.sources),
+        failed_before=sum(run.staged_before.get((str(Status.FAILED), code), 0) for code in FETCH_ERRORS),
+    )
+    processed = Processed(plan.photos, 0, unmatched, time.monotonic() - started_s, metrics)
+    run.held.prove()
+    copies.settle(run.stage, run.answering_files)
+    if run.stop_at_s is not None and time.time() >= run.stop_at_s:
+        return _cut_short(run, plan, processed)
+    return processed
+
+
+def explain(run: Run) -> AlbumCounts | None:
+    """Let photos of one album explain each other, if asked for."""
+    if not run.settings.context:
+        return None
+    log.info("looking at albums")
+    explained = albums.add_context(
+        run.stage,
+        records.published_files(run.output, run.neighbours),
+        cell_count(run.checkpoint.hierarchy.levels[-1].cell_id_K, run.settings.precision),
+        run.settings.precision,
+        run.settings.album,
+    )
+    log.info("albums: %s", explained)
+    return explained
+
+
+def publish_rows(run: Run, processed: Processed) -> Published:
+    """Write the staged rows as published files, which do not count yet, and check them against the plan."""
+    log.info("publishing")
+    run.held.prove()
+    published = dataflow.publish_on_ray(run.stage)
+    publish.check_all_published(published, processed.photos, run.stage)
+    if processed.metrics is not None:
+        failed = {(str(Status.FAILED), code): count for code, count in published.failed_by_code.items()}
+        looked_at = {Status.LOCATED: published.located, Status.UNDECIDED: published.undecided}
+        processed.metrics.settle({(str(status), ""): count for status, count in looked_at.items()} | failed)
+    return published
+
+
+def commit(
+    run: Run, plan: Plan, processed: Processed, explained: AlbumCounts | None, published: Published
+) -> RunRecord:
+    """Let the run count: put its record, through the lease; then remove what was staged."""
+    record = _record(run, plan, processed, explained, published)
+    try:
+        run.held.commit(record.to_json())
+    except lease.LeaseLostError:
+        publish.discard(run.stage)
+        raise
+    if processed.metrics is not None:
+        processed.metrics.set("graticule_last_success_timestamp_seconds", time.time())
+    sweep.finished_run(run.stage)
+    return record
+
+
+def _record(
+    run: Run, plan: Plan, processed: Processed, explained: AlbumCounts | None, published: Published
+) -> RunRecord:
+    return RunRecord(
+        run_id=run.stage.run_id,
+        sequence=run.held.epoch,
+        started_at=run.started_at.isoformat(),
+        finished_at=dt.datetime.now(dt.UTC).isoformat(),
+        wall_s=round(time.monotonic() - run.started_s, 3),
+        dataflow_s=round(processed.dataflow_s, 3),
+        sources=run.sources,
+        model_id=run.checkpoint.model_id,
+        model_uri=run.model_uri,
+        hierarchy_sha256=run.checkpoint.hierarchy.content_hash,
+        settings=asdict(run.settings),
+        versions={
+            "python": platform.python_version(),
+            "ray": importlib.metadata.version("ray"),
+            "code": code_version(),
+        },
+        plan=plan.counts(processed.left),
+        photos=PhotoCounts(
+            located=published.located,
+            undecided=published.undecided,
+            failed=published.failed,
+            failed_by_code=published.failed_by_code,
+            fingerprint=published.fingerprint,
+            copies=copies.count(run.stage),
+            beyond_known_contents=processed.unmatched,
+            context=explained,
+        ),
+        files=published.files,
+    )
+
+
+def _watched(run: Run, plan: Plan) -> RunMetrics:
+    """Say in the metrics, until the run ends, how it goes."""
+    metrics = run.watching.enter_context(
+        RunMetrics(run.stage.run_id, plan.todo + plan.staged, run.staged_before, lambda: run.held.age_s)
+    )
+    metrics.set("graticule_run_start_timestamp_seconds", run.started_at.timestamp())
+    if run.finished:
+        last = max(dt.datetime.fromisoformat(str(record.finished_at)) for record in run.finished)
+        metrics.set("graticule_last_success_timestamp_seconds", last.timestamp())
+    return metrics
+
+
+def _cut_short(run: Run, plan: Plan, processed: Processed) -> Processed:
+    """Leave what has no row to the next run; FlowEndedError where nothing has one."""
+    left, photos = cut_to_staged(run.stage, processed.photos)
+    if left == plan.todo and not plan.staged:
+        log.error("--max-hours %g: that was over before the first photo was done", run.settings.max_hours)
+        raise FlowEndedError
+    return replace(processed, left=left, photos=photos)
+
+
+def _reader_settings(run: Run) -> ReaderSettings:
+    target = DecodeTarget.of(run.checkpoint.config.preprocessing)
+    return ReaderSettings(target, run.settings.limits, fetch=run.settings.fetch)
+
+
+def _locator_settings(run: Run, size: ClusterSize) -> LocatorSettings:
+    settings = run.settings
+    return LocatorSettings(
+        model_uri=run.model_uri,
+        model_id=run.checkpoint.model_id,
+        run_id=run.stage.run_id,
+        engine=settings.engine,
+        engine_precision=settings.engine_precision,
+        batch_size=settings.batch_size or (512 if size.gpus else 32),
+        precision=settings.precision,
+        point=settings.point,
+        at_least=settings.at_least,
+        engine_cache=storage.cache_folder() / "engines",
+        engine_share=None if settings.engines is None else storage.absolute(settings.engines),
+        tensorrt=settings.tensorrt,
+    )
+
+
+def _check_paths(settings: GeotagSettings, output: str, model_uri: str) -> None:
+    """Raise ValueError for a local path that a node of the cluster does not see."""
+    cluster.check_paths(settings.paths(output, model_uri), settings.shared_filesystem, output)
+
+
+def _is_local(settings: GeotagSettings, output: str, model_uri: str, stage: staging.Stage) -> bool:
+    """Whether the run needs a path that only this machine has."""
+    if settings.shared_filesystem:
+        return False
+    is_named = any(not storage.is_remote(path.uri) for path in settings.paths(output, model_uri))
+    return is_named or bool(local_photos(stage, 1))
+
+
+def _check_photos(run: Run, plan: Plan, nodes: int) -> None:
+    """Raise ValueError where a manifest, itself on an object store, names photos that a node does not see."""
+    if nodes > 1:
+        try:
+            photos = [NamedPath("the photo", uri) for uri in local_photos(run.stage, _SAMPLE)]
+            cluster.check_paths(photos, run.settings.shared_filesystem)
+        except ValueError:
+            if not plan.staged:  # nothing was begun
+                sweep.unneeded_run(run.held, run.stage)
+            raise
+
+
+def _stage(settings: GeotagSettings, output: str, model_id: str, finished_runs: set[str], epoch: int) -> staging.Stage:
+    """Return the stage of the run to take up again, or of a new one; ValueError where two runs would mix."""
+    unfinished = staging.unfinished_runs(output)
+    if settings.run_id in finished_runs:
+        raise ValueError(f"run {settings.run_id} is finished: give another --run-id, or none")
+    wanted: dict[str, object] = {"model_id": model_id, "precision": settings.precision}
+    if settings.at_least != GeotagSettings.at_least:
+        wanted["at_least"] = settings.at_least
+    if settings.context:
+        wanted["context"] = asdict(settings.album)
+    started = {run_id: staging.Stage(output, run_id).settings() for run_id in unfinished}
+    if settings.run_id is None:
+        ours = [run_id for run_id in unfinished if started[run_id] in ({}, wanted)]
+        for run_id in sorted(set(unfinished) - set(ours)):
+            log.warning("left as it is: %s", _mixed(output, run_id, started[run_id], wanted))
+        # The number alone tells a new run from all others, however clocks go; the time is for people.
+        run_id = ours[-1] if ours else f"{epoch:08d}-{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}"
+    else:
+        run_id = settings.run_id
+        if started.get(run_id, {}) not in ({}, wanted):
+            raise OtherSettingsError(_mixed(output, run_id, started[run_id], wanted))
+    stage = staging.Stage(output, run_id, epoch)
+    if started.get(run_id):
+        log.info("taking up unfinished run %s", run_id)
+    else:
+        stage.put_settings(wanted)
+    return stage
+
+
+def _mixed(output: str, run_id: str, started: dict[str, object], wanted: dict[str, object]) -> str:
+    return (
+        f"unfinished run {run_id} was started with {started}, not {wanted}: finish it by jobs.geotag_archive with"
+        f" --run-id {run_id} and those, or remove {staging.Stage(output, run_id).folder}"
+    )

@@ -1,0 +1,109 @@
+"""What a user may say of a run, each with its flag on the command line of `jobs.geotag_archive`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from model.engines import EngineName, Precision
+from model.engines.tensorrt_engine import TensorRtSettings
+from model.readout import AUTO, PointRule
+from pipeline import storage
+from pipeline.cluster import ClusterSettings, NamedPath
+from pipeline.context import ContextSettings
+from pipeline.decode import DecodeLimits
+from pipeline.fetch import FetchSettings
+from pipeline.lease import LeaseSettings
+from pipeline.locator import AtLeast
+from pipeline.logs import LogFormat
+from pipeline.plan import Order
+from pipeline.precision import PrecisionName
+
+
+@dataclass(frozen=True)
+class GeotagSettings:
+    """Geotag an archive: one row for every photo, published as GeoParquet."""
+
+    photos: tuple[str, ...]
+    """Folder, object prefix, Parquet or CSV manifest with a column `uri`, S3 Inventory's manifest.json, .tar or
+    .zip; give it several times for several sources."""
+    output: str = ""
+    """Folder or object prefix that holds the answers; the same one for every run over this archive."""
+    model: str = "bundled"
+    """Checkpoint folder, local or remote; `bundled` is the small model that ships with Graticule."""
+    engine: EngineName = "auto"
+    """What runs the model: auto takes torch on a GPU and openvino on a CPU."""
+    engines: str | None = None
+    """Folder or object prefix where machines keep compiled engines in common (onnxruntime and tensorrt), each compiled
+    by one of them, or by jobs.compile_engine before. Name one that only people write to whom you trust."""
+    run_id: str | None = None
+    """Name of this run; its number and the time if not given."""
+    precision: PrecisionName = "street"
+    """Store nothing finer than this, in any column."""
+    context: bool = False
+    """Let photos of one folder that were taken soon after each other explain each other, in columns of their own."""
+    point: PointRule = AUTO
+    """Where a photo's point is: at the most probable cell, or where the photo is least far away on average."""
+    at_least: AtLeast = "country"
+    """A photo that is not more likely right than not to this precision is `undecided`: it keeps its distribution and
+    its best guess, and gets no name of a place. `any` decides every photo."""
+    include: tuple[str, ...] = ()
+    """Take only photos whose name below the source matches one of these patterns, such as *.jpg or 2024/**."""
+    exclude: tuple[str, ...] = ()
+    """Leave out photos that match one of these."""
+    retry_failed: bool = False
+    """Take photos again that failed for good (transient failures are always taken again)."""
+    retag: bool = False
+    """Take photos again that another model has looked at."""
+    limit: int | None = None
+    """Take on at most so many photos in this run."""
+    max_hours: float | None = None
+    """Begin no more photos after so many hours, publish those that are done, and leave the rest to the next run."""
+    order: Order = "name"
+    """Which photos come first, and which ones --limit takes: by name, or those changed last or first."""
+    max_failed_fraction: float = 0.5
+    """Exit with 3 when more than this share of the run's photos failed."""
+    engine_precision: Precision = "auto"
+    """What the network computes in: auto is bf16 where the machine computes in it, else fp32."""
+    batch_size: int | None = None
+    """Photos in one call of the engine; 32 on CPUs and 512 on GPUs if not given."""
+    shared_filesystem: bool = False
+    """Local paths are mounted on every node of the cluster; without this, several nodes take none."""
+    max_silence_minutes: float = 30.0
+    """End, with exit code 1, a run that reads, locates and stages no photo for so long; give more than one photo may
+    take, or the compilation of an engine."""
+    log_format: LogFormat = "text"
+    """How log lines are written: text, or one JSON object a line."""
+    album: ContextSettings = field(default_factory=ContextSettings)
+    tensorrt: TensorRtSettings = field(default_factory=TensorRtSettings)
+    lease: LeaseSettings = field(default_factory=LeaseSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    fetch: FetchSettings = field(default_factory=FetchSettings)
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
+
+    def check(self) -> None:
+        """Raise ValueError for what can't be meant."""
+        if not self.photos:
+            raise ValueError("give --photos a folder, an object prefix, or a manifest")
+        if not self.output:
+            raise ValueError("give --output a folder or an object prefix for the answers")
+        if not 0 <= self.max_failed_fraction <= 1:
+            raise ValueError(f"--max-failed-fraction {self.max_failed_fraction}: give a share between 0 and 1")
+        for name, value in (("--limit", self.limit), ("--batch-size", self.batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value}: give at least 1")
+        if self.max_hours is not None and not self.max_hours > 0:
+            raise ValueError(f"--max-hours {self.max_hours:g}: give more than 0")
+        if not self.max_silence_minutes > 0:
+            raise ValueError(f"--max-silence-minutes {self.max_silence_minutes:g}: give more than 0")
+        if self.run_id is not None and not self.run_id.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"--run-id {self.run_id!r}: use letters, digits, - and _ only")
+
+    def paths(self, output: str, model_uri: str) -> list[NamedPath]:
+        """Return what the run reads and writes, of which local paths must be the same ones on every node."""
+        paths = [NamedPath("--photos", storage.absolute(source)) for source in self.photos]
+        paths.append(NamedPath("--output", output))
+        if model_uri != "bundled":
+            paths.append(NamedPath("--model", model_uri))
+        if self.engines is not None:
+            paths.append(NamedPath("--engines", storage.absolute(self.engines)))
+        return paths

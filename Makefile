@@ -26,9 +26,9 @@ integration: setup
 	$(BIN)/python -m pytest tests/integration $(IN_TWO) -m "not alone and not soak"
 	$(BIN)/python -m pytest tests/pipeline tests/integration/test_chaos.py -m "s3 and not soak"
 
-# What takes hours and is run by hand, before an issue is called resolved; see tests/soak.py for its parts.
+# What takes hours and is run by hand, before an issue is called resolved; see tests/tools/soak.py for its parts.
 soak: setup
-	.ci/with-s3 $(BIN)/python -m tests.soak $(if $(ONLY),--only $(ONLY))
+	.ci/with-s3 $(BIN)/python -m tests.tools.soak $(if $(ONLY),--only $(ONLY))
 
 lint: setup
 	$(BIN)/ruff check .

@@ -14,8 +14,8 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from pipeline import logs
-from pipeline.code_version import NodeError
+from pipeline.cluster import logs
+from pipeline.cluster.code_version import NodeError
 from pipeline.schema import printable
 
 Settings = TypeVar("Settings")

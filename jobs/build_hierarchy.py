@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from jobs import run_command
-from model.hierarchy import Hierarchy
+from model.world.hierarchy import Hierarchy
 from pipeline import storage
-from training import labelled, partition
+from training import hierarchy as partition
+from training.data import labelled
 
 
 @dataclass(frozen=True)

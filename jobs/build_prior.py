@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from jobs import run_command
-from model.prior import Prior
+from model.world.prior import Prior
 from pipeline import storage
-from training.geotagged import read_geotagged
+from training.data.geotagged import read_geotagged
 
 WORLD, NONE = "world", "none"
 FEWEST_PHOTOS = 1000

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from jobs import run_command
 from pipeline import schema, storage
-from pipeline.places import Places
-from pipeline.staging import parquet_bytes
-from training.evenness import Evenness, EvennessConfig, EvennessMeter, Land, draw_evenly
-from training.geotagged import MEANINGS, Drop, GeotaggedPhotos, implausible, read_geotagged
-from training.labelled import PARTS, LabelledPhotos
-from training.land_map import LandMap, draw_maps
-from training.split import Split, SplitConfig, cut_photos, fingerprint, split_photos
+from pipeline.locate.places import Places
+from pipeline.run.staging import parquet_bytes
+from training.data.geotagged import MEANINGS, Drop, GeotaggedPhotos, implausible, read_geotagged
+from training.data.labelled import PARTS, LabelledPhotos
+from training.data.split import Split, SplitConfig, cut_photos, fingerprint, split_photos
+from training.evaluate.evenness import Evenness, EvennessConfig, EvennessMeter, Land, draw_evenly
+from training.globe.land_map import LandMap, draw_maps
 
 EXAMPLES = 5
 REPORT_ENDING = ".report.json"

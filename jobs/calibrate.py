@@ -20,18 +20,19 @@ from jobs import run_command
 from jobs.build_prior import read_prior
 from model.checkpoint import CONFIG_FILE, Checkpoint, weights_id
 from model.readout import AUTO, BEST_CELL, RADIUS_PROBABILITY
-from pipeline import records, storage
-from pipeline.decode import DecodeTarget
-from pipeline.locator import model_folder, save_model
-from pipeline.places import Places
-from pipeline.records import RunRecord
-from training import evaluation
-from training.calibration import Fit, Judged, fit_reading, reliability
-from training.dataset import PhotoStore
-from training.geotagged import MEANINGS, Drop, GeotaggedPhotos, implausible, read_geotagged
-from training.labelled import labelled_photos
+from pipeline import storage
+from pipeline.decode.photo import DecodeTarget
+from pipeline.locate.locator import model_folder, save_model
+from pipeline.locate.places import Places
+from pipeline.published import records
+from pipeline.published.records import RunRecord
+from training.data.dataset import PhotoStore
+from training.data.geotagged import MEANINGS, Drop, GeotaggedPhotos, implausible, read_geotagged
+from training.data.labelled import labelled_photos
+from training.data.split import SplitConfig, fingerprint, photo_groups, split_photos
+from training.evaluate import evaluation
+from training.evaluate.calibration import Fit, Judged, fit_reading, reliability
 from training.metrics import Bootstrap
-from training.split import SplitConfig, fingerprint, photo_groups, split_photos
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import publish
-from pipeline.cluster import ClusterSettings
-from pipeline.plan import rows_per_task
+from pipeline.cluster.ray_cluster import ClusterSettings
+from pipeline.run import publish
+from pipeline.run.plan import rows_per_task
 
 _RESAMPLES = 1000
 _CONTENT_BYTES = 200

@@ -16,17 +16,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs import run_command
-from jobs.benchmark_engine import Agreement, all_answers
+from jobs.benchmark.engine import Agreement, all_answers
 from model.checkpoint import Checkpoint
 from model.engines import Precision, cache, load_engine, onnx_graph
 from model.engines.tensorrt_engine import TensorRtSettings
 from model.readout import AUTO, PointRule
 from pipeline import schema, storage
-from pipeline.decode import DecodeTarget
-from pipeline.engine_share import EngineShare
-from pipeline.locator import model_folder, serving_checkpoint
-from pipeline.manifest import read_manifest
-from pipeline.reader import IsolatedReader, ReaderSettings
+from pipeline.decode.photo import DecodeTarget
+from pipeline.locate.engine_share import EngineShare
+from pipeline.locate.locator import model_folder, serving_checkpoint
+from pipeline.read.reader import IsolatedReader, ReaderSettings
+from pipeline.sources.manifest import read_manifest
 
 _READ_AT_ONCE = 64
 

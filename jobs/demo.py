@@ -16,9 +16,9 @@ from rich.text import Text
 from jobs import geotag_archive, run_command
 from jobs.demo_photos import write_demo_archive
 from pipeline import storage
-from pipeline.catalog import Catalog
 from pipeline.geotag_settings import GeotagSettings
-from pipeline.locator import BUNDLED_MODEL
+from pipeline.locate.locator import BUNDLED_MODEL
+from pipeline.published.catalog import Catalog
 from pipeline.schema import printable
 
 _ROWS_SHOWN = 50

@@ -18,25 +18,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs import run_command
-from model import geodesy, s2
 from model.checkpoint import Checkpoint
 from model.engines import EngineName, load_engine
 from model.geodecoder import GeoDecoderConfig
 from model.readout import AUTO, BEST_CELL, PointRule
+from model.world import geodesy, s2
 from pipeline import storage
-from pipeline.decode import DecodeTarget
-from pipeline.locator import BUNDLED_MODEL, model_folder
-from pipeline.places import Places
-from pipeline.report_page import Look
-from training import attention, evaluation
-from training.dataset import PhotoStore
-from training.evaluation import TEN_CROPS, Measured, Truth
-from training.evaluation_page import page
-from training.evaluation_summary import Kinds, Summary, summarise
-from training.labelled import LabelledPhotos, labelled_photos
+from pipeline.decode.photo import DecodeTarget
+from pipeline.locate.locator import BUNDLED_MODEL, model_folder
+from pipeline.locate.places import Places
+from pipeline.report.page import Look
+from training.data.dataset import PhotoStore
+from training.data.labelled import LabelledPhotos, labelled_photos
+from training.data.split import SplitConfig, fingerprint, split_photos
+from training.data.teacher import Teacher
+from training.evaluate import attention, evaluation
+from training.evaluate.evaluation import TEN_CROPS, Measured, Truth
+from training.evaluate.page import page
+from training.evaluate.summary import Kinds, Summary, summarise
 from training.metrics import THRESHOLDS_KM, Breakdown, Estimate
-from training.split import SplitConfig, fingerprint, split_photos
-from training.teacher import Teacher
 
 log = logging.getLogger(__name__)
 

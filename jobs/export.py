@@ -14,10 +14,11 @@ from typing import Literal
 import tyro
 
 from jobs import run_command
-from pipeline import schema, sidecars, storage
-from pipeline.catalog import Catalog
-from pipeline.export import Counted, Selection, columns_of, count, export, taken_rows
-from pipeline.sidecars import TROUBLE, WRITTEN, Done, Outcome, Sidecars
+from pipeline import schema, storage
+from pipeline.answers import sidecars
+from pipeline.answers.export import Counted, Selection, columns_of, count, export, taken_rows
+from pipeline.answers.sidecars import TROUBLE, WRITTEN, Done, Outcome, Sidecars
+from pipeline.published.catalog import Catalog
 
 _SIDECARS_AT_ONCE = 16
 _EXAMPLES = 3

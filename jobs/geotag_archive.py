@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs import run_command
-from pipeline import geotag, logs, storage
+from pipeline import geotag, storage
+from pipeline.cluster import logs
+from pipeline.cluster.watchdog import FlowEndedError
 from pipeline.geotag import Outcome
 from pipeline.geotag_settings import GeotagSettings
-from pipeline.plan import Plan
-from pipeline.records import RunRecord
-from pipeline.verify import verify_output
-from pipeline.watchdog import FlowEndedError
+from pipeline.published.records import RunRecord
+from pipeline.run.plan import Plan
+from pipeline.run.verify import verify_output
 
 log = logging.getLogger(__name__)
 

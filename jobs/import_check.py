@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from model.checkpoint import Checkpoint
 from model.engines import EngineName, Precision
-from model.geodesy import haversine_km
 from model.readout import AUTO
+from model.world.geodesy import haversine_km
 from pipeline import schema, storage
-from pipeline.decode import DecodeTarget
-from pipeline.locator import Locator, LocatorSettings, model_folder
-from pipeline.manifest import read_manifest
-from pipeline.reader import IsolatedReader, ReaderSettings
+from pipeline.decode.photo import DecodeTarget
+from pipeline.locate.locator import Locator, LocatorSettings, model_folder
+from pipeline.read.reader import IsolatedReader, ReaderSettings
 from pipeline.schema import printable
-from training.labelled import LabelledPhotos, labelled_photos
+from pipeline.sources.manifest import read_manifest
+from training.data.labelled import LabelledPhotos, labelled_photos
 
 _AT_ONCE = 8
 _TABLES = (".csv", ".parquet")

@@ -18,19 +18,19 @@ import tyro
 from jobs import run_command
 from jobs.build_prior import WORLD, read_prior
 from jobs.import_check import check
+from model.backbones.tower import load_tower, tower_shape
 from model.checkpoint import CONFIG_FILE
 from model.engines import EngineName, Precision
 from model.gallery import Gallery
-from model.hierarchy import Hierarchy
-from model.prior import Prior
-from model.tower import load_tower, tower_shape
+from model.world.hierarchy import Hierarchy
+from model.world.prior import Prior
 from pipeline import storage
-from pipeline.decode import DecodeTarget
-from pipeline.locator import save_model
+from pipeline.decode.photo import DecodeTarget
+from pipeline.locate.locator import save_model
 from training import galleries, geoclip
-from training.dataset import PhotoStore
-from training.labelled import labelled_photos
-from training.split import PARTS, SplitConfig, part_record, split_photos
+from training.data.dataset import PhotoStore
+from training.data.labelled import labelled_photos
+from training.data.split import PARTS, SplitConfig, part_record, split_photos
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from jobs import run_command
 from model.geodecoder import SCENES_3, SCENES_16
 from pipeline import storage
-from pipeline.decode import DecodeTarget
-from pipeline.staging import parquet_bytes
-from training.dataset import PhotoStore
-from training.labelled import labelled_photos
-from training.places_network import PREPROCESSING, PlacesNetwork, summed_BG
+from pipeline.decode.photo import DecodeTarget
+from pipeline.run.staging import parquet_bytes
+from training.data.dataset import PhotoStore
+from training.data.labelled import labelled_photos
+from training.data.places_network import PREPROCESSING, PlacesNetwork, summed_BG
 
 log = logging.getLogger(__name__)
 

@@ -25,10 +25,13 @@ import tyro
 
 from jobs import geotag_archive, night_metrics, run_command
 from jobs.geotag_archive import ArchiveSettings
-from pipeline import layout, logs, records, retention, schema, staging, storage
+from pipeline import schema, storage
+from pipeline.cluster import logs
 from pipeline.geotag import OtherSettingsError
-from pipeline.plan import Order
-from pipeline.records import PlanCounts, RunRecord
+from pipeline.published import layout, records
+from pipeline.published.records import PlanCounts, RunRecord
+from pipeline.run import retention, staging
+from pipeline.run.plan import Order
 
 log = logging.getLogger(__name__)
 

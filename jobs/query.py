@@ -22,8 +22,8 @@ import tyro
 from jobs import run_command
 from jobs.query_prompt import Prompt
 from pipeline import storage
-from pipeline.catalog import Catalog
-from pipeline.staging import parquet_bytes
+from pipeline.published.catalog import Catalog
+from pipeline.run.staging import parquet_bytes
 
 
 @dataclass(frozen=True)

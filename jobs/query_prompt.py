@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
-from pipeline.catalog import Catalog
+from pipeline.published.catalog import Catalog
 from pipeline.schema import printable
 
 _ROWS_SHOWN = 100

@@ -13,13 +13,15 @@ import tyro
 
 from jobs import run_command
 from model.checkpoint import Checkpoint, weights_id
-from pipeline import report_page, storage, thumbnails
-from pipeline.catalog import Catalog
-from pipeline.decode import DecodeTarget
-from pipeline.locator import model_folder
-from pipeline.report import Report, gather
+from pipeline import storage
+from pipeline.decode.photo import DecodeTarget
+from pipeline.locate.locator import model_folder
+from pipeline.published.catalog import Catalog
+from pipeline.report import page as report_page
+from pipeline.report import thumbnails
+from pipeline.report.gather import Report, gather
 from pipeline.schema import Status
-from training import attention
+from training.evaluate import attention
 
 log = logging.getLogger(__name__)
 

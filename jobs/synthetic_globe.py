@@ -21,10 +21,10 @@ import tyro
 
 from jobs import run_command
 from pipeline import storage
-from pipeline.context import ContextSettings
-from training import globe_ablation, globe_albums, globe_radius, globe_study
-from training.globe_ablation import ROWS, Conditions, Trained
-from training.synthetic_globe import Globe, GlobeConfig, write_archive
+from pipeline.locate.context import ContextSettings
+from training.globe import globe_ablation, globe_albums, globe_radius, globe_study
+from training.globe.globe_ablation import ROWS, Conditions, Trained
+from training.globe.synthetic_globe import Globe, GlobeConfig, write_archive
 
 log = logging.getLogger(__name__)
 

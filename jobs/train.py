@@ -24,32 +24,34 @@ from numpy.typing import NDArray
 from jobs import run_command
 from jobs.build_prior import read_prior
 from model import geodecoder
+from model.backbones.framing import Framing
+from model.backbones.pretrained import Pretrained, pretrained
 from model.checkpoint import Checkpoint
-from model.framing import Framing
 from model.geodecoder import ONE_SCENE, GeoDecoder, GeoDecoderConfig
-from model.hierarchy import JSON_NAME, PARQUET_NAME, Hierarchy
 from model.networks import build
-from model.pretrained import Pretrained, pretrained
 from model.readout import Reading
+from model.world.hierarchy import JSON_NAME, PARQUET_NAME, Hierarchy
 from pipeline import storage
-from pipeline.cluster import Driver, NamedPath, check_paths, start_ray
-from pipeline.decode import DecodeTarget
-from pipeline.locator import model_folder, save_model
-from training import evaluation, globe_study, partition
-from training.calibration import FEWEST_PHOTOS, Fit
-from training.dataset import PhotoStore
-from training.evaluation import Truth
-from training.labelled import LabelledPhotos, labelled_photos
-from training.loop import Progress, Task, TrainingLoop, Upkeep
-from training.objective import Labels, TeacherView
-from training.presets import PRESETS, preset_record
-from training.recipe import Recipe
-from training.run_record import RunRecord, identity_of
-from training.snapshot import Snapshots
-from training.split import PARTS, Split, SplitConfig, part_record, split_photos
-from training.team import Team
-from training.tokens import TokenCache
-from training.trainer import Network, Photos, Workers, fit
+from pipeline.cluster.ray_cluster import Driver, NamedPath, check_paths, start_ray
+from pipeline.decode.photo import DecodeTarget
+from pipeline.locate.locator import model_folder, save_model
+from training import hierarchy as partition
+from training.data.dataset import PhotoStore
+from training.data.labelled import LabelledPhotos, labelled_photos
+from training.data.split import PARTS, Split, SplitConfig, part_record, split_photos
+from training.evaluate import evaluation
+from training.evaluate.calibration import FEWEST_PHOTOS, Fit
+from training.evaluate.evaluation import Truth
+from training.fit.loop import Progress, Task, TrainingLoop, Upkeep
+from training.fit.objective import Labels, TeacherView
+from training.fit.presets import PRESETS, preset_record
+from training.fit.recipe import Recipe
+from training.fit.run_record import RunRecord, identity_of
+from training.fit.snapshot import Snapshots
+from training.fit.team import Team
+from training.fit.tokens import TokenCache
+from training.fit.trainer import Network, Photos, Workers, fit
+from training.globe import globe_study
 
 log = logging.getLogger(__name__)
 

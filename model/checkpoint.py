@@ -30,10 +30,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from model.geodecoder import GeoDecoderConfig
-from model.hierarchy import Hierarchy
 from model.networks import Config, Network, PriorConfig, build, config_from_json, kind_of
-from model.prior import Prior
 from model.readout import AUTO, BEST_CELL, Combination, PointRule, Reading
+from model.world.hierarchy import Hierarchy
+from model.world.prior import Prior
 
 FORMAT_VERSION = 2
 CONFIG_FILE = "config.json"

@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.backbone import Backbone, BackboneConfig, Preprocessing
+from model.backbones.backbone import Backbone, BackboneConfig, Preprocessing
+from model.backbones.tower import Tower
 from model.geodecoder import ONE_SCENE, GeoDecoderOutput, backbone_from_json, checked_fields, preprocessing_from_json
-from model.hierarchy import Hierarchy
-from model.tower import Tower
+from model.world.hierarchy import Hierarchy
 
 MOST_PLACES = 1 << 22
 _ADDED_AT_ONCE = 16

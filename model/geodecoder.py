@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.backbone import Backbone, BackboneConfig, Preprocessing
+from model.backbones.backbone import Backbone, BackboneConfig, Preprocessing
 from model.decoder import DependentLayer, IndependentLayer
 
 ONE_SCENE = ("any",)

@@ -16,10 +16,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from model.backbone import Preprocessing
+from model.backbones.backbone import Preprocessing
 from model.gallery import Gallery, GalleryConfig
 from model.geodecoder import SCENES_3, GeoDecoder, GeoDecoderConfig, GeoDecoderOutput, preprocessing_from_json
-from model.hierarchy import Hierarchy
+from model.world.hierarchy import Hierarchy
 
 Kind = Literal["geodecoder", "gallery", "prior"]
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.geodecoder import GeoDecoderOutput
-from model.geodesy import EARTH_RADIUS_KM, unit_vectors_N3
-from model.hierarchy import Hierarchy
+from model.world.geodesy import EARTH_RADIUS_KM, unit_vectors_N3
+from model.world.hierarchy import Hierarchy
 
 STREET_KM = 1.0
 CITY_KM = 25.0

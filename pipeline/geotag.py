@@ -19,36 +19,26 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 from model.checkpoint import Checkpoint
-from pipeline import (
-    albums,
-    cluster,
-    copies,
-    dataflow,
-    lease,
-    logs,
-    manifest,
-    publish,
-    records,
-    staging,
-    storage,
-    supervise,
-    sweep,
-    tally,
-)
-from pipeline.cluster import ClusterSize, NamedPath
-from pipeline.code_version import code_version
-from pipeline.decode import DecodeTarget
+from pipeline import storage
+from pipeline.cluster import dataflow, logs, ray_cluster, supervise
+from pipeline.cluster.code_version import code_version
+from pipeline.cluster.metrics import RunMetrics
+from pipeline.cluster.ray_cluster import ClusterSize, NamedPath
+from pipeline.cluster.watchdog import FlowEndedError
+from pipeline.decode.photo import DecodeTarget
 from pipeline.geotag_settings import GeotagSettings
-from pipeline.locator import LocatorSettings, model_folder
-from pipeline.metrics import RunMetrics
-from pipeline.photo_set import PhotoSet, UnaccountedError
-from pipeline.plan import Plan, cut_to_staged, local_photos, make_plan
-from pipeline.precision import cell_count
-from pipeline.publish import Published
-from pipeline.reader import ReaderSettings
-from pipeline.records import AlbumCounts, PhotoCounts, RunRecord
+from pipeline.locate.locator import LocatorSettings, model_folder
+from pipeline.locate.precision import cell_count
+from pipeline.published import records
+from pipeline.published.records import AlbumCounts, PhotoCounts, RunRecord
+from pipeline.read.reader import ReaderSettings
+from pipeline.run import albums, copies, publish, staging, sweep, tally
+from pipeline.run.photo_set import PhotoSet, UnaccountedError
+from pipeline.run.plan import Plan, cut_to_staged, local_photos, make_plan
+from pipeline.run.publish import Published
 from pipeline.schema import FETCH_ERRORS, Status
-from pipeline.watchdog import FlowEndedError
+from pipeline.sources import manifest
+from pipeline.storage import lease
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +202,7 @@ def process(run: Run, plan: Plan) -> Processed:
     """Read, decode and locate the plan's photos on a cluster, and stage their rows."""
     if not plan.todo:
         return Processed(plan.photos)
-    size = cluster.start_ray()
+    size = ray_cluster.start_ray()
     logs.use_format(run.settings.log_format)  # Ray's own lines, too
     metrics = _watched(run, plan)
     _check_photos(run, plan, size.nodes)
@@ -227,7 +217,7 @@ def process(run: Run, plan: Plan) -> Processed:
         size,
         copies.answered_contents(run.stage, run.answering_files, run.checkpoint.model_id, known),
         run.stop_at_s,
-        driver=cluster.Driver.here(uses_local_paths=_is_local(run.settings, run.output, run.model_uri, run.stage)),
+        driver=ray_cluster.Driver.here(uses_local_paths=_is_local(run.settings, run.output, run.model_uri, run.stage)),
         watch=supervise.Watch(metrics, 60 * run.settings.max_silence_minutes),
         lost=run.held.lost,
         listed_below=manifest.listed_below(run.sources),
@@ -367,7 +357,7 @@ def _locator_settings(run: Run, size: ClusterSize) -> LocatorSettings:
 
 def _check_paths(settings: GeotagSettings, output: str, model_uri: str) -> None:
     """Raise ValueError for a local path that a node of the cluster does not see."""
-    cluster.check_paths(settings.paths(output, model_uri), settings.shared_filesystem, output)
+    ray_cluster.check_paths(settings.paths(output, model_uri), settings.shared_filesystem, output)
 
 
 def _is_local(settings: GeotagSettings, output: str, model_uri: str, stage: staging.Stage) -> bool:
@@ -383,7 +373,7 @@ def _check_photos(run: Run, plan: Plan, nodes: int) -> None:
     if nodes > 1:
         try:
             photos = [NamedPath("the photo", uri) for uri in local_photos(run.stage, _SAMPLE)]
-            cluster.check_paths(photos, run.settings.shared_filesystem)
+            ray_cluster.check_paths(photos, run.settings.shared_filesystem)
         except ValueError:
             if not plan.staged:  # nothing was begun
                 sweep.unneeded_run(run.held, run.stage)

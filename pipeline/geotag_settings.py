@@ -8,15 +8,15 @@ from model.engines import EngineName, Precision
 from model.engines.tensorrt_engine import TensorRtSettings
 from model.readout import AUTO, PointRule
 from pipeline import storage
-from pipeline.cluster import ClusterSettings, NamedPath
-from pipeline.context import ContextSettings
-from pipeline.decode import DecodeLimits
-from pipeline.fetch import FetchSettings
-from pipeline.lease import LeaseSettings
-from pipeline.locator import AtLeast
-from pipeline.logs import LogFormat
-from pipeline.plan import Order
-from pipeline.precision import PrecisionName
+from pipeline.cluster.logs import LogFormat
+from pipeline.cluster.ray_cluster import ClusterSettings, NamedPath
+from pipeline.decode.photo import DecodeLimits
+from pipeline.locate.context import ContextSettings
+from pipeline.locate.locator import AtLeast
+from pipeline.locate.precision import PrecisionName
+from pipeline.read.fetch import FetchSettings
+from pipeline.run.plan import Order
+from pipeline.storage.lease import LeaseSettings
 
 
 @dataclass(frozen=True)

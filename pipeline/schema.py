@@ -329,4 +329,4 @@ TRAINING = pa.schema(
         _column(GROUP, pa.int64(), "photos linked by place and photographer have the same number", nullable=False),
     ]
 )
-"""One row a photo whose position is known: what jobs.build_training_manifest writes and training.labelled reads."""
+"""One row a photo whose position is known: jobs.build_training_manifest writes, training.data.labelled reads it."""

@@ -26,17 +26,18 @@ import torch
 from model.checkpoint import Checkpoint
 from model.engines import openvino_engine  # noqa: F401 - before any test imports openvino: it silences its telemetry
 from model.geodecoder import GeoDecoder, tiny
-from pipeline import schema, storage, store_clients
-from pipeline.decode import DecodeTarget
-from pipeline.locator import Locator, LocatorSettings
-from pipeline.plan import make_plan
-from pipeline.publish import publish, put_record
-from pipeline.reader import Reader, ReaderSettings
-from pipeline.records import RunRecord
-from pipeline.staging import Stage
-from tests.photo_samples import china_jpeg, flower_jpeg
-from tests.processes import processes_with
-from training.partition import PartitionConfig, build_hierarchy
+from pipeline import schema, storage
+from pipeline.decode.photo import DecodeTarget
+from pipeline.locate.locator import Locator, LocatorSettings
+from pipeline.published.records import RunRecord
+from pipeline.read.reader import Reader, ReaderSettings
+from pipeline.run.plan import make_plan
+from pipeline.run.publish import publish, put_record
+from pipeline.run.staging import Stage
+from pipeline.storage import clients
+from tests.support.photo_samples import china_jpeg, flower_jpeg
+from tests.support.processes import processes_with
+from training.hierarchy import PartitionConfig, build_hierarchy
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -110,8 +111,8 @@ def fresh_bucket() -> Iterator[str]:
 
 def forget_s3_clients() -> None:
     """Make `storage` read the environment again."""
-    store_clients.store.cache_clear()
-    store_clients.s3_client.cache_clear()
+    clients.store.cache_clear()
+    clients.s3_client.cache_clear()
 
 
 def published_output(output: Path, checkpoint_folder: Path) -> None:

@@ -15,39 +15,78 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 LAYERS = ("model", "pipeline", "training", "jobs")
 """Lowest first: a package imports only itself and lower ones."""
-STORES = ("pipeline/store.py", "pipeline/storage.py", "pipeline/local_store.py", "pipeline/object_store.py")
+STORES = (
+    "pipeline/storage/store.py",
+    "pipeline/storage/__init__.py",
+    "pipeline/storage/local_store.py",
+    "pipeline/storage/object_store.py",
+)
 HOMES = {
     "ray": (
-        *("pipeline/cluster.py", "pipeline/dataflow.py", "pipeline/metrics.py", "pipeline/supervise.py"),
-        *("training/trainer.py", "jobs/"),
+        *(
+            "pipeline/cluster/ray_cluster.py",
+            "pipeline/cluster/dataflow.py",
+            "pipeline/cluster/metrics.py",
+            "pipeline/cluster/supervise.py",
+        ),
+        *("training/fit/trainer.py", "jobs/"),
     ),
-    "fsspec": ("pipeline/object_store.py",),
-    "obstore": ("pipeline/object_store.py", "pipeline/store_clients.py"),
-    "boto3": ("pipeline/store_clients.py",),
-    "botocore": ("pipeline/store_clients.py",),
+    "fsspec": ("pipeline/storage/object_store.py",),
+    "obstore": ("pipeline/storage/object_store.py", "pipeline/storage/clients.py"),
+    "boto3": ("pipeline/storage/clients.py",),
+    "botocore": ("pipeline/storage/clients.py",),
     # stores teach DuckDB to read remote files, which takes the type's name only
-    "duckdb": ("pipeline/duckdb_opener.py", "pipeline/plan.py", "pipeline/catalog.py", *STORES),
+    "duckdb": ("pipeline/storage/duckdb.py", "pipeline/run/plan.py", "pipeline/published/catalog.py", *STORES),
     "tensorrt": ("model/engines/",),
     "onnx": ("model/engines/",),
     "onnx_ir": ("model/engines/",),
     "onnxruntime": ("model/engines/",),
     "onnxscript": ("model/engines/",),
-    "openvino": ("model/engines/", "training/teacher.py"),
-    "transformers": ("model/hugging_face.py",),
+    "openvino": ("model/engines/", "training/data/teacher.py"),
+    "transformers": ("model/backbones/hugging_face.py",),
     "PIL": (
-        "pipeline/decode.py",
-        "pipeline/jpeg.py",
-        "pipeline/exif.py",
-        "pipeline/codec_errors.py",
+        "pipeline/decode/photo.py",
+        "pipeline/decode/jpeg.py",
+        "pipeline/decode/exif.py",
+        "pipeline/decode/codec_errors.py",
         "training/",
         "jobs/",
     ),
     "prometheus_client": ("jobs/",),
     "tyro": ("jobs/",),
-    "rich": ("jobs/", "pipeline/progress.py"),
+    "rich": ("jobs/", "pipeline/cluster/progress.py"),
 }
 """Where a library may be imported: a folder (with a slash) or a file."""
 MAX_LINES = 500
+ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "model": (
+        ("world", "backbones", "decoder"),
+        ("geodecoder",),
+        ("gallery",),
+        ("networks", "readout"),
+        ("checkpoint",),
+        ("engines",),
+    ),
+    "pipeline": (
+        ("schema",),
+        ("storage", "decode"),
+        ("sources", "locate", "published"),
+        ("read", "run"),
+        ("answers", "cluster"),
+        ("report", "geotag_settings"),
+        ("geotag",),
+    ),
+    "training": (
+        ("data", "metrics", "loss"),
+        ("fit",),
+        ("evaluate",),
+        ("hierarchy",),
+        ("galleries", "geoclip", "globe"),
+    ),
+}
+"""The rooms of a package, and its files that stand outside of them, lowest first: one imports only lower ones."""
+MOST_FILES = 11
+"""In one room; the jobs, one a command, stand beside each other however many they are."""
 
 
 def modules() -> list[str]:
@@ -85,6 +124,56 @@ def test_nothing_imports_upward(module: str) -> None:
             assert LAYERS.index(package) <= layer, f"{module}:{line}: {LAYERS[layer]} is below {package}"
 
 
+def _our_imports(module: str) -> Iterator[tuple[str, int]]:
+    """Yield every module of ours that a module imports, as a file's dotted name, with the line."""
+    files = {name.removesuffix(".py").replace("/", ".") for name in modules()}
+    for node in ast.walk(ast.parse((REPOSITORY / module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        yield from ((name, node.lineno) for name in names if name in files)
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_stack_in_one_direction(package: str) -> None:
+    floor = {room: number for number, rooms in enumerate(ROOMS[package]) for room in rooms}
+    for module in modules():
+        if not module.startswith(f"{package}/") or module == f"{package}/__init__.py":
+            continue
+        room = module.split("/")[1].removesuffix(".py")
+        assert room in floor, f"{module} is in no room that ROOMS knows"
+        for name, line in _our_imports(module):
+            if name.startswith(f"{package}.") and (other := name.split(".")[1]) != room:
+                assert floor[other] < floor[room], f"{module}:{line} imports {name}: {room} is not above {other}"
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    imported = {module: {name for name, _ in _our_imports(module)} for module in modules()}
+    by_name = {module.removesuffix(".py").replace("/", "."): module for module in imported}
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, f"a circle: {' → '.join((*way[way.index(module) :], module))}"
+        if module in done:
+            return
+        # One that runs as a program may import itself, so that others know what it makes by its name.
+        for name in sorted(imported[module] - {module.removesuffix(".py").replace("/", ".")}):
+            visit(by_name[name], (*way, module))
+        done.add(module)
+
+    for module in imported:
+        visit(module, ())
+
+
+def test_rooms_have_few_files() -> None:
+    for folder in sorted({str(Path(module).parent) for module in modules()} - {"jobs"}):
+        files = [path for path in (REPOSITORY / folder).glob("*.py") if path.name != "__init__.py"]
+        assert len(files) <= MOST_FILES or folder == "jobs/benchmark", f"{folder} has {len(files)} files: divide it"
+
+
 @pytest.mark.parametrize("library", HOMES)
 def test_heavy_libraries_stay_at_home(library: str) -> None:
     for module in modules():
@@ -102,7 +191,10 @@ def test_stores_run_without_duckdb(module: str) -> None:
             assert "duckdb" not in ast.unparse(node)
 
 
-@pytest.mark.parametrize("modules_below_ray", ["pipeline.locator, pipeline.reader, pipeline.publish, pipeline.catalog"])
+@pytest.mark.parametrize(
+    "modules_below_ray",
+    ["pipeline.locate.locator, pipeline.read.reader, pipeline.run.publish, pipeline.published.catalog"],
+)
 def test_the_stages_run_with_ray_unimported(modules_below_ray: str) -> None:
     code = f"import {modules_below_ray}, sys; assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)

@@ -14,8 +14,8 @@ import pytest
 import tyro
 
 from pipeline import schema
-from tests.photo_rows import failed_row, located_row
-from tests.published_rows import publish_rows
+from tests.support.photo_rows import failed_row, located_row
+from tests.support.published_rows import publish_rows
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model import s2
-from model.backbone import Preprocessing
+from model.backbones.backbone import Preprocessing
+from model.backbones.tower import Tower
 from model.gallery import Gallery, GalleryConfig
-from model.hierarchy import Hierarchy
-from model.prior import Prior
 from model.readout import RADIUS_PROBABILITY, Reading
-from model.tower import Tower
-from training.dataset import PhotoSource
-from training.evaluation import BATCH_SIZE, as_input
-from training.partition import PartitionConfig, build_hierarchy
+from model.world import s2
+from model.world.hierarchy import Hierarchy
+from model.world.prior import Prior
+from training.data.dataset import PhotoSource
+from training.evaluate.evaluation import BATCH_SIZE, as_input
+from training.hierarchy import PartitionConfig, build_hierarchy
 
 TAU_MAX = (5000, 1500, 500, 150, 50, 15)
 """Places that a cell may hold, coarse → fine: of GeoCLIP's 100,000 they make 17,855 cells on the finest level, as many

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import linear, normalize, relu
 
-from model.tower import CLIP_VISION
-from training.labelled import coordinates, table_from_bytes
+from model.backbones.tower import CLIP_VISION
+from training.data.labelled import coordinates, table_from_bytes
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
-from model import geodesy
+from model.world import geodesy
 
 UNKNOWN = -1
 

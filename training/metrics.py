@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.hierarchy import NO_CELL
+from model.world.hierarchy import NO_CELL
 
 THRESHOLDS_KM = {"street": 1.0, "city": 25.0, "region": 200.0, "country": 750.0, "continent": 2500.0}
 CONFIDENCE = 0.95

@@ -25,7 +25,7 @@ Maker = Callable[[Path], object]
 
 Share = Callable[[str, Path, Maker], None]
 """(entry's name, empty local folder, maker): fills the folder from where machines share engines; where the entry isn't
-there yet, by the maker, and puts it there. `pipeline.engine_share` has one on any store."""
+there yet, by the maker, and puts it there. `pipeline.locate.engine_share` has one on any store."""
 
 
 def entry(

@@ -15,24 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from model import (
-    backbone,
-    decoder,
-    efficientnet_lite,
-    framing,
-    gallery,
-    geodecoder,
-    geodesy,
-    hugging_face,
-    networks,
-    prior,
-    readout,
-    tower,
-)
+from model import decoder, gallery, geodecoder, networks, readout
+from model.backbones import backbone, efficientnet_lite, framing, hugging_face, tower
 from model.checkpoint import Checkpoint
 from model.engines import Engine, NumpyAnswers
 from model.networks import in_dtype
 from model.readout import Answers, ReadOut
+from model.world import geodesy, prior
 
 
 class ServingGraph(nn.Module):

@@ -19,17 +19,19 @@ import yaml
 from moto.server import ThreadedMotoServer
 
 from model.checkpoint import Checkpoint
-from pipeline import lease, records, schema, storage
-from pipeline.catalog import Catalog
-from pipeline.decode import DecodeTarget
-from pipeline.locator import Locator, LocatorSettings
-from pipeline.plan import make_plan
-from pipeline.publish import publish
-from pipeline.reader import Reader, ReaderSettings
-from pipeline.staging import Stage
-from pipeline.verify import verify_output
+from pipeline import schema, storage
+from pipeline.decode.photo import DecodeTarget
+from pipeline.locate.locator import Locator, LocatorSettings
+from pipeline.published import records
+from pipeline.published.catalog import Catalog
+from pipeline.read.reader import Reader, ReaderSettings
+from pipeline.run.plan import make_plan
+from pipeline.run.publish import publish
+from pipeline.run.staging import Stage
+from pipeline.run.verify import verify_output
+from pipeline.storage import lease
 from tests.conftest import REPOSITORY, forget_s3_clients
-from tests.photo_samples import china_jpeg
+from tests.support.photo_samples import china_jpeg
 
 FOLDER = REPOSITORY / "infra" / "aws"
 POLICIES = ("photo_reader", "output_writer", "answers_reader", "head_autoscaler")

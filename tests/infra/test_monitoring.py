@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from jobs import night_metrics
-from pipeline.metrics import METRICS
+from pipeline.cluster.metrics import METRICS
 from tests.conftest import REPOSITORY
 
 FOLDER = REPOSITORY / "infra" / "monitoring"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, RayCluster
-from tests.photo_samples import china_jpeg
+from tests.support.photo_samples import china_jpeg
 
 AIRFLOW = REPOSITORY / "infra" / "airflow"
 

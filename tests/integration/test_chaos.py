@@ -1,4 +1,4 @@
-"""A few kills, nothing lost and nothing twice. By the dozen: `make soak`, by hand `python -m tests.chaos`."""
+"""A few kills, nothing lost and nothing twice. By the dozen: `make soak`, by hand `python -m tests.tools.chaos`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import Chaos
+from tests.tools.chaos import Chaos
 
 
 @pytest.mark.ray

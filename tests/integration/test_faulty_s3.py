@@ -11,9 +11,9 @@ import pytest
 
 from pipeline import schema, storage
 from tests.conftest import ray_environment
-from tests.faulty_store import Fault, FaultyStore
 from tests.integration.test_geotag import codes, geotag
-from tests.photo_samples import china_image, encode
+from tests.support.faulty_store import Fault, FaultyStore
+from tests.support.photo_samples import china_image, encode
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.verify import verify_output
+from pipeline.run.verify import verify_output
 from tests.conftest import RayCluster
 from tests.integration.test_geotag import codes, geotag
-from tests.photo_samples import china_jpeg
+from tests.support.photo_samples import china_jpeg
 
 Resize = Callable[[str], None]
 

@@ -21,10 +21,10 @@ from PIL import Image
 from jobs import run_command
 from jobs.geotag_archive import ArchiveSettings, run
 from pipeline import schema, storage
-from pipeline.catalog import Catalog
-from pipeline.staging import Stage
+from pipeline.published.catalog import Catalog
+from pipeline.run.staging import Stage
 from tests.conftest import REPOSITORY, RayCluster, ray_environment
-from tests.photo_samples import camera_jpeg, china_image, china_jpeg, encode, flower_jpeg, png_bomb
+from tests.support.photo_samples import camera_jpeg, china_image, china_jpeg, encode, flower_jpeg, png_bomb
 
 ARCHIVE: dict[str, tuple[bytes, str | None]] = {
     "plain.jpg": (china_jpeg(), None),
@@ -193,7 +193,7 @@ def test_a_bug_stops_the_run_and_publishes_nothing(
     """A copy of the code with a bug in its reader: not a user's mistake (2), not a photo's failure (0 or 3)."""
     for package in ("jobs", "model", "pipeline", "training"):
         shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("bundled"))
-    reader = tmp_path / "pipeline" / "reader.py"
+    reader = tmp_path / "pipeline" / "read" / "reader.py"
     code, line = reader.read_text(), "                batch.append((row, outcome, fetch_s))\n"
     assert line in code
     reader.write_text(code.replace(line, line + "                raise ValueError('a bug in the reader')\n"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, ray_environment
-from tests.processes import processes_with
+from tests.support.processes import processes_with
 
 _START = "import logging; from pipeline import cluster; cluster._START_LIMIT_S = 20.0; cluster.start_ray()"
 

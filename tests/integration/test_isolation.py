@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.catalog import Catalog
+from pipeline.published.catalog import Catalog
 from tests.conftest import REPOSITORY, RayCluster
 from tests.integration.test_geotag import codes, geotag
-from tests.photo_samples import china_jpeg, flower_jpeg
-from tests.pipeline.bad_decoders import BLOAT, CRASH, SLEEP
+from tests.pipeline.read.bad_decoders import BLOAT, CRASH, SLEEP
+from tests.support.photo_samples import china_jpeg, flower_jpeg
 
 BAD = {
     "crash": (CRASH, "decoder_crashed", "its decoder ended by SIGSEGV, twice"),
@@ -28,8 +28,8 @@ def write_code(folder: Path) -> None:
     """
     for package in ("jobs", "model", "pipeline", "training"):
         shutil.copytree(REPOSITORY / package, folder / package, ignore=shutil.ignore_patterns("bundled"))
-    shutil.copy(REPOSITORY / "tests" / "pipeline" / "bad_decoders.py", folder)
-    reader = folder / "pipeline" / "reader.py"
+    shutil.copy(REPOSITORY / "tests" / "pipeline" / "read" / "bad_decoders.py", folder)
+    reader = folder / "pipeline" / "read" / "reader.py"
     code = reader.read_text()
     for old, new in (
         ("decode: Decode = decode_photo", "decode: Decode = bad_decoders.decode_photo"),
@@ -62,7 +62,7 @@ def test_bad_files_cost_their_own_rows_only(ray_cluster: RayCluster, tiny_checkp
     assert Catalog(output).sql(distinct).fetchall() == [(2,)]  # both pictures' rows are all alike
 
     def is_decoder(title: str) -> bool:
-        return "pipeline.isolation" in title and str(tmp_path) in title
+        return "pipeline.read.isolation" in title and str(tmp_path) in title
 
     deadline_s = time.monotonic() + 60
     while decoders := [title for title in ray_cluster.processes().values() if is_decoder(title)]:

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from pipeline import storage
-from pipeline.catalog import Catalog
-from pipeline.staging import Stage
-from pipeline.verify import verify_output
+from pipeline.published.catalog import Catalog
+from pipeline.run.staging import Stage
+from pipeline.run.verify import verify_output
 from tests.conftest import REPOSITORY, RayCluster
 from tests.integration.test_geotag import codes
-from tests.photo_samples import china_image, china_jpeg, encode
+from tests.support.photo_samples import china_image, china_jpeg, encode
 
 Night = dict[str, Any]
 

@@ -24,23 +24,24 @@ import pytest
 import torch
 
 from jobs import export, report
-from model import s2
 from model.checkpoint import Checkpoint
 from model.geodecoder import GeoDecoder, tiny
-from pipeline import albums, schema
-from pipeline.catalog import Catalog
-from pipeline.context import ContextSettings
-from pipeline.decode import DecodeTarget
-from pipeline.locator import Locator, LocatorSettings
-from pipeline.plan import make_plan
-from pipeline.precision import PRECISIONS, PrecisionName, cell_count
-from pipeline.publish import publish, put_record
-from pipeline.reader import Reader, ReaderSettings
-from pipeline.records import RunRecord
-from pipeline.staging import Stage
+from model.world import s2
+from pipeline import schema
+from pipeline.decode.photo import DecodeTarget
+from pipeline.locate.context import ContextSettings
+from pipeline.locate.locator import Locator, LocatorSettings
+from pipeline.locate.precision import PRECISIONS, PrecisionName, cell_count
+from pipeline.published.catalog import Catalog
+from pipeline.published.records import RunRecord
+from pipeline.read.reader import Reader, ReaderSettings
+from pipeline.run import albums
+from pipeline.run.plan import make_plan
+from pipeline.run.publish import publish, put_record
+from pipeline.run.staging import Stage
 from tests.conftest import REPOSITORY, RayCluster
-from tests.photo_samples import camera_jpeg, china_image, china_jpeg
-from training.partition import PartitionConfig, build_hierarchy
+from tests.support.photo_samples import camera_jpeg, china_image, china_jpeg
+from training.hierarchy import PartitionConfig, build_hierarchy
 
 S2_LEVEL = {"city": 9, "region": 6, "country": 4}
 TOLERANCE_DEG = 5e-3

@@ -12,20 +12,21 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import dataflow, schema, storage
-from pipeline import publish as publish_module
-from pipeline.publish import publish
+from pipeline import schema, storage
+from pipeline.cluster import dataflow
+from pipeline.run import publish as publish_module
+from pipeline.run.publish import publish
+from pipeline.run.staging import Stage, parquet_bytes
 from pipeline.schema import ErrorCode
-from pipeline.staging import Stage, parquet_bytes
 from tests.conftest import REPOSITORY, RayCluster
-from tests.photo_rows import failed_row, located_row, photos
+from tests.support.photo_rows import failed_row, located_row, photos
 
 LEAST_ROWS_PER_FILE = 700
 DRIVER = """
 import dataclasses, json, os, sys
 import ray
 from pipeline import dataflow, publish
-from pipeline.staging import Stage
+from pipeline.run.staging import Stage
 
 publish.LEAST_ROWS_PER_FILE = int(sys.argv[2])
 # A file's rows must come together however small Ray wants its blocks.

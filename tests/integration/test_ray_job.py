@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.staging import Stage
+from pipeline.run.staging import Stage
 from tests.conftest import REPOSITORY, RayCluster
-from tests.hosts import wait_until
 from tests.integration.test_geotag import codes
-from tests.photo_samples import china_image, china_jpeg, encode
+from tests.support.hosts import wait_until
+from tests.support.photo_samples import china_image, china_jpeg, encode
 
 
 def ray_job(cluster: RayCluster, action: str, *arguments: str) -> subprocess.CompletedProcess[str]:

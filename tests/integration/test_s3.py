@@ -14,7 +14,7 @@ from jobs.geotag_archive import ArchiveSettings, run
 from pipeline import storage
 from tests.conftest import RayCluster
 from tests.integration.test_geotag import codes, geotag
-from tests.photo_samples import china_jpeg
+from tests.support.photo_samples import china_jpeg
 
 
 @pytest.mark.ray

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.benchmark_scale import ScaleBenchmark
+from jobs.benchmark.scale import ScaleBenchmark
 
 
 def test_prints_a_line_for_each_run_and_the_growth(capsys: pytest.CaptureFixture[str]) -> None:

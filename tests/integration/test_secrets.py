@@ -21,7 +21,7 @@ from moto.server import ThreadedMotoServer
 
 from pipeline import storage
 from tests.conftest import REPOSITORY, forget_s3_clients, ray_environment
-from tests.photo_samples import china_jpeg
+from tests.support.photo_samples import china_jpeg
 
 SECRETS = {
     name: f"{name.lower().replace('_', '-')}-{uuid.uuid4().hex}"

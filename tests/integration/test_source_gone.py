@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.catalog import Catalog
+from pipeline.published.catalog import Catalog
 from tests.conftest import RayCluster
-from tests.hosts import wait_until
 from tests.integration.test_geotag import geotag
 from tests.integration.test_watching import start
-from tests.photo_samples import china_jpeg, flower_jpeg
+from tests.support.hosts import wait_until
+from tests.support.photo_samples import china_jpeg, flower_jpeg
 
 
 @pytest.mark.ray

@@ -1,7 +1,7 @@
 """Three machines that share nothing but a network and an object store: a head without work, and two that work.
 
-They are Linux namespaces (see `tests.hosts`). Jobs come from a fourth place, through the dashboard's address, with the
-token; the power of one machine fails half-way.
+They are Linux namespaces (see `tests.support.hosts`). Jobs come from a fourth place, through the dashboard's address,
+with the token; the power of one machine fails half-way.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.catalog import Catalog
-from pipeline.staging import Stage
-from pipeline.verify import verify_output
-from tests.hosts import REPOSITORY, Host, Switch, assert_dashboard, start_head, start_worker, wait_until
-from tests.photo_samples import china_image, encode
-from training.journal import read_journal
-from training.synthetic_globe import Globe, GlobeConfig, write_archive
+from pipeline.published.catalog import Catalog
+from pipeline.run.staging import Stage
+from pipeline.run.verify import verify_output
+from tests.support.hosts import REPOSITORY, Host, Switch, assert_dashboard, start_head, start_worker, wait_until
+from tests.support.photo_samples import china_image, encode
+from training.fit.journal import read_journal
+from training.globe.synthetic_globe import Globe, GlobeConfig, write_archive
 
 PHOTOS = 384
 STEPS = 12
@@ -34,7 +34,7 @@ SHARED = Path("/mnt")
 """A file system that every host has mounted."""
 ASK = """
 import ray, sys
-from pipeline.cluster import Driver, NamedPath, check_paths
+from pipeline.cluster.ray_cluster import Driver, NamedPath, check_paths
 for output, photos in zip(sys.argv[1::2], sys.argv[2::2]):
     try:
         check_paths([NamedPath("--output", output), NamedPath("--photos", photos)], True, output)

@@ -22,8 +22,8 @@ import pytest
 
 from model.checkpoint import Checkpoint
 from tests.conftest import REPOSITORY, RayCluster
-from training.journal import read_journal
-from training.synthetic_globe import Globe, GlobeConfig, write_archive
+from training.fit.journal import read_journal
+from training.globe.synthetic_globe import Globe, GlobeConfig, write_archive
 
 STEPS = 24
 TOLERANCE = 0.002

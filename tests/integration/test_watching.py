@@ -23,12 +23,12 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import storage
-from pipeline.staging import Stage
+from pipeline.run.staging import Stage
 from tests.conftest import REPOSITORY, RayCluster, free_ports
-from tests.hosts import wait_until
 from tests.infra.test_monitoring import RAYS
 from tests.integration.test_geotag import codes
-from tests.photo_samples import china_image, china_jpeg, encode
+from tests.support.hosts import wait_until
+from tests.support.photo_samples import china_image, china_jpeg, encode
 
 GAUGES: dict[str, Any] = {
     "ray_graticule_photos_planned": 300,
@@ -132,7 +132,7 @@ def test_metrics_agree_with_the_run_record(ray_cluster: RayCluster, tiny_checkpo
     files = (ray_cluster.folder / "session_latest" / "logs").glob("worker-*.err")
     told = [line for path in files for line in path.read_text().splitlines() if '"run_id": "watched"' in line]
     engine = next(json.loads(line) for line in told if "was ready after" in line)
-    assert (engine["stage"], engine["level"], engine["logger"]) == ("locate", "INFO", "pipeline.dataflow")
+    assert (engine["stage"], engine["level"], engine["logger"]) == ("locate", "INFO", "pipeline.cluster.dataflow")
     assert engine.keys() == {"time", "level", "logger", "message", "run_id", "stage", "node"}
 
 
@@ -182,7 +182,7 @@ def workers(cluster: RayCluster) -> list[int]:
     return [
         pid
         for pid, title in cluster.processes().items()
-        if (title.startswith("ray::") and "Agent" not in title) or "pipeline.isolation" in title
+        if (title.startswith("ray::") and "Agent" not in title) or "pipeline.read.isolation" in title
     ]
 
 

@@ -20,14 +20,14 @@ from PIL import Image
 from torch import Tensor
 
 from jobs import train
-from model.backbone import Backbone
+from model.backbones.backbone import Backbone
 from model.checkpoint import Checkpoint
 from model.engines import EngineName, load_engine
 from model.engines.export import plain_attention
 from model.geodecoder import GeoDecoder, GeoDecoderConfig
-from tests import family_training
-from tests.backbone_folders import FAMILIES, SIZE_PX
-from training.recipe import Recipe
+from tests.support import family_training
+from tests.support.backbone_folders import FAMILIES, SIZE_PX
+from training.fit.recipe import Recipe
 
 TOLERANCE = 1e-4
 CONVERTED = (
@@ -159,7 +159,7 @@ def test_two_processes_train_what_has_weights_that_no_gradient_reaches(tmp_path:
         FAMILIES[name].write(tmp_path / name)
         folders.append(str(tmp_path / name))
     rendezvous, tokens = tmp_path / "rendezvous", str(tmp_path / "tokens")
-    command = [sys.executable, "-m", "tests.family_training", str(rendezvous), tokens, *folders]
+    command = [sys.executable, "-m", "tests.support.family_training", str(rendezvous), tokens, *folders]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as other:
         try:
             family_training.join(rendezvous, 0)

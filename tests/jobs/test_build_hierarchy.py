@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.build_hierarchy import Settings, run
-from model.hierarchy import Hierarchy
-from training.partition import PRESETS, build_hierarchy
+from model.world.hierarchy import Hierarchy
+from training.hierarchy import PRESETS, build_hierarchy
 
 LAT_DEG = np.linspace(-60, 60, 500)
 LON_DEG = np.linspace(-170, 170, 500)

@@ -18,10 +18,10 @@ from jobs.build_training_manifest import MAP_ENDING, REPORT_ENDING, Settings, ru
 from pipeline import schema, storage
 from pipeline.schema import ErrorCode
 from tests.conftest import REPOSITORY, SHARED
-from tests.photo_rows import failed_row, located_row
-from tests.pipeline.test_catalog import publish_run
-from training.labelled import PARTS, labelled_photos
-from training.split import SplitConfig, fingerprint, split_photos
+from tests.pipeline.published.test_catalog import publish_run
+from tests.support.photo_rows import failed_row, located_row
+from training.data.labelled import PARTS, labelled_photos
+from training.data.split import SplitConfig, fingerprint, split_photos
 
 TRUTH = SHARED / "data" / "tables" / "truth"
 

@@ -21,13 +21,13 @@ from model.engines import load_engine
 from model.geodecoder import GeoDecoder, tiny
 from model.readout import Reading, ReadOut
 from pipeline import schema, storage
-from pipeline.decode import DecodeTarget
-from tests.photo_rows import located_row
-from tests.pipeline.test_catalog import publish_run
-from training.dataset import PhotoStore
-from training.evaluation import network_outputs
-from training.partition import PartitionConfig, build_hierarchy
-from training.split import SplitConfig, fingerprint
+from pipeline.decode.photo import DecodeTarget
+from tests.pipeline.published.test_catalog import publish_run
+from tests.support.photo_rows import located_row
+from training.data.dataset import PhotoStore
+from training.data.split import SplitConfig, fingerprint
+from training.evaluate.evaluation import network_outputs
+from training.hierarchy import PartitionConfig, build_hierarchy
 
 PHOTOS, TOWNS = 240, 40
 TRUE, TOO_SURE = 0.2, 4.0

@@ -12,8 +12,8 @@ import pytest
 from jobs.compile_engine import CompileSettings, run
 from model.checkpoint import Checkpoint
 from model.engines import Precision, cache, load_engine, onnx_graph, openvino_engine, tensorrt_engine
-from pipeline.locator import Locator, LocatorSettings, serving_checkpoint
-from tests.photo_samples import china_image
+from pipeline.locate.locator import Locator, LocatorSettings, serving_checkpoint
+from tests.support.photo_samples import china_image
 
 
 @pytest.fixture(scope="module")

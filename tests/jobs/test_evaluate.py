@@ -17,12 +17,12 @@ from jobs import evaluate
 from jobs.evaluate import SHARED
 from model.checkpoint import Checkpoint
 from model.geodecoder import GeoDecoder, tiny
-from model.prior import Prior
 from model.readout import BEST_CELL, Reading
-from pipeline.locator import BUNDLED_MODEL
-from training.labelled import labelled_photos
-from training.partition import PartitionConfig, build_hierarchy
-from training.split import PARTS, SplitConfig, fingerprint, split_photos
+from model.world.prior import Prior
+from pipeline.locate.locator import BUNDLED_MODEL
+from training.data.labelled import labelled_photos
+from training.data.split import PARTS, SplitConfig, fingerprint, split_photos
+from training.hierarchy import PartitionConfig, build_hierarchy
 
 TOWNS = {"FR": (48.85, 2.35), "ZA": (-33.5, 19.5), "JP": (35.7, 139.7), "BR": (-10.0, -52.0)}
 PHOTOS_A_TOWN = 12

@@ -14,9 +14,9 @@ from jobs.export import ExportSettings, run
 from pipeline import schema, storage
 from pipeline.schema import ErrorCode
 from tests.conftest import REPOSITORY
-from tests.photo_rows import failed_row, located_row
-from tests.photo_samples import china_jpeg, flower_jpeg
-from tests.published_rows import publish_rows, publish_run
+from tests.support.photo_rows import failed_row, located_row
+from tests.support.photo_samples import china_jpeg, flower_jpeg
+from tests.support.published_rows import publish_rows, publish_run
 
 
 @pytest.fixture

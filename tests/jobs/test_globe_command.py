@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from jobs.synthetic_globe import Ablate, Context, Settings, Write, run
-from training.globe_ablation import ROWS, Conditions
-from training.labelled import labelled_photos
-from training.synthetic_globe import GlobeConfig
+from training.data.labelled import labelled_photos
+from training.globe.globe_ablation import ROWS, Conditions
+from training.globe.synthetic_globe import GlobeConfig
 
 FULL = next(iter(ROWS))
 SMALL = Conditions(

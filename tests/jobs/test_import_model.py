@@ -20,10 +20,10 @@ from jobs.import_model import FromGeoClip, FromPhotos, Settings
 from model.checkpoint import Checkpoint
 from model.gallery import GalleryConfig
 from pipeline import storage
-from tests.backbone_folders import FAMILIES
 from tests.conftest import publish_photos
-from tests.geoclip_wheel import SMALL_CLIP, real_wheel, small_tensors, two_towers, write_wheel
-from tests.photo_samples import camera_jpeg
+from tests.support.backbone_folders import FAMILIES
+from tests.support.geoclip_wheel import SMALL_CLIP, real_wheel, small_tensors, two_towers, write_wheel
+from tests.support.photo_samples import camera_jpeg
 
 TOWNS = ((48.8, 2.3), (-33.9, 18.4), (35.7, 139.7), (40.7, -74.0), (-33.4, -70.6), (19.1, 72.9), (64.1, -21.9))
 TRAINED, HELD_OUT = 15, 8

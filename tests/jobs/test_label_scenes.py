@@ -12,11 +12,11 @@ import torch
 from jobs import label_scenes
 from jobs.label_scenes import Settings
 from model.geodecoder import SCENES_3, SCENES_16
-from pipeline.decode import DecodeTarget
-from tests.photo_samples import china_jpeg, flower_jpeg
-from training.dataset import PhotoStore
-from training.labelled import labelled_photos
-from training.places_network import PREPROCESSING, PlacesNetwork, _ResNet, groups, summed_BG
+from pipeline.decode.photo import DecodeTarget
+from tests.support.photo_samples import china_jpeg, flower_jpeg
+from training.data.dataset import PhotoStore
+from training.data.labelled import labelled_photos
+from training.data.places_network import PREPROCESSING, PlacesNetwork, _ResNet, groups, summed_BG
 
 RESNET_18 = [2, 2, 2, 2]
 

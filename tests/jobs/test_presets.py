@@ -16,8 +16,8 @@ from PIL import Image
 from jobs import train
 from model.checkpoint import Checkpoint
 from tests.conftest import REPOSITORY
-from training.presets import FINETUNE, PAPER, PRESETS, PROBE, flags
-from training.recipe import Recipe
+from training.fit.presets import FINETUNE, PAPER, PRESETS, PROBE, flags
+from training.fit.recipe import Recipe
 
 TOWNS = ((48.8, 2.3), (-33.9, 18.4), (35.7, 139.7))
 REQUIRED = ("--manifest", "photos.csv", "--output", "model")
@@ -60,7 +60,9 @@ def test_flags_that_are_given_win_over_the_presets_and_these_over_the_defaults()
 
 def test_the_paper_says_every_flag_that_decides_what_comes_out() -> None:
     """A setting that is new must be thought about: is it the paper's?"""
-    source = (REPOSITORY / "training" / "presets.py").read_text().split("PAPER = Recipe(", 1)[1].split("\n)\n", 1)[0]
+    source = (
+        (REPOSITORY / "training" / "fit" / "presets.py").read_text().split("PAPER = Recipe(", 1)[1].split("\n)\n", 1)[0]
+    )
     said = set(re.findall(r"^ +(\w+)=", source, re.MULTILINE))
     ours = {"distillation_weight", "early_share", "max_failed_fraction", "seed"}
     assert {name.rpartition(".")[2] for name in flags(PAPER)} <= said | ours

@@ -20,8 +20,8 @@ import pytest
 
 from pipeline import schema
 from tests.conftest import REPOSITORY
-from tests.photo_rows import NOON
-from tests.pipeline.test_catalog import two_runs
+from tests.pipeline.published.test_catalog import two_runs
+from tests.support.photo_rows import NOON
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from PIL import Image
 from jobs.report import ReportSettings, run
 from model.checkpoint import Checkpoint
 from pipeline import schema, storage
-from pipeline.thumbnails import SIDE_PX, thumbnails
+from pipeline.report.thumbnails import SIDE_PX, thumbnails
 from tests.conftest import REPOSITORY, published_output
-from tests.photo_samples import china_jpeg
+from tests.support.photo_samples import china_jpeg
 
 
 @pytest.fixture(scope="module")

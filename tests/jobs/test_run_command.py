@@ -19,7 +19,7 @@ import fsspec
 
 from jobs import run_command
 from pipeline import cluster
-from pipeline.shared_file import SharedFile
+from pipeline.storage.shared_file import SharedFile
 
 
 class Stopping(fsspec.AbstractFileSystem):
@@ -83,7 +83,7 @@ import duckdb
 
 from jobs import run_command
 from pipeline import storage
-from pipeline.store_clients import AskerRefusedError
+from pipeline.storage.clients import AskerRefusedError
 
 
 @dataclass(frozen=True)

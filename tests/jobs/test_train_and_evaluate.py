@@ -14,8 +14,8 @@ from PIL import Image
 
 from jobs import evaluate, train
 from model.checkpoint import Checkpoint
-from training.recipe import Recipe
-from training.split import SplitConfig
+from training.data.split import SplitConfig
+from training.fit.recipe import Recipe
 
 # Sixteen towns on a line to the east, each its own shade from black to white; four photographers in each.
 TOWNS, PHOTOS_A_TOWN = 16, 4

@@ -12,11 +12,11 @@ from jobs import geotag_archive
 from jobs.geotag_archive import ArchiveSettings
 from jobs.nightly import NightlySettings, run
 from pipeline import schema, storage
-from pipeline.manifest import read_manifest
-from pipeline.staging import Stage, unfinished_runs
+from pipeline.run.staging import Stage, unfinished_runs
+from pipeline.sources.manifest import read_manifest
 from tests.conftest import published_output
-from tests.photo_rows import failed_row, located_row, photos
-from tests.published_rows import publish_run
+from tests.support.photo_rows import failed_row, located_row, photos
+from tests.support.published_rows import publish_run
 
 OTHERS: dict[str, object] = {"model_id": "another-1", "precision": "street"}
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from model import s2
 from model.checkpoint import Checkpoint
 from model.geodecoder import GeoDecoder, tiny
-from model.geodesy import mean_point
-from model.hierarchy import Hierarchy, Level
 from model.readout import Reading
+from model.world import s2
+from model.world.geodesy import mean_point
+from model.world.hierarchy import Hierarchy, Level
 
 
 def world(s2_levels: tuple[int, ...] = (1, 2, 4), photos: int = 400, seed: int = 0) -> Hierarchy:

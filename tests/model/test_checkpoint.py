@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 import model as model_package
 from model.checkpoint import Checkpoint, _sha256
 from model.geodecoder import GeoDecoder, tiny
-from model.hierarchy import Hierarchy
 from model.networks import PriorConfig, PriorNetwork
-from model.prior import Prior
 from model.readout import Reading
+from model.world.hierarchy import Hierarchy
+from model.world.prior import Prior
 
 BUNDLED = Path(model_package.__file__).parent / "bundled"
 

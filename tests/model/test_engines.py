@@ -14,18 +14,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model import s2
-from model.backbone import BackboneConfig
+from model.backbones.backbone import BackboneConfig
 from model.checkpoint import Checkpoint
 from model.engines import Engine, NumpyAnswers, load_engine
 from model.engines.export import ServingGraph, export_program, graph_fingerprint
 from model.engines.openvino_engine import core, openvino, quantise
 from model.engines.torch_engine import GPU_BATCH_SIZE
 from model.geodecoder import GeoDecoder, tiny
-from model.hierarchy import Hierarchy
 from model.networks import PriorConfig, PriorNetwork
-from model.prior import Prior
 from model.readout import Reading
+from model.world import s2
+from model.world.hierarchy import Hierarchy
+from model.world.prior import Prior
 
 PROBABILITY_TOLERANCE = 1e-5
 TOLERANCES = {"radius_km_B": 0.05, "information_bits_B": 1e-4}

@@ -11,16 +11,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.backbone import BackboneConfig, Preprocessing
+from model.backbones.backbone import BackboneConfig, Preprocessing
 from model.checkpoint import Checkpoint
 from model.engines import load_engine
 from model.engines.export import ServingGraph, graph_fingerprint
 from model.engines.openvino_engine import core, quantise
 from model.gallery import MOST_PLACES, Gallery, GalleryConfig, LogSums
-from model.hierarchy import Hierarchy, Level
 from model.networks import config_from_json
-from model.prior import Prior
 from model.readout import Reading
+from model.world.hierarchy import Hierarchy, Level
+from model.world.prior import Prior
 from tests.model.test_engines import assert_same
 
 CLIP = BackboneConfig(
@@ -196,7 +196,7 @@ def test_wrong_settings_are_named(checkpoint: Checkpoint, change: dict[str, Any]
         config_from_json("gallery", values)
 
 
-@pytest.mark.parametrize("module", ["model.gallery", "model.tower", "model.networks"])
+@pytest.mark.parametrize("module", ["model.gallery", "model.backbones.tower", "model.networks"])
 def test_a_graph_of_other_code_has_another_name(
     checkpoint: Checkpoint, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from jobs.demo_photos import write_demo_archive
 from model.checkpoint import Checkpoint
 from model.engines import NumpyAnswers, load_engine, onnx_graph, openvino_engine
-from model.geodesy import haversine_km
 from model.readout import Answers
+from model.world.geodesy import haversine_km
 from pipeline import schema, storage
-from pipeline.decode import DecodeTarget
-from pipeline.locator import BUNDLED_MODEL
-from pipeline.reader import Reader, ReaderSettings
+from pipeline.decode.photo import DecodeTarget
+from pipeline.locate.locator import BUNDLED_MODEL
+from pipeline.read.reader import Reader, ReaderSettings
 
 MAX_BATCH = 32
 BATCHES = (1, 7, MAX_BATCH)

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from model.geodecoder import GeoDecoderOutput
-from model.hierarchy import Hierarchy
-from model.prior import Prior
 from model.readout import Combination, PointRule, Reading, ReadOut
+from model.world.hierarchy import Hierarchy
+from model.world.prior import Prior
 from tests.model.test_readout import brute_radius_km, distances_km, joints, one_level, random_logits
 
 TEMPERATURES = (1.0, 2.0, 0.5)

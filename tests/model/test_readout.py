@@ -8,11 +8,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model import s2
 from model.geodecoder import GeoDecoderOutput
-from model.geodesy import unit_vectors_N3
-from model.hierarchy import Hierarchy, Level
 from model.readout import BEST_CELL, PRECISION_RADII_KM, Answers, PointRule, Reading, ReadOut
+from model.world import s2
+from model.world.geodesy import unit_vectors_N3
+from model.world.hierarchy import Hierarchy, Level
 
 EARTH_KM = 6371.0
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from model.geodecoder import GeoDecoder, GeoDecoderConfig, tiny
-from model.hierarchy import Hierarchy
 from model.readout import Reading, ReadOut
-from training.partition import PartitionConfig, build_hierarchy
+from model.world.hierarchy import Hierarchy
+from training.hierarchy import PartitionConfig, build_hierarchy
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from pipeline import storage
-from pipeline.shared_file import SharedFile
+from pipeline.storage.shared_file import SharedFile
 from tests.simulation.scheduler import Scheduler
 
 _ATTEMPTS = 2

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import lease, publish, storage
-from pipeline.staging import Stage
+from pipeline import storage
+from pipeline.run import publish
+from pipeline.run.staging import Stage
+from pipeline.storage import lease
 from tests.simulation.world import play
 
 _FIRST, _SCHEDULES, _GROUPS = 1_000_000, 60, 2

@@ -28,13 +28,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import geotag_archive
-from model.backbone import Preprocessing
-from pipeline import catalog, dataflow, geotag, lease, publish, retention, schema, storage, verify
+from model.backbones.backbone import Preprocessing
+from pipeline import geotag, schema, storage
+from pipeline.cluster import dataflow
 from pipeline.geotag_settings import GeotagSettings
-from pipeline.staging import Stage
-from tests.photo_rows import failed_row, located_row, photos
+from pipeline.published import catalog
+from pipeline.run import publish, retention, verify
+from pipeline.run.staging import Stage
+from pipeline.storage import lease
 from tests.simulation.memory_store import MemoryStore
 from tests.simulation.scheduler import Chances, Killed, Process, Scheduler, as_threading, as_time
+from tests.support.photo_rows import failed_row, located_row, photos
 
 PHOTOS, OUTPUT = "s3://world/photos", "s3://world/out"
 LEASE_S = 6.0

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import CLIPModel
 
+from model.backbones.tower import CLIP_MEAN_RGB, CLIP_STD_RGB, load_tower
 from model.checkpoint import Checkpoint
 from model.engines import EngineName, load_engine
-from model.prior import Prior
 from model.readout import Reading
-from model.tower import CLIP_MEAN_RGB, CLIP_STD_RGB, load_tower
-from tests.geoclip_wheel import PLACES, SMALL_CLIP, WEIGHTS, real_wheel, small_tensors, two_towers, write_wheel
+from model.world.prior import Prior
+from tests.support.geoclip_wheel import PLACES, SMALL_CLIP, WEIGHTS, real_wheel, small_tensors, two_towers, write_wheel
 from training import galleries, geoclip
 
 

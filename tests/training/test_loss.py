@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from model import geodesy
+from model.world import geodesy
 from training.loss import distillation_loss, levels_loss, masked_cross_entropy, nearness
 
 

@@ -1,0 +1,1 @@
+"""One file a benchmark, and figures with their aims."""

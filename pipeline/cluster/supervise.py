@@ -1,0 +1,157 @@
+"""Who looks on while a run's flow goes: what tells how far it is, the watchdog, and what ends it in good order."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from pipeline.cluster import progress, source_gone
+from pipeline.cluster.metrics import RunMetrics
+from pipeline.cluster.watchdog import Watchdog
+from pipeline.read.fetch import FetchSettings
+from pipeline.run.staging import Stage
+from pipeline.run.tally import Progress
+
+log = logging.getLogger(__name__)
+
+_DRAIN_LIMIT_S = 20.0
+"""Schedulers kill what has not ended some 30 s after SIGTERM."""
+_TALLY_LIMIT_S = 5.0
+_LOSS_INTERVAL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on while a run goes: metrics, and a watchdog that ends it when nothing moves for `max_silence_s`."""
+
+    metrics: RunMetrics
+    max_silence_s: float
+
+
+@contextlib.contextmanager
+def watchdog(index: Any, watch: Watch | None, stage: Stage, fetch: FetchSettings) -> Iterator[None]:
+    """Where somebody looks on, keep metrics up to date, and end the flow when nothing moves or the source went away."""
+    if watch is None:
+        yield
+        return
+
+    has_answered = False
+    metrics = watch.metrics
+    told = progress.RunProgress(metrics.planned, metrics.staged_before, progress.clock_s())
+
+    def look() -> Progress | None:
+        nonlocal has_answered
+        try:
+            found: Progress = ray.get(index.progress.remote(), timeout=_TALLY_LIMIT_S)
+        except ray.exceptions.RayError as error:  # in time it is there again, or there is no progress
+            if has_answered:  # before, it is being started
+                log.warning("how far the run has come can't be told now: %s", type(error).__name__)
+            return None
+        has_answered = True
+        metrics.take(found)
+        told.take(found, progress.clock_s())
+        metrics.set("graticule_photos_per_second", told.photos_per_second)
+        metrics.set("graticule_left_seconds", told.left_s)
+        return found
+
+    def judge() -> Progress | None:
+        found = look()
+        if found is not None:
+            source_gone.check(found.last, fetch)
+        return found
+
+    def report(silent_s: float) -> None:
+        metrics.set("graticule_silent_seconds", silent_s)
+
+    report(0.0)
+    metrics.set("graticule_silence_limit_seconds", watch.max_silence_s)
+    seen = functools.partial(_what_is_seen, metrics, stage)
+    with progress.told(told):
+        try:
+            with Watchdog(watch.max_silence_s, judge, seen, report):
+                yield
+        except KeyboardInterrupt:  # what was staged before the stop counts
+            look()
+            raise
+        else:
+            look()
+        finally:
+            for name in ("silent_seconds", "silence_limit_seconds", "photos_per_second", "left_seconds"):
+                metrics.set(f"graticule_{name}", None)
+
+
+def _what_is_seen(metrics: RunMetrics, stage: Stage) -> str:
+    nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+    has, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+    left = ", ".join(f"{free.get(name, 0):g} of {has[name]:g} {name}s free" for name in ("CPU", "GPU") if name in has)
+    return f"{stage.staged_count()} of {metrics.planned} photos are staged; {nodes} nodes are alive, {left}"
+
+
+@contextlib.contextmanager
+def sigterm_drains(index: Any) -> Iterator[None]:
+    """Let SIGTERM end the flow in good order: no more photos are begun, those that were are staged.
+
+    KeyboardInterrupt after that; or at once, at a second SIGTERM, or when it takes longer than `_DRAIN_LIMIT_S`.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    asked, finished = threading.Event(), threading.Event()
+
+    def ask(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    def watch() -> None:
+        asked.wait()
+        if finished.is_set():
+            return
+        log.warning("told to stop: what is begun is staged first, in at most %.0f s", _DRAIN_LIMIT_S)
+        index.close.remote()
+        if not finished.wait(_DRAIN_LIMIT_S):
+            log.warning("that takes too long: the rest is left to the next run")
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    watcher = threading.Thread(target=watch, name="stop", daemon=True)
+    watcher.start()
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+        if asked.is_set():
+            raise KeyboardInterrupt
+    finally:
+        finished.set()
+        signal.signal(signal.SIGTERM, before)
+        asked.set()
+
+
+@contextlib.contextmanager
+def loss_closes(index: Any, lost: threading.Event | None) -> Iterator[None]:
+    """Let no more photos be begun once the run's lease is lost: the workers' time is then spent in vain."""
+    if lost is None:
+        yield
+        return
+    finished = threading.Event()
+
+    def watch() -> None:
+        while not finished.wait(_LOSS_INTERVAL_S):
+            if lost.is_set():
+                index.close.remote()
+                return
+
+    watcher = threading.Thread(target=watch, name="lease loss", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        watcher.join()

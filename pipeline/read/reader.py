@@ -1,0 +1,196 @@
+"""Rows of the plan become rows with pixels at model size, or with the reason why not."""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from blake3 import blake3
+
+from pipeline import schema, storage
+from pipeline.decode.photo import DecodeFailure, DecodeLimits, DecodeTarget, PhotoFacts, decode_photo
+from pipeline.read.fetch import Fetcher, FetchSettings
+from pipeline.read.isolation import Answer, Decode, Decoded, DecodeOrder, IsolatedDecoder
+from pipeline.schema import PhotoError
+from pipeline.sources import archives
+
+_Outcome = storage.Blob | PhotoError
+_Fetched = tuple[list[_Outcome], float]
+"""What became of photos that were fetched together, and the seconds that each took."""
+NoteRead = Callable[[list[dict[str, Any]]], None]
+
+_BATCH_PHOTOS = 8
+_BATCH_BYTES = 4 << 20
+"""Photos go to the decoder together until they are so many, or so large: a switch of processes costs time."""
+
+
+@dataclass(frozen=True)
+class ReaderSettings:
+    """How photos are read.
+
+    Attributes:
+        target: the size the model wants.
+        limits: what is refused as too large.
+        concurrent_fetches: requests on their way at once in each reading task; they also bound its memory.
+        decode_timeout_s: how long the decoding of one photo may take, once it is fetched.
+        fetch: how long each is tried, and from where; its `concurrent` is the whole run's affair.
+    """
+
+    target: DecodeTarget
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
+    concurrent_fetches: int = 16
+    decode_timeout_s: float = 60.0
+    fetch: FetchSettings = field(default_factory=FetchSettings)
+
+    def __post_init__(self) -> None:
+        if not self.decode_timeout_s > 0:
+            raise ValueError(f"decode_timeout_s {self.decode_timeout_s:g}: give more than 0 seconds")
+
+    @property
+    def decode_memory_bytes(self) -> int:
+        """How much memory the decoding of one photo may take, all in all.
+
+        `limits.max_memory_bytes` is about the codec's own; with our steps behind it, up to 3.95 times that was measured
+        (32-bit grey). The rest is for the codecs' first use.
+        """
+        return 4 * self.limits.max_memory_bytes + (256 << 20)
+
+
+class Reader:
+    """Fetches and decodes photos: a table of `schema.MANIFEST` in, one of `schema.READ` out, row for row.
+
+    This one decodes in its own process, which a photo may end; the pipeline's is an `IsolatedReader`.
+    """
+
+    def __init__(self, settings: ReaderSettings) -> None:
+        self._settings = settings
+        self._fetcher = Fetcher(settings.fetch, settings.limits.max_bytes)
+        self._fetchers = ThreadPoolExecutor(settings.concurrent_fetches, thread_name_prefix="fetch")
+
+    def __call__(self, plan: pa.Table, note_read: NoteRead = lambda _: None) -> pa.Table:
+        """Read every photo of `plan`; a photo that can't be had is a row with an error code, anything else raises.
+
+        `note_read` is given a few rows at a time, as they are done: a slow store is not one that hangs.
+        """
+        rows = []
+        for batch in self._batches(plan.to_pylist()):
+            read = self._read(batch)
+            note_read(read)
+            rows += read
+        return pa.Table.from_pylist(rows, schema=schema.READ)
+
+    def _batches(self, listed: list[dict[str, Any]]) -> Iterator[list[tuple[dict[str, Any], _Outcome, float]]]:
+        """Yield fetched photos, several at once where they are there already: nothing waits for a batch to be full."""
+        batch: list[tuple[dict[str, Any], _Outcome, float]] = []
+        size_bytes = 0
+        for group, fetched in self._fetch(listed):
+            if batch and not fetched.done():
+                yield batch
+                batch, size_bytes = [], 0
+            outcomes, fetch_s = fetched.result()  # waits for it, where it begins a batch
+            for row, outcome in zip(group, outcomes, strict=True):
+                if batch and (len(batch) == _BATCH_PHOTOS or size_bytes >= _BATCH_BYTES):
+                    yield batch
+                    batch, size_bytes = [], 0
+                size_bytes += 0 if isinstance(outcome, PhotoError) else len(outcome.data)
+                batch.append((row, outcome, fetch_s))
+        if batch:
+            yield batch
+
+    def _fetch(self, listed: list[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any]], Future[_Fetched]]]:
+        """Yield the listed photos, neighbours in a tar together, each with its outcome to come, no more than
+        `concurrent_fetches` requests ahead."""
+        ahead: collections.deque[tuple[list[dict[str, Any]], Future[_Fetched]]] = collections.deque()
+        for group in archives.lie_together(listed):
+            ahead.append((group, self._fetchers.submit(self._fetch_group, group)))
+            if len(ahead) == self._settings.concurrent_fetches:
+                yield ahead.popleft()
+        yield from ahead
+
+    def _fetch_group(self, group: list[dict[str, Any]]) -> _Fetched:
+        start_s = time.perf_counter()
+        outcomes = self._fetcher.together(group)
+        return outcomes, (time.perf_counter() - start_s) / len(group)
+
+    def _read(self, batch: list[tuple[dict[str, Any], _Outcome, float]]) -> list[dict[str, Any]]:
+        names = (schema.PHOTO_ID, schema.URI, schema.ETAG, schema.SIZE_BYTES)
+        rows: list[dict[str, Any]] = []
+        fetched_rows: list[dict[str, Any]] = []
+        photos: list[bytes] = []
+        for listed, blob, fetch_s in batch:
+            row: dict[str, Any] = {name: listed[name] for name in names} | {schema.FETCH_SECONDS: fetch_s}
+            rows.append(row)
+            if isinstance(blob, PhotoError):
+                row.update(_error_columns(blob))
+                continue
+            # The listed version first, or a manifest that is older than the photo, or has versions of its own, would
+            # never be done: the next run compares with what is listed then.
+            row[schema.ETAG] = listed[schema.ETAG] or blob.etag or None
+            row[schema.SIZE_BYTES] = len(blob.data)
+            row[schema.CONTENT_HASH] = blake3(blob.data).digest(length=16)
+            fetched_rows.append(row)
+            photos.append(blob.data)
+        for row, (answer, decode_s) in zip(fetched_rows, self._decode(photos), strict=True):
+            row[schema.DECODE_SECONDS] = decode_s
+            if isinstance(answer, PhotoError):
+                row.update(_error_columns(answer))
+            else:
+                facts, pixels = answer
+                row.update(_header_columns(facts) | {schema.PIXELS_HWC: pixels})
+        return rows
+
+    def _decode(self, photos: list[bytes]) -> list[Answer]:
+        answers: list[Answer] = []
+        for data in photos:
+            start_s = time.perf_counter()
+            answer = self._decode_here(data)
+            answers.append((answer, time.perf_counter() - start_s))
+        return answers
+
+    def _decode_here(self, data: bytes) -> Decoded | PhotoError:
+        try:
+            photo = decode_photo(data, self._settings.target, self._settings.limits)
+        except PhotoError as error:
+            return error
+        return PhotoFacts(photo.format, photo.width_px, photo.height_px, photo.exif), photo.pixels_HWC.tobytes()
+
+
+class IsolatedReader(Reader):
+    """A Reader whose decoder is a process of its own: what a photo does to it costs that photo's row and no other."""
+
+    def __init__(self, settings: ReaderSettings, decode: Decode = decode_photo) -> None:
+        super().__init__(settings)
+        self.decoder = IsolatedDecoder(
+            DecodeOrder(
+                settings.target, settings.limits, settings.decode_timeout_s, settings.decode_memory_bytes, decode
+            )
+        )
+
+    def _decode(self, photos: list[bytes]) -> list[Answer]:
+        return self.decoder(photos)
+
+    def close(self) -> None:
+        """End the decoder's process; the process' exit does the same."""
+        self.decoder.close()
+
+
+def _error_columns(error: PhotoError) -> dict[str, Any]:
+    facts = error.facts if isinstance(error, DecodeFailure) else None
+    columns = {schema.ERROR_CODE: str(error.code), schema.ERROR_MESSAGE: error.message}
+    return columns | (_header_columns(facts) if facts else {})
+
+
+def _header_columns(facts: PhotoFacts) -> dict[str, Any]:
+    return {
+        schema.FORMAT: facts.format,
+        schema.WIDTH_PX: facts.width_px,
+        schema.HEIGHT_PX: facts.height_px,
+        schema.TAKEN_AT: facts.exif.taken_at,
+        schema.EXIF_LAT_DEG: facts.exif.lat_deg,
+        schema.EXIF_LON_DEG: facts.exif.lon_deg,
+    }

@@ -1,0 +1,1 @@
+"""The report: what it counts, its charts, its map and its page."""

@@ -1,0 +1,411 @@
+"""manifest − what is already published or staged = a run's work, computed in DuckDB with bounded memory.
+
+However many photos there are, none of their rows is held in Python, and DuckDB spills what passes its memory limit: the
+listing goes as a stream into a database file in the temporary folder (TMPDIR), which is removed at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import duckdb
+import pyarrow as pa
+
+from pipeline import schema, storage
+from pipeline.published import layout
+from pipeline.published.records import PlanCounts
+from pipeline.run import staging
+from pipeline.run.photo_set import PhotoSet, UnaccountedError
+from pipeline.sources import manifest
+from pipeline.storage.duckdb import connect, view_rows
+
+log = logging.getLogger(__name__)
+
+Order = Literal["name", "newest", "oldest"]
+_ORDER_BY: dict[Order, str] = {
+    "name": "uri",
+    "newest": "modified_at DESC NULLS LAST, uri",
+    "oldest": "modified_at ASC NULLS LAST, uri",
+}
+
+_TASKS = 1024
+_ROWS_PER_TASK = (64, 65_536)
+"""A file of the plan is a task: small ones spread a small archive, large ones keep a billion photos' plan short."""
+_LONGEST_WAIT_LOG2 = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(PlanCounts):
+    """A run's work: its counts, which `photos` it takes on, and the `files` that hold those to process now."""
+
+    files: tuple[str, ...]
+    photos: PhotoSet
+
+    def counts(self, left: int) -> PlanCounts:
+        """Return what the run's record says of it; `left` is how many photos the run had no time for."""
+        counted = {part.name: getattr(self, part.name) for part in fields(PlanCounts)}
+        return PlanCounts(**counted | {"left": left})
+
+
+def make_plan(
+    sources: Sequence[str],
+    stage: staging.Stage,
+    published_files: Sequence[str],
+    model_id: str,
+    retry_failed: bool,
+    limit: int | None,
+    *,
+    retag: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    allow_http: bool = False,
+    order: Order = "name",
+    count_gone: bool = False,
+) -> Plan:
+    """List `sources`, leave out what is done, write the rest as the stage's plan, and say what was counted.
+
+    A photo is done when the published row that the view `photos` shows of it (see `catalog`; `published_files` are in
+    the order of their runs, the oldest first) is of this version (same URI, same ETag; any, where the listing has no
+    ETag), no transient failure and, with `retry_failed`, no failure at all; with `retag`, only when it is of this model
+    too. What failed to be fetched in each of its last k runs waits, without `retry_failed`, until 2^(k-1) - 1 others,
+    at most 31, have begun.
+    `limit` bounds how many photos this run takes on, and `order` says which ones, and in which order: by name, or
+    by the time of their last change, those without one last; but what failed before comes after all else, the longest
+    ago first. `include`, `exclude` and `allow_http` are `manifest.read_manifest`'s.
+    Raises ValueError for a source that can't be read.
+    """
+    with _database(stage) as connection:
+        read = functools.partial(manifest.read_manifest, include=include, exclude=exclude, allow_http=allow_http)
+        listing = _Listing(sources, read)
+        listing.load(connection, stage.output)
+        (listed,) = _one_row(connection, "SELECT count(*) FROM listed")
+        if ours := listing.row_count - listed:
+            log.info("%d files of the output lie below a source and are no photos of the archive", ours)
+        if repeats := _find_repeats(connection):
+            log.info("%d rows of the manifest repeat a photo: each photo gets one row", repeats)
+        _judge(connection, stage, published_files, model_id, retry_failed, retag)
+        done, of_another_model, waiting = _one_row(
+            connection,
+            "SELECT count(*) FILTER (is_done), count(*) FILTER (is_of_another_model), count(*) FILTER (is_waiting)"
+            " FROM judged",
+        )
+        taken = "FROM listed JOIN judged ON listed.rowid = judged.listed_row WHERE NOT is_done AND NOT is_waiting"
+        if limit is not None:
+            connection.execute(
+                f"CREATE TABLE limited AS SELECT judged.* {taken}"
+                f" ORDER BY is_staged DESC, failed_at NULLS FIRST, {_ORDER_BY[order]} LIMIT {limit}"
+            )
+            taken = "FROM listed JOIN limited ON listed.rowid = limited.listed_row WHERE true"
+        staged, todo, changed = _one_row(
+            connection,
+            "SELECT count(*) FILTER (is_staged), count(*) FILTER (NOT is_staged), count(*) FILTER (is_changed)"
+            f" FROM {'judged' if limit is None else 'limited'} WHERE NOT is_done AND NOT is_waiting",
+        )
+        files, photos = _write_plan(connection, stage, taken, todo, order)
+        return Plan(
+            listed=listed,
+            excluded=listing.excluded,
+            duplicates=repeats,
+            already_done=done,
+            of_another_model=of_another_model,
+            staged=staged,
+            todo=todo,
+            changed=changed,
+            files=files,
+            photos=photos,
+            gone=_count_gone(connection) if count_gone else None,
+            waiting=waiting,
+        )
+
+
+def cut_to_staged(stage: staging.Stage, planned: PhotoSet) -> tuple[int, PhotoSet]:
+    """Take out of the stage's plan, which is `planned`, the photos that have no row yet, for the next run.
+
+    Returns how many they are, and which photos are left. For a run that stops before its end and yet publishes what it
+    has.
+    """
+    with _database(stage) as connection:
+        connection.read_parquet(stage.plan_files(), hive_partitioning=False).create_view("plan_rows")
+        view_rows(connection, "staged", stage.row_files())
+        # A copy of what is cut here, as DuckDB reads lazily, and the files that it reads are to go.
+        connection.execute("CREATE TABLE kept AS FROM plan_rows SEMI JOIN staged USING (photo_id)")
+        found = PhotoSet.of(connection.sql("SELECT photo_id FROM plan_rows").to_arrow_reader(1_000_000))
+        if found != planned:
+            raise UnaccountedError(
+                f"the plan below {stage.folder} does not hold the {planned.count} photos that this run has planned:"
+                " somebody has changed it. Nothing is published; run the same command again"
+            )
+        (kept,) = _one_row(connection, "SELECT count(*) FROM kept")
+        if kept < planned.count:
+            kept_rows = "FROM (SELECT *, true AS is_staged, 0 AS failed_at FROM kept) WHERE true"
+            _, photos = _write_plan(connection, stage, kept_rows, 0, "name")
+            return planned.count - kept, photos
+        return 0, planned
+
+
+def local_photos(stage: staging.Stage, most: int) -> list[str]:
+    """Return the URIs of some of the stage's planned photos that are files of a machine, not of an object store."""
+    with connect(stage.folder) as connection:
+        plan = connection.read_parquet(stage.plan_files(), hive_partitioning=False)  # noqa: F841 - the query names it
+        found = connection.execute(
+            f"SELECT uri FROM plan WHERE starts_with(uri, '/') OR starts_with(uri, 'file://') LIMIT {most}"
+        ).fetchall()
+    return [uri for (uri,) in found]
+
+
+def rows_per_task(photos: int) -> int:
+    """Return how many photos each file of a plan for so many holds, but the last."""
+    return min(max(-(-photos // _TASKS), _ROWS_PER_TASK[0]), _ROWS_PER_TASK[1])
+
+
+@contextlib.contextmanager
+def _database(stage: staging.Stage) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open an empty database on local disk, for as long as it takes."""
+    with tempfile.TemporaryDirectory(prefix="graticule-plan-") as folder, connect(stage.folder) as connection:
+        file = str(Path(folder) / "plan.duckdb").replace("'", "''")
+        connection.execute(f"ATTACH '{file}' AS plan")
+        connection.execute("USE plan")
+        yield connection
+
+
+class _Listing:
+    """What `read` lists of the sources, as one stream; `row_count` and `excluded` are what has passed so far."""
+
+    def __init__(self, sources: Sequence[str], read: Callable[[str], manifest.Listing]) -> None:
+        self._sources, self._read = sources, read
+        self._error: Exception | None = None
+        self.row_count = 0
+        self.excluded = 0
+
+    def load(self, connection: duckdb.DuckDBPyConnection, output: str) -> None:
+        """Make the table `listed` of all rows but files of the output."""
+        connection.register("listing", pa.RecordBatchReader.from_batches(schema.MANIFEST, self._batches()))
+        try:
+            connection.execute(
+                "CREATE TABLE listed AS FROM listing WHERE NOT starts_with(uri, $output || '/')", {"output": output}
+            )
+        except duckdb.Error:
+            if self._error is not None:
+                raise self._error from None
+            raise
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        try:
+            for source in self._sources:
+                rows = self._read(source)
+                for batch in rows:
+                    self.row_count += batch.num_rows
+                    yield batch
+                self.excluded += rows.excluded
+        except Exception as error:  # DuckDB would tell its text only
+            self._error = error
+            raise
+
+
+def _find_repeats(connection: duckdb.DuckDBPyConnection) -> int:
+    """Make the table `repeats` of the rows of `listed` that are not the one row to take of their photo; their number.
+
+    Of several versions the one with the greatest ETag is taken: any would do that is the same each time. Of members of
+    one archive that have the same name it is the last, as tar itself takes.
+    """
+    connection.execute(
+        """
+        CREATE TABLE repeats AS
+        WITH repeated AS (SELECT photo_id FROM listed GROUP BY photo_id HAVING count(*) > 1)
+        SELECT listed_row FROM (
+            SELECT rowid AS listed_row, row_number() OVER (
+                PARTITION BY photo_id
+                ORDER BY etag DESC NULLS LAST, size_bytes DESC NULLS LAST, container_etag DESC NULLS LAST,
+                    offset_bytes DESC NULLS LAST
+            ) AS place
+            FROM listed SEMI JOIN repeated USING (photo_id)
+        ) WHERE place > 1
+        """
+    )
+    (repeats,) = _one_row(connection, "SELECT count(*) FROM repeats")
+    return repeats
+
+
+def _judge(
+    connection: duckdb.DuckDBPyConnection,
+    stage: staging.Stage,
+    published_files: Sequence[str],
+    model_id: str,
+    retry_failed: bool,
+    retag: bool,
+) -> None:
+    """Make the table `judged`: what is to be done about each photo of `listed`, which is named by its row there.
+
+    `failed_at` is null but where the row of this version is a failure that is to be mended; it grows with the run's
+    place in the order of runs, and this run's own failures come last.
+    """
+    transient, missed = _is_one_of(schema.TRANSIENT_ERRORS), _is_one_of(schema.FETCH_ERRORS)
+    again = "coalesce(error_code IS NOT NULL, false)" if retry_failed else transient
+    whose = f"CASE WHEN model_id = $model_id THEN {_OWN} ELSE {_AGAIN if retag else _OTHER} END"
+    published = (
+        f"CASE WHEN {again} THEN {_AGAIN} ELSE {whose} END | CASE WHEN {again} OR {missed} THEN {_FAILED} ELSE 0 END"
+    )
+    # What this run has tried itself is not tried again, whatever is to be retried.
+    # Rows staged for a photo that was changed since are made again: the newer wins when the run is published.
+    # The others are published, also where a restart without `retag` or `retry_failed` would not ask for them.
+    # What failed to be fetched is: the run may have been ended because its source went away (see `source_gone`).
+    staged = f"CASE WHEN {missed} THEN {_AGAIN} ELSE {_OWN} END"
+    view_rows(connection, "published", published_files)
+    view_rows(connection, "staged", stage.row_files())
+    connection.execute(f"CREATE TABLE done AS {_newest('published', published)}", {"model_id": model_id})
+    _look_into_failures(connection, _runs_since(published_files, stage.epoch), missed, whose, model_id)
+    connection.execute(
+        f"""
+        CREATE TABLE judged AS
+        WITH photos AS (
+            SELECT rowid AS listed_row, photo_id, etag IS NULL AS is_any, hash(etag) >> 3 AS version
+            FROM listed ANTI JOIN repeats ON listed.rowid = repeats.listed_row),
+        own AS ({_newest("staged", staged)})
+        SELECT listed_row,
+            own.row IS NOT NULL AND (is_any OR own.row >> 3 = version) AS is_tried,
+            is_tried AND own.row & 3 <> {_AGAIN} AS is_staged,
+            done.row IS NOT NULL AND (is_any OR done.row >> 3 = version) AS is_published,
+            coalesce(answer, done.row & 3) AS verdict,
+            is_published AND verdict <> {_AGAIN} AND NOT is_staged AS is_done,
+            is_published AND verdict = {_AGAIN} AND coalesce(is_early, false)
+                AND NOT is_tried AND {not retry_failed} AS is_waiting,
+            is_done AND verdict = {_OTHER} AS is_of_another_model,
+            done.row IS NOT NULL AND NOT is_published AS is_changed,
+            CASE WHEN is_tried AND NOT is_staged THEN 2**31 WHEN is_published THEN failed.file_index END AS failed_at
+        FROM photos LEFT JOIN done USING (photo_id) LEFT JOIN failed USING (photo_id) LEFT JOIN own USING (photo_id)
+        """
+    )
+
+
+def _look_into_failures(
+    connection: duckdb.DuckDBPyConnection, runs_since: Sequence[int], missed: str, whose: str, model_id: str
+) -> None:
+    """Make the table `failed` of the photos whose newest published row is a failure to look into: few, as a rule.
+
+    `file_index` is that row's. Where it failed to be fetched, `answer` is the verdict of the newest located row of the
+    same version, null without one, and `is_early` says that it is too early to try again.
+    """
+    since = pa.table(
+        {"file_index": pa.array(range(len(runs_since)), pa.int64()), "runs": pa.array(runs_since, pa.int64())}
+    )
+    connection.register("runs_since", since)
+    connection.execute(
+        f"""
+        CREATE TABLE tried AS
+        SELECT photo_id, file_index, {missed} AS is_missed, {whose} AS verdict, error_code IS NULL AS is_located,
+            hash(etag) >> 3 = done.row >> 3 AS is_version
+        FROM published JOIN (FROM done WHERE row & {_FAILED} <> 0) done USING (photo_id)
+        """,
+        {"model_id": model_id},
+    )
+    connection.execute(
+        f"""
+        CREATE TABLE failed AS
+        WITH newest AS (
+            SELECT photo_id, max(file_index) AS file_index, arg_max(is_missed, file_index) AS is_missed,
+                arg_max(verdict, file_index) FILTER (is_version AND is_located) AS verdict,
+                coalesce(max(file_index) FILTER (NOT (is_version AND is_missed)), -1) AS index_before
+            FROM tried GROUP BY photo_id),
+        counted AS (
+            SELECT newest.*, failures
+            FROM newest LEFT JOIN (
+                SELECT photo_id, count(*) AS failures FROM tried JOIN newest USING (photo_id)
+                WHERE tried.file_index > index_before GROUP BY photo_id) USING (photo_id))
+        SELECT photo_id, file_index, CASE WHEN is_missed THEN verdict END AS answer,
+            is_missed AND runs < (1 << least(failures - 1, {_LONGEST_WAIT_LOG2})) - 1 AS is_early
+        FROM counted JOIN runs_since USING (file_index)
+        """
+    )
+
+
+def _runs_since(published_files: Sequence[str], epoch: int) -> list[int]:
+    """Return for each file how many runs began after the one that published it, before this one.
+
+    Those that published anything are seen; of others, whose every photo had to wait, the holders' epochs tell.
+    """
+    runs = [uri.rsplit("/", 1)[0] for uri in published_files]
+    numbers = {run: number for number, run in enumerate(dict.fromkeys(runs))}
+    since = []
+    for uri, run in zip(published_files, runs, strict=True):
+        since.append(max(len(numbers) - 1 - numbers[run], epoch - 1 - (layout.published_epoch(uri) or 0)))
+    return since
+
+
+def _is_one_of(codes: Sequence[schema.ErrorCode]) -> str:
+    return f"coalesce(error_code IN ({', '.join(repr(str(code)) for code in codes)}), false)"
+
+
+def _count_gone(connection: duckdb.DuckDBPyConnection) -> int:
+    (gone,) = _one_row(
+        connection, "SELECT count(*) FROM (SELECT DISTINCT photo_id FROM published) ANTI JOIN listed USING (photo_id)"
+    )
+    return gone
+
+
+_AGAIN, _OWN, _OTHER, _FAILED = 0, 1, 2, 4
+"""What a row says of its photo: to be made again, done, done by another model; and, as a bit more, that it is a failure
+that is to be made again, or that hides no answer."""
+
+
+def _newest(rows: str, verdict: str) -> str:
+    """Return the SQL for each photo's newest row in the view `rows`: its ETag's hash with the verdict as last 3 bits.
+
+    Only the newest counts: a photo that was changed and changed back is a changed photo. One number of fixed size a
+    photo, since DuckDB can't spill the texts of an aggregate; 61 bits of a hash tell two versions of one photo apart.
+    """
+    return f"SELECT photo_id, arg_max(hash(etag) >> 3 << 3 | {verdict}, file_index) AS row FROM {rows} GROUP BY ALL"
+
+
+def _write_plan(
+    connection: duckdb.DuckDBPyConnection, stage: staging.Stage, taken: str, todo: int, order: Order
+) -> tuple[tuple[str, ...], PhotoSet]:
+    """Write what this run takes on, the staged rows too (publishing checks against all).
+
+    Returns the files to do, and which photos there are in all: publishing compares with what was planned here, and not
+    with files alone, which could be gone by then.
+    """
+    stage.delete_plan()
+    files: list[str] = []
+    photos = PhotoSet.of([])
+    for name, condition, rows_per_file in (
+        ("staged", "is_staged", _ROWS_PER_TASK[1]),
+        ("todo", "NOT is_staged", rows_per_task(todo)),
+    ):
+        rows = connection.sql(
+            f"SELECT {', '.join(schema.MANIFEST.names)} {taken} AND {condition}"
+            f" ORDER BY failed_at NULLS FIRST, {_ORDER_BY[order]}"
+        )
+        for index, batch in enumerate(_rebatch(rows.to_arrow_reader(_ROWS_PER_TASK[1]), rows_per_file)):
+            uri = stage.plan_uri(name, index)
+            storage.write_bytes(uri, staging.parquet_bytes(batch.cast(schema.MANIFEST)))
+            photos |= PhotoSet.of([batch])
+            if name == "todo":
+                files.append(uri)
+    return tuple(files), photos
+
+
+def _rebatch(reader: pa.RecordBatchReader, rows_per_batch: int) -> Iterator[pa.Table]:
+    """Yield the reader's rows in tables of exactly `rows_per_batch`, the last one maybe shorter."""
+    held: list[pa.RecordBatch] = []
+    for batch in reader:
+        while batch.num_rows:
+            room = rows_per_batch - sum(part.num_rows for part in held)
+            held.append(batch.slice(0, room))
+            batch = batch.slice(min(room, batch.num_rows))
+            if sum(part.num_rows for part in held) == rows_per_batch:
+                yield pa.Table.from_batches(held)
+                held = []
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def _one_row(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[int, ...]:
+    (row,) = connection.sql(sql).fetchall()
+    return tuple(row)

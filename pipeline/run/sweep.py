@@ -1,0 +1,55 @@
+"""What holders of the lease before this one left behind, and who may remove it.
+
+Three rules keep a holder that has lost its lease, and does not know it yet, from doing harm:
+
+- Everybody may remove what it wrote itself: no other epoch writes under these names.
+- What can never count again may be removed at any time: a published file of an older epoch that no record names (an
+  older epoch can't commit any more, and the record of what it did commit was put before this holder's lease began), the
+  staging of a run that is finished, and the record of a run that is noted as removed.
+- Anything else of an older epoch may be of use to a later one. Before each such removal the holder proves that it still
+  has the lease, so that one that wakes up late removes one object at most, which the later one makes again.
+"""
+
+from __future__ import annotations
+
+from pipeline import storage
+from pipeline.published import layout, records
+from pipeline.run import staging
+from pipeline.storage import lease
+
+
+def at_start(held: lease.Lease, output: str) -> None:
+    """Remove what neither a reader nor a run will ever need; called first thing under the lease."""
+    removed = records.removed_records(output)
+    known = [*records.run_records(output), *removed]
+    finished = {record.run_id for record in known}
+    for run_id in staging.unfinished_runs(output):
+        if run_id in finished:
+            finished_run(staging.Stage(output, run_id))
+    for record in removed:  # one that slept through its run's whole life may have put its record once more
+        storage.delete(layout.record(output, record.run_id))
+    named = set(records.published_files(output, known))
+    for entry in storage.list_files(storage.join(output, layout.PHOTOS)):
+        epoch = layout.published_epoch(entry.uri)
+        if epoch is not None and epoch < held.epoch and entry.uri not in named:
+            storage.delete(entry.uri)
+    storage.remove_temporaries(storage.join(output, layout.PHOTOS))
+
+
+def finished_run(stage: staging.Stage) -> None:
+    """Remove all that was staged for a run that is committed."""
+    storage.delete_folder(stage.folder)
+
+
+def unneeded_run(held: lease.Lease, stage: staging.Stage) -> None:
+    """Remove all that was staged, until now, for a run that has nothing left to do.
+
+    Raises LeaseLostError where another run has the output by now, and may go on with this run.
+    """
+    for entry in storage.list_files(stage.folder):
+        epoch = staging.epoch_of(entry.uri)
+        if epoch < held.epoch:
+            held.prove(within_s=held.renewal_interval_s)
+        if epoch <= held.epoch:
+            storage.delete(entry.uri)
+    storage.remove_empty_folders(stage.folder)

@@ -1,0 +1,311 @@
+"""Photos inside tar and zip archives: where each lies, by reading headers only, and the bytes of one.
+
+Nothing is unpacked: a member's name, whatever is in it, is only ever a name.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import schema, storage
+from pipeline.schema import ErrorCode, PhotoError
+from pipeline.storage.ranged_file import RangedFile
+
+log = logging.getLogger(__name__)
+
+ENDINGS = (".tar", ".zip")
+_REFUSED_ENDINGS = (
+    *(".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".tar.lzma", ".tar.z"),
+    *(".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".7z", ".rar"),
+)
+MEMBER = "member"
+"""Name inside the archive: with `uri` and the columns of the manifest what `list_members` tells of a photo."""
+MEMBERS = pa.schema(
+    [
+        pa.field(MEMBER, pa.string(), nullable=False),
+        *(schema.MANIFEST.field(n) for n in (schema.ETAG, schema.SIZE_BYTES, schema.OFFSET_BYTES, schema.STORED_BYTES)),
+    ]
+)
+
+_LISTED_AT_ONCE = 8
+_MAX_TAR_HEADER_BYTES = 64 << 10
+"""Python's tar parser takes time with the square of an extended header: 3 s for this much."""
+_MAX_ZIP_DIRECTORY_BYTES = 256 << 20
+"""About three million photos, for which Python's zip parser takes 2 GB."""
+_DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    ValueError,
+    OverflowError,
+    LookupError,
+    EOFError,
+    RecursionError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+)
+"""What Python's tar and zip parsers raise on damaged files."""
+
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+_LOCAL_MAGIC = b"PK\3\4"
+_DESCRIPTOR_MAGIC = b"PK\7\x08"
+_ENCRYPTED, _HAS_DESCRIPTOR = 1, 8
+_STORED, _DEFLATED = 0, 8
+_MAX_TOGETHER_BYTES, _MAX_GAP_BYTES = 1 << 20, 64 << 10
+"""Members of a tar are read by one request up to so much, with what lies between them up to so much: a request costs
+a client half a millisecond of processor time, in which 64 KiB come."""
+_SLACK_BYTES = 512
+"""Read behind a zip member: its local header's extra fields, of which the directory tells nothing, and a CRC."""
+
+_Member = tuple[str, int, int, int]
+"""ETag, size, offset, stored size."""
+
+
+def is_archive(uri: str) -> bool:
+    """Whether `uri` is named like an archive, of a kind that can be read or not."""
+    return uri.lower().endswith((*ENDINGS, *_REFUSED_ENDINGS))
+
+
+def check_readable(uri: str) -> None:
+    """Raise ValueError, saying what to do, for an archive of a kind whose photos can't be read one by one."""
+    if not uri.lower().endswith(ENDINGS):
+        raise ValueError(
+            f"{uri}: photos can't be read one by one from a compressed archive: unpack it, or repack it as plain .tar"
+        )
+
+
+def list_archives(containers: Iterable[storage.Entry]) -> Iterator[tuple[storage.Entry, pa.Table]]:
+    """Yield each archive with `list_members` of it, in the order given; some are listed at once in threads."""
+    pool = ThreadPoolExecutor(_LISTED_AT_ONCE, thread_name_prefix="list-archive")
+    ahead: collections.deque[tuple[storage.Entry, Future[pa.Table]]] = collections.deque()
+    try:
+        for container in containers:
+            ahead.append((container, pool.submit(list_members, container)))
+            if len(ahead) == _LISTED_AT_ONCE:
+                listed, members = ahead.popleft()
+                yield listed, members.result()
+        while ahead:
+            listed, members = ahead.popleft()
+            yield listed, members.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def list_members(container: storage.Entry) -> pa.Table:
+    """Return the regular files in a tar or zip, one row of `MEMBERS` each; of two with one name the later one.
+
+    The ETag of a zip's member is its CRC-32 and size: it stays when the zip grows. Raises ValueError for a damaged
+    archive and OSError for one that can't be read.
+    """
+    members: dict[str, _Member] = {}
+    repeats = 0
+    try:
+        for name, member in (_zip_members if _is_zip(container.uri) else _tar_members)(container):
+            repeats += members.pop(name, None) is not None
+            members[name] = member
+        columns = zip(*members.values(), strict=True) if members else [[]] * 4
+        table = pa.table([list(members), *columns], schema=MEMBERS)
+    except _DAMAGED as error:
+        raise ValueError(f"{container.uri} can't be listed, it seems damaged: {error}") from error
+    if repeats:
+        log.warning("%s: %d members have the name of a later one, which replaces them", container.uri, repeats)
+    return table
+
+
+def _is_zip(uri: str) -> bool:
+    return uri.lower().endswith(".zip")
+
+
+def _text(name: str) -> str:
+    """Return a member's name as UTF-8 can hold it."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _tar_members(container: storage.Entry) -> Iterator[tuple[str, _Member]]:
+    file = RangedFile(container, _MAX_TAR_HEADER_BYTES)
+    links = 0
+    with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
+        end = 0
+        while member := archive.next():
+            archive.members.clear()  # type: ignore[attr-defined]  # it would hold every one
+            if member.size < 0 or archive.offset <= end:
+                raise ValueError(f"member {member.name!r} has a negative size")
+            end = archive.offset
+            if member.offset_data + (member.size if member.isreg() else 0) > container.size_bytes:
+                raise ValueError(f"it is cut: member {member.name!r} goes on behind the end")
+            if member.issparse():
+                raise ValueError(f"member {member.name!r} is stored as a sparse file: repack without --sparse")
+            if member.isreg():
+                etag = f"{container.etag}@{member.offset_data:x}"
+                yield _text(member.name), (etag, member.size, member.offset_data, member.size)
+            elif not member.isdir():
+                links += 1
+        _check_tar_end(container, archive.offset)
+    if links:
+        log.warning("%s: %d links and devices in it are no photos", container.uri, links)
+
+
+def _check_tar_end(container: storage.Entry, end: int) -> None:
+    """Raise ValueError where anything but zeros follows: the parser stops at what it does not understand."""
+    if end >= container.size_bytes:
+        log.warning("%s has no end mark: it may have been cut between two members", container.uri)
+    file = RangedFile(container)
+    file.seek(end)
+    while block := file.read(1 << 20):
+        if block.strip(b"\0"):
+            raise ValueError(f"what is at byte {end} is no member, and not the end either: repack it")
+
+
+def _zip_members(container: storage.Entry) -> Iterator[tuple[str, _Member]]:
+    links = 0
+    with zipfile.ZipFile(RangedFile(container, _MAX_ZIP_DIRECTORY_BYTES)) as archive:
+        for member in archive.infolist():
+            is_unix = member.create_system == 3
+            if member.is_dir():
+                continue
+            if is_unix and stat.S_ISLNK(member.external_attr >> 16):
+                links += 1
+                continue
+            name_bytes = member.orig_filename.encode("utf-8" if member.flag_bits & 0x800 else "cp437")
+            stored_bytes = _LOCAL_HEADER.size + len(name_bytes) + member.compress_size
+            if member.header_offset < 0 or member.header_offset + stored_bytes > container.size_bytes:
+                raise ValueError(f"member {member.filename!r} lies outside the archive")
+            etag = f"{member.CRC:08x}-{member.file_size:x}"
+            yield _text(member.filename), (etag, member.file_size, member.header_offset, stored_bytes)
+    if links:
+        log.warning("%s: %d links in it are no photos", container.uri, links)
+
+
+def read_member(
+    container_uri: str, offset_bytes: int, stored_bytes: int, container_etag: str | None, max_bytes: int
+) -> bytes:
+    """Return the bytes of one photo inside an archive, from where `list_members` said that it lies.
+
+    Raises `storage.ChangedError` where the archive is no longer version `container_etag`, other OSErrors as
+    `storage.read_range`, and PhotoError: `too_large` above `max_bytes`, `truncated`, and for a zip `corrupt` and
+    `unsupported_format`.
+    """
+    # Deflate makes nothing longer than by a few bytes in each block; a zip's part has a name before it.
+    if stored_bytes > max_bytes + (max_bytes // 1000 + (128 << 10) if _is_zip(container_uri) else 0):
+        raise PhotoError(ErrorCode.TOO_LARGE, f"{stored_bytes} bytes in its archive, the limit is {max_bytes}")
+
+    def read(start: int, length_bytes: int) -> bytes:
+        return storage.read_range(container_uri, offset_bytes + start, length_bytes, container_etag)
+
+    if _is_zip(container_uri):
+        return _zip_member(read, stored_bytes, max_bytes)
+    return _whole(read(0, stored_bytes) if stored_bytes else b"", stored_bytes)  # no range of an object store is empty
+
+
+def lie_together(listed: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows of `schema.MANIFEST` in groups: those that follow each other closely in one tar, for `read_together`.
+
+    Any other photo is a group of its own. A group's bytes are bounded, since they are held all at once.
+    """
+    group: list[dict[str, Any]] = []
+    for row in listed:
+        if group and not _follows(row, group[0], group[-1]):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _follows(row: Mapping[str, Any], first: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
+    uri = row[schema.CONTAINER_URI]
+    if uri is None or _is_zip(uri) or any(row[n] != last[n] for n in (schema.CONTAINER_URI, schema.CONTAINER_ETAG)):
+        return False
+    gap_bytes: int = row[schema.OFFSET_BYTES] - last[schema.OFFSET_BYTES] - last[schema.STORED_BYTES]
+    together_bytes: int = row[schema.OFFSET_BYTES] + row[schema.STORED_BYTES] - first[schema.OFFSET_BYTES]
+    return 0 <= gap_bytes <= _MAX_GAP_BYTES and together_bytes <= _MAX_TOGETHER_BYTES
+
+
+def read_together(group: Sequence[Mapping[str, Any]]) -> list[bytes | PhotoError]:
+    """Return the bytes of each photo of a group of several that `lie_together` yielded, by one request.
+
+    Raises as `read_member`, but for what concerns one photo: that is its place's PhotoError, `truncated`.
+    """
+    first, last = group[0], group[-1]
+    start = first[schema.OFFSET_BYTES]
+    length_bytes = last[schema.OFFSET_BYTES] + last[schema.STORED_BYTES] - start
+    uri, etag = first[schema.CONTAINER_URI], first[schema.CONTAINER_ETAG]
+    data = storage.read_range(uri, start, length_bytes, etag) if length_bytes else b""
+    photos: list[bytes | PhotoError] = []
+    for row in group:
+        at = row[schema.OFFSET_BYTES] - start
+        try:
+            photos.append(_whole(data[at : at + row[schema.STORED_BYTES]], row[schema.STORED_BYTES]))
+        except PhotoError as error:
+            photos.append(error)
+    return photos
+
+
+def _whole(data: bytes, stored_bytes: int) -> bytes:
+    if len(data) < stored_bytes:
+        raise PhotoError(ErrorCode.TRUNCATED, f"its archive ends after {len(data)} of {stored_bytes} bytes")
+    return data
+
+
+def _zip_member(read: Callable[[int, int], bytes], stored_bytes: int, max_bytes: int) -> bytes:
+    data = read(0, stored_bytes + _SLACK_BYTES)
+    if len(data) < _LOCAL_HEADER.size:
+        raise PhotoError(ErrorCode.TRUNCATED, "its archive ends within the member's header")
+    magic, _, flags, method, _, _, crc, _, _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(data)
+    if magic != _LOCAL_MAGIC:
+        raise PhotoError(ErrorCode.CORRUPT, "its archive has no member where the directory says")
+    if flags & _ENCRYPTED:
+        raise PhotoError(ErrorCode.UNSUPPORTED_FORMAT, "encrypted in its archive: repack it without a password")
+    if method not in (_STORED, _DEFLATED):
+        name = zipfile.compressor_names.get(method, "unknown")  # type: ignore[attr-defined]
+        raise PhotoError(
+            ErrorCode.UNSUPPORTED_FORMAT,
+            f"compressed by method {method} ({name}) in its archive: repack it with deflate or without compression",
+        )
+    # The local header may not know the sizes yet (it was written first); its name is the directory's.
+    packed_bytes = stored_bytes - _LOCAL_HEADER.size - name_bytes
+    start = _LOCAL_HEADER.size + name_bytes + extra_bytes
+    descriptor_bytes = 8 if flags & _HAS_DESCRIPTOR else 0
+    if packed_bytes < 0:
+        raise PhotoError(ErrorCode.CORRUPT, "its name in the archive is not the directory's")
+    if start + packed_bytes + descriptor_bytes > stored_bytes + _SLACK_BYTES:
+        tail = read(start, packed_bytes + descriptor_bytes)
+    else:
+        tail = data[start:]
+    packed, descriptor = tail[:packed_bytes], tail[packed_bytes:]
+    if len(packed) < packed_bytes:
+        raise PhotoError(ErrorCode.TRUNCATED, f"its archive ends after {len(packed)} of {packed_bytes} bytes")
+    photo = packed if method == _STORED else _inflated(packed, max_bytes)
+    if len(photo) > max_bytes:
+        raise PhotoError(ErrorCode.TOO_LARGE, f"more than the limit of {max_bytes} bytes")
+    if zlib.crc32(photo) not in (_descriptor_crcs(descriptor) if flags & _HAS_DESCRIPTOR else (crc,)):
+        raise PhotoError(ErrorCode.CORRUPT, "its CRC-32 in the archive is another")
+    return photo
+
+
+def _inflated(packed: bytes, max_bytes: int) -> bytes:
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        photo = stream.decompress(packed, max_bytes + 1)
+    except zlib.error as error:
+        raise PhotoError(ErrorCode.CORRUPT, f"its compressed bytes in the archive are damaged: {error}") from error
+    if len(photo) <= max_bytes and not stream.eof:
+        raise PhotoError(ErrorCode.TRUNCATED, "its compressed bytes in the archive end too early")
+    return photo
+
+
+def _descriptor_crcs(descriptor: bytes) -> tuple[int, ...]:
+    """Return what can be the CRC in a data descriptor: its magic number is optional."""
+    numbers = struct.unpack_from("<2I", descriptor.ljust(8, b"\0"))
+    return numbers if descriptor.startswith(_DESCRIPTOR_MAGIC) else numbers[:1]

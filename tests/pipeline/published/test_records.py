@@ -1,0 +1,108 @@
+"""A run's record says the same after it was stored, whichever version wrote it; what is no record is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import storage
+from pipeline.published import layout
+from pipeline.published.records import (
+    RECORD_VERSION,
+    AlbumCounts,
+    PhotoCounts,
+    PlanCounts,
+    PublishedFile,
+    RunLedger,
+    RunRecord,
+    put_record,
+    read_record,
+    removed_records,
+    run_records,
+)
+
+FILE = PublishedFile("photos/run=r1/part-e7-00000.parquet", 3, 4096, "00ff")
+RECORD = RunRecord(
+    run_id="r1",
+    sequence=7,
+    started_at="2026-01-01T00:00:00+00:00",
+    finished_at="2026-01-01T01:00:00+00:00",
+    wall_s=3600.0,
+    dataflow_s=3000.0,
+    sources=("/photos", "s3://bucket/photos"),
+    model_id="m-1",
+    model_uri="bundled",
+    hierarchy_sha256="0a",
+    settings={"precision": "street", "limit": None, "album": {"gap_h": 2.0}},
+    versions={"code": "1"},
+    plan=PlanCounts(listed=4, duplicates=1, todo=3, gone=0),
+    photos=PhotoCounts(2, 0, 1, {"empty": 1}, "00" * 16, 1, 0, AlbumCounts(1, 1, 0)),
+    files=(FILE,),
+)
+WRITTEN: dict[str, Any] = {"run_id": "r1", "model_id": "m-1", "files": [{"path": FILE.path}], "photos": {"located": 3}}
+
+
+def test_a_record_comes_back_as_it_was_put(tmp_path: Path) -> None:
+    uri = put_record(str(tmp_path), RECORD)
+    assert uri == f"{tmp_path}/runs/r1.json"
+    assert read_record(uri) == RECORD
+    assert run_records(str(tmp_path)) == [RECORD]
+    assert RECORD.file_uris("s3://out") == [f"s3://out/{FILE.path}"]
+    document = json.loads(storage.read_bytes(uri))
+    assert document["record_version"] == RECORD_VERSION
+    assert document["settings"]["limit"] is None  # a setting that is none is said, as the command line's other ones
+
+
+def test_an_older_record_says_less_and_is_written_as_it_was() -> None:
+    record = RunRecord.from_json(WRITTEN)
+    assert (record.record_version, record.sequence, record.plan, record.setting("precision")) == (0, None, None, None)
+    assert record.counts == PhotoCounts(located=3)
+    assert record.to_json() == WRITTEN | {"photos": {"located": 3, "undecided": 0, "failed": 0}}
+
+
+def test_what_a_newer_version_says_besides_is_kept_and_one_that_would_be_misunderstood_is_refused() -> None:
+    newer = RECORD.to_json() | {"weather": "fine"}
+    assert RunRecord.from_json(newer).to_json() == newer
+    with pytest.raises(ValueError, match=rf"version {RECORD_VERSION + 1}, and this Graticule reads .*: update it"):
+        RunRecord.from_json(newer | {"record_version": RECORD_VERSION + 1})
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ([], "no record of a run"),
+        ({"files": []}, "no record of a run"),
+        (WRITTEN | {"files": 3}, "says no model, files or photos"),
+        (WRITTEN | {"model_id": 3}, "says no model, files or photos"),
+        (WRITTEN | {"files": [{"path": "photos/part-e7-00000.parquet"}]}, "can't be the run's: photos/part"),
+        (WRITTEN | {"files": [{"path": "photos/run=r1/../../../other"}]}, r"can't be the run's: photos/run=r1/\.\."),
+        (WRITTEN | {"files": ["photos"]}, "can't be the run's: None"),
+    ],
+)
+def test_what_is_no_record_is_refused(document: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunRecord.from_json(document)
+
+
+@pytest.mark.parametrize("folder", [layout.RUNS, layout.REMOVED])
+def test_a_file_that_is_no_record_is_named(tmp_path: Path, folder: str) -> None:
+    path = tmp_path / folder / "r1.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(WRITTEN | {"run_id": "r2"}))
+    with pytest.raises(ValueError, match=rf"{path} is no record of a run r1\. See what .*--verify"):
+        (run_records if folder == layout.RUNS else removed_records)(str(tmp_path))
+
+
+def test_a_commit_is_entered_once_below_the_output(tmp_path: Path) -> None:
+    ledger = RunLedger(f"{tmp_path}/out")
+    ledger.enter(RECORD.to_json())
+    ledger.enter(RECORD.to_json() | {"sequence": 8})
+    assert [ledger.has({"run_id": "r1"}, epoch) for epoch in (7, 8)] == [True, False]
+    assert ledger.highest_epoch() == 7
+    storage.write_bytes(f"{tmp_path}/out/removed/r2.json", b"{}")
+    assert not ledger.has({"run_id": "r2"}, 8)
+    with pytest.raises(ValueError, match="commits a run that can't be one"):
+        ledger.enter({"run_id": "../../r1"})

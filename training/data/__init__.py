@@ -1,0 +1,1 @@
+"""Labelled photos, their splits, augmentation and kept tokens."""

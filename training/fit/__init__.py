@@ -1,0 +1,1 @@
+"""Fitting a network: objective, loop, snapshots and the team of processes."""

@@ -1,0 +1,1 @@
+"""A synthetic globe whose best possible answers are known."""

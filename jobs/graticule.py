@@ -27,6 +27,12 @@ def commands() -> dict[str, str]:
     return found
 
 
+def module_of(name: str) -> str:
+    """Return the module that a job's name stands for, whose `Settings` and `run` are the job's."""
+    module = f"jobs.{name.replace('-', '_')}"
+    return module if (_FOLDER / f"{module.split('.')[1]}.py").is_file() else f"{module}.__main__"
+
+
 def main() -> None:
     """Run the job that the first argument names; exit code 2 if it names none."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"

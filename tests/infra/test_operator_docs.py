@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tyro
 
+from jobs.graticule import module_of
 from tests.conftest import REPOSITORY
 from tests.test_architecture import modules
 
@@ -39,7 +40,7 @@ def job_commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", job_commands(), ids=" ".join)
 def test_job_commands_parse(words: list[str]) -> None:
-    module = importlib.import_module(words[0])
+    module = importlib.import_module(module_of(words[0].removeprefix("jobs.")))
     assert "\n    run_command(" in Path(str(module.__file__)).read_text()
     if len(words) == 1 or words[-1] == "--help":
         return

@@ -1,10 +1,10 @@
 """Are the tests any good? Small faults are put into the modules around a run and decoding, and tests have to find them.
 
 By hand: `python -m tests.tools.mutants [--module pipeline/run/plan.py …] [--seed 1] [--count 100]`; `make soak` runs it
-too. Each mutant's tests run in a copy of the repository; the working tree is not touched. A mutant is killed when the unit tests
-of its module fail or take too long; one that survives needs a reason in `tests/tools/mutants_survivors.toml`,
-else the exit status is 1. Which ones are drawn depends on the seed and on their own text alone, so that an edit elsewhere draws the
-same again.
+too. Each mutant's tests run in a copy of the repository; the working tree is not touched. A mutant is killed when the
+unit tests of its module fail or take too long; one that survives needs a reason in
+`tests/tools/mutants_survivors.toml`, else the exit status is 1. Which ones are drawn depends on the seed and on their
+own text alone, so that an edit elsewhere draws the same again.
 
 A process is forked for each mutant from one that has imported the libraries, which takes longer than most tests do.
 """

@@ -1,8 +1,8 @@
 """What album context adds on the synthetic globe: photographers travel from town to town, a network sees single photos.
 
 How they travel is not how `pipeline.locate.context` thinks they do: they stay in a town for some photos, then go to
-another, the likelier the nearer, at the speed of a car or, far away, of an aeroplane. Photos of one place are independent
-witnesses here, which those of a real album are not: the gain is at the upper end of what is to be expected.
+another, the likelier the nearer, at the speed of a car or, far away, of an aeroplane. Photos of one place are
+independent witnesses here, which those of a real album are not: the gain is at the upper end of what is to be expected.
 
 Shapes: N photos of all journeys; T towns; K cells of the finest level.
 """

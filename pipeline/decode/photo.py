@@ -5,8 +5,8 @@ are ever parsed. Sizes are refused from the header, before memory is spent. Only
 
 Decisions: which squares, `model.backbones.framing` says; what lies beside a letterboxed photo is filled. Transparent
 pictures lie on white, as viewers show them. An embedded colour profile is applied (to sRGB); a broken one is ignored.
-16-bit pictures are scaled, not clipped. Of several frames the first is taken. Camera raw files, which look like TIFF but whose
-first picture is a thumbnail, are refused.
+16-bit pictures are scaled, not clipped. Of several frames the first is taken. Camera raw files, which look
+like TIFF but whose first picture is a thumbnail, are refused.
 
 Importing this module lifts Pillow's own process-wide size limit (ours replaces it), tells the AVIF and HEIC decoders to
 use one thread each (photos are what runs in parallel) and silences Pillow's warnings about odd metadata.

@@ -2,7 +2,7 @@
 
 By hand: `python -m tests.tools.fuzz decode --seconds 600 [--seed 1] [--corpus FOLDER] [--findings FOLDER]`. Execution i
 of a seed is the same bytes whenever it is made (with the same corpus), so a child needs no log: when it dies or
-stalls, the parent makes that input again and saves it. Exit status 1: a property was violated, or an input took too long.
+stalls, the parent makes that input again and saves it. Exit status 1: a property was violated, or an input took long.
 A decoder that crashed is listed apart, as the product keeps decoders in processes of their own.
 """
 

@@ -142,6 +142,7 @@ class Radius:
         if min(self.seeds, self.photos_per_town, self.draws, self.fitting_per_town, self.fresh_per_town) < 1:
             raise ValueError("give at least 1 of everything")
         counts = self.photos_per_town, self.draws, self.fitting_per_town, self.fresh_per_town
+        torch.set_num_threads(1)  # the networks are small: threads would wait for each other
         print(globe_radius.table([globe_radius.study(seed, *counts) for seed in range(self.seeds)]))
         return 0
 

@@ -64,8 +64,8 @@ class Conditions:
     photos: int = 4200
     validation: int = 600
     test: int = 3000
-    tau_min: int = 2
-    tau_max: tuple[int, ...] = (600, 300, 150, 60, 30, 15, 8)
+    tau_min: int = 1
+    tau_max: tuple[int, ...] = (600, 300, 120, 50, 20, 9, 5)
     rare_below: int = 10
     batch_size: int = 64
     learning_rate: float = 5e-3

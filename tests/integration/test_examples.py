@@ -91,8 +91,8 @@ def test_a_bucket(environment: dict[str, str], s3_bucket: str) -> None:
 def test_fine_tuning_on_ones_own_photos(environment: dict[str, str], tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
-    for index in range(120):  # towns far apart: a place's photos are all in one part
-        lat_deg, lon_deg = -50.0 + 5 * (index // 6), 6.0 * (index // 6) - 60
+    for index in range(240):  # towns far apart: a place's photos are all in one part
+        lat_deg, lon_deg = -50.5 + 2.5 * (index // 6), 6.0 * (index // 6) - 100.5
         image = china_image().rotate(index).resize((160, 107))
         (photos / f"{index:03}.jpg").write_bytes(camera_jpeg(image, lat_deg=lat_deg, lon_deg=lon_deg))
     geotags, folder = tmp_path / "geotags", tmp_path / "tuned"

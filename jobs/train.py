@@ -31,6 +31,7 @@ from model.geodecoder import ONE_SCENE, GeoDecoder, GeoDecoderConfig
 from model.networks import build
 from model.readout import Reading
 from model.world.hierarchy import JSON_NAME, PARQUET_NAME, Hierarchy
+from model.world.prior import Prior
 from pipeline import storage
 from pipeline.cluster.ray_cluster import Driver, NamedPath, check_paths, start_ray
 from pipeline.decode.photo import DecodeTarget
@@ -158,34 +159,13 @@ def run(settings: Settings) -> int:
         local = [uri for uri in photos.uri_N if not storage.is_remote(uri)][:_SAMPLE]
         check_paths([NamedPath("the photo", storage.canonical(uri)) for uri in local], settings.shared_filesystem)
     split = split_photos(photos, settings.split)
-    rows = split.rows("train")
-    if not len(rows):
-        raise ValueError(f"{settings.manifest} leaves no photo to train on")
-    if (held_out := len(split.rows("validation"))) < FEWEST_PHOTOS:
-        raise ValueError(
-            f"{held_out} photos are held out for validation, and it takes {FEWEST_PHOTOS} to say how sure a model may "
-            f"be and to fit a radius: give a larger --split.validation-share than {settings.split.validation_share:g}, "
-            "more photos, or a table whose column part says validation of more of them"
-        )
+    rows = _rows_to_train_on(settings, split)
     storage.check_writable(output)
     print(describe_split(split))
     hierarchy = _hierarchy(settings, photos, rows, start)
     network = Network(config, hierarchy.class_counts, settings.recipe.seed, _first_weights(start, trunk, hierarchy))
     task = _task(settings, photos, split, hierarchy, network)
-    about = {
-        "recipe": dataclasses.asdict(settings.recipe),
-        "preset": preset_record(settings.recipe),
-        "network": config.to_json(),
-        "init": start.model_id if start else None,
-        "backbone": settings.backbone.rstrip("/").rpartition("/")[2] or None,
-        "tokens": task.tokens.name if task.tokens else None,
-        "hierarchy_sha256": hierarchy.content_hash,
-        "prior": prior.content_hash if prior else None,
-        "teacher": settings.teacher_onnx.name if settings.teacher_onnx else None,
-        "photos": len(photos),
-        "split": dataclasses.asdict(settings.split),
-        "parts": {part: part_record(photos, split, part) for part in PARTS},
-    }
+    about = _about(settings, network, task, photos, split, start, prior) | {"hierarchy_sha256": hierarchy.content_hash}
     task = dataclasses.replace(task, identity=identity_of(task, network.weights, **about))
     record = RunRecord(output, task.identity)
     if record.finished:
@@ -214,6 +194,45 @@ def run(settings: Settings) -> int:
         )
     print(f"{settings.output}: {model_id}, classes {hierarchy.class_counts}, {in_words(fit)}")
     return 0
+
+
+def _rows_to_train_on(settings: Settings, split: Split) -> NDArray[np.int64]:
+    """The training photos' rows; ValueError where they, or those held out, are too few."""
+    rows = split.rows("train")
+    if not len(rows):
+        raise ValueError(f"{settings.manifest} leaves no photo to train on")
+    if (held_out := len(split.rows("validation"))) < FEWEST_PHOTOS:
+        raise ValueError(
+            f"{held_out} photos are held out for validation, and it takes {FEWEST_PHOTOS} to say how sure a model may "
+            f"be and to fit a radius: give a larger --split.validation-share than {settings.split.validation_share:g}, "
+            "more photos, or a table whose column part says validation of more of them"
+        )
+    return rows
+
+
+def _about(
+    settings: Settings,
+    network: Network,
+    task: Task,
+    photos: LabelledPhotos,
+    split: Split,
+    start: Checkpoint | None,
+    prior: Prior | None,
+) -> dict[str, Any]:
+    """What names a training, besides its first weights and its photos' labels (JSON values)."""
+    return {
+        "recipe": dataclasses.asdict(settings.recipe),
+        "preset": preset_record(settings.recipe),
+        "network": network.config.to_json(),
+        "init": start.model_id if start else None,
+        "backbone": settings.backbone.rstrip("/").rpartition("/")[2] or None,
+        "tokens": task.tokens.name if task.tokens else None,
+        "prior": prior.content_hash if prior else None,
+        "teacher": settings.teacher_onnx.name if settings.teacher_onnx else None,
+        "photos": len(photos),
+        "split": dataclasses.asdict(settings.split),
+        "parts": {part: part_record(photos, split, part) for part in PARTS},
+    }
 
 
 def _with_frozen_recipe(settings: Settings) -> Settings:

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import REPOSITORY, ray_environment
 from tests.support.processes import processes_with
 
-_START = "import logging; from pipeline import cluster; cluster._START_LIMIT_S = 20.0; cluster.start_ray()"
+_START = "import logging; from pipeline.cluster import ray_cluster as ray; ray._START_LIMIT_S = 20.0; ray.start_ray()"
 
 
 @pytest.mark.ray

@@ -52,7 +52,7 @@ EXIF = {"one.jpg": (-33.86771, 151.20933), "two.jpg": (64.14661, -21.94263), "th
 
 STOPPED = """
 import sys
-from pipeline import dataflow
+from pipeline.cluster import dataflow
 def stopped(*_): raise RuntimeError("stopped before anything is published")
 dataflow.publish_on_ray = stopped
 from jobs import run_command

@@ -25,7 +25,8 @@ LEAST_ROWS_PER_FILE = 700
 DRIVER = """
 import dataclasses, json, os, sys
 import ray
-from pipeline import dataflow, publish
+from pipeline.cluster import dataflow
+from pipeline.run import publish
 from pipeline.run.staging import Stage
 
 publish.LEAST_ROWS_PER_FILE = int(sys.argv[2])

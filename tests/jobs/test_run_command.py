@@ -18,7 +18,7 @@ import duckdb
 import fsspec
 
 from jobs import run_command
-from pipeline import cluster
+from pipeline.cluster import ray_cluster
 from pipeline.storage.shared_file import SharedFile
 
 
@@ -53,7 +53,7 @@ class Settings:
 
 def run(settings):
     if settings.ray:
-        cluster.start_ray()
+        ray_cluster.start_ray()
     connection = duckdb.connect()
     connection.register_filesystem(Stopping())
     print(connection.sql("FROM read_csv('stopping://it')").fetchall())

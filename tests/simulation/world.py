@@ -247,8 +247,8 @@ class World:
             patched.setattr(geotag_archive, "_print_summary", lambda *_: None)
             patched.setattr(geotag, "code_version", lambda: "simulated")
             size = SimpleNamespace(cpus=2, gpus=0, largest_node_cpus=2, nodes=1)
-            patched.setattr(geotag.cluster, "start_ray", lambda *_: size)
-            patched.setattr(geotag.cluster.Driver, "here", lambda **_: None)
+            patched.setattr(geotag.ray_cluster, "start_ray", lambda *_: size)
+            patched.setattr(geotag.ray_cluster.Driver, "here", lambda **_: None)
             patched.setattr(dataflow, "run_dataflow", self._run_dataflow)
             patched.setattr(dataflow, "publish_on_ray", publish.publish)
             try:

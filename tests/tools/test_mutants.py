@@ -136,7 +136,7 @@ def test_what_survives_is_told_and_needs_a_reason(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     code = f"""
 import pathlib, sys
-from tests import mutants
+from tests.tools import mutants
 mutants.REPOSITORY, mutants.SURVIVORS = pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(survivors)!r})
 mutants.LIBRARIES = ()
 sys.exit(mutants.main(["--module", "pipeline/area.py"]))

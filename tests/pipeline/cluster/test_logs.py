@@ -13,7 +13,7 @@ _NAME = "a\nERROR faked: line\x1b[2J.jpg"
 
 def told(script: str) -> list[str]:
     """What a fresh process writes to standard error; logging is set up once in each."""
-    code = f"import logging\nfrom pipeline import logs\nNAME = {_NAME!r}\n{script}"
+    code = f"import logging\nfrom pipeline.cluster import logs\nNAME = {_NAME!r}\n{script}"
     answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     return answer.stderr.splitlines()
 
@@ -94,7 +94,7 @@ def test_what_is_wrong_is_still_told_when_lines_are_filtered() -> None:
         [
             sys.executable,
             "-c",
-            "import re\nfrom pipeline import logs\nwith logs.without_native_lines(re.compile(b'x')): 1 / 0",
+            "import re\nfrom pipeline.cluster import logs\nwith logs.without_native_lines(re.compile(b'x')): 1 / 0",
         ],
         cwd=REPOSITORY,
         capture_output=True,

@@ -32,7 +32,7 @@ def test_what_a_node_sees_at_a_path(tmp_path: Path) -> None:
 def test_a_start_that_hangs_with_pythons_lock_in_hand_ends_with_1() -> None:
     """As `ray.init` does where a process of the node dies early: no thread of Python gets its turn."""
     script = (
-        "import ctypes; from pipeline import cluster; cluster._LOCKED_LIMIT_S = 1.0\n"
+        "import ctypes; from pipeline.cluster import ray_cluster as cluster; cluster._LOCKED_LIMIT_S = 1.0\n"
         "with cluster._process_ends_after(1.0, 'it did not start'): ctypes.PyDLL(None).sleep(60)"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=50)

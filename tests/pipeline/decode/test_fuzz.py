@@ -33,7 +33,7 @@ def test_violation_crash_and_hang_are_told_apart_and_their_inputs_saved(tmp_path
     """In a process of its own, whose children have a target that misbehaves at known executions."""
     code = f"""
 import os, pathlib, signal, sys, time
-from tests import fuzz
+from tests.tools import fuzz
 calls = iter(range(-1, 100))  # the first call of a child is its warming up
 
 def misbehave(data):

@@ -23,7 +23,8 @@ from tests.conftest import REPOSITORY
 BRIEF = LeaseSettings(seconds=1.0)
 HOLDER = """
 import sys, time
-from pipeline import lease, records
+from pipeline.published import records
+from pipeline.storage import lease
 with records.held(sys.argv[1], "theirs", lease.LeaseSettings(float(sys.argv[2]))) as held:
     print("held", flush=True)
     sys.stdin.readline()
@@ -121,7 +122,9 @@ def test_what_a_killed_put_left_is_gone_with_the_next_holder(what: str, tmp_path
         pass
     script = f"""
 import os, signal, sys
-from pipeline import lease, records, storage
+from pipeline import storage
+from pipeline.published import records
+from pipeline.storage import lease
 output = sys.argv[1]
 uri = storage.join(output, lease.FILE)
 version = storage.read_version(uri).etag

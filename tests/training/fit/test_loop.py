@@ -249,7 +249,9 @@ def test_no_gradient_is_cut_where_the_limit_is_0() -> None:
 def test_bf16_follows_fp32() -> None:
     exact = loop(replace(RECIPE, average=0.0))
     rounded = loop(replace(RECIPE, average=0.0, precision="bf16"))
-    one, other = (x.run(ArraySource(IMAGES), ArraySource(IMAGES)).losses["levels"] for x in (exact, rounded))
+    one, other = (
+        x.run(ArraySource(IMAGES), ArraySource(IMAGES[:, 2:34, 2:34])).losses["levels"] for x in (exact, rounded)
+    )
     assert one != other
     assert one == pytest.approx(other, rel=0.05)
 

@@ -140,8 +140,8 @@ def test_evaluate_prints_the_model_beside_the_commonest_cell(
     )
     assert "16 photos (test), 0 more could not be read" in out
     assert len(shares(model)) == len(shares(commonest)) == 5
-    # The towns tested were never seen. A neighbour of like shade is within 2500 km, as one town of sixteen is by chance;
-    # which epoch is kept, two towns decide here.
+    # The towns tested were never seen. A neighbour of like shade is within 2500 km, one of sixteen is by chance; which
+    # epoch is kept, two towns decide here.
     assert shares(model)[0] == 0
     assert shares(model)[4] >= shares(commonest)[4]
     assert re.search(r"inside the radius meant to hold 90 %: [\d.]+%", out)

@@ -169,7 +169,7 @@ def test_a_killed_run_goes_on_where_it_stopped(ray_cluster: RayCluster, tiny_che
     assert f"{640 - len(staged)} photos processed" in second.stdout
     table = Catalog(stage.output).rows("SELECT photo_id, processed_at FROM photos")
     rows = {row[schema.PHOTO_ID]: row[schema.PROCESSED_AT] for row in table.to_pylist()}
-    assert len(rows) == 640 == sum(file["row_count"] for file in Catalog(stage.output).records[0]["files"])
+    assert len(rows) == 640 == sum(file.row_count for file in Catalog(stage.output).records[0].files)
     for photo_id, processed_at in staged.items():
         assert rows[photo_id] == processed_at  # not done again
 

@@ -64,7 +64,7 @@ def test_a_night_that_is_stopped_stages_what_is_done(
     def log() -> str:
         return ray_job(ray_cluster, "logs", "to-be-stopped").stdout
 
-    wait_until(lambda: "engine(s) over" in log(), "the run did not begin")
+    wait_until(lambda: "was ready after" in log(), "the engine was not loaded")
     time.sleep(5)  # photos are on their way by now
     stage = Stage(output, "nightly-2026-11-01")
     assert not stage.row_files()

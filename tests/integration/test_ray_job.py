@@ -53,9 +53,10 @@ def test_a_night_that_is_stopped_stages_what_is_done(
     photos, output = tmp_path / "photos", str(tmp_path / "out")
     photos.mkdir()
     jpeg = encode(china_image().resize((4000, 3000)), "jpeg")
-    for index in range(1000):
-        (photos / f"{index:03}.jpg").write_bytes(jpeg + b"%d" % index)
+    for index in range(1500):
+        (photos / f"{index:04}.jpg").write_bytes(jpeg + b"%d" % index)
     options = ["--photos", str(photos), "--output", output, "--model", str(tiny_checkpoint), "--date", "2026-11-01"]
+    options += ["--cluster.readers", "1"]  # two would be through with them before the stop arrives
     waiting = ["--no-wait", "--submission-id", "to-be-stopped", "--runtime-env-json"]
     waiting.append(json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "30"}}))
     answer = submit(ray_cluster, ["python", "jobs/nightly.py", *options], *waiting)
@@ -65,13 +66,13 @@ def test_a_night_that_is_stopped_stages_what_is_done(
         return ray_job(ray_cluster, "logs", "to-be-stopped").stdout
 
     wait_until(lambda: "was ready after" in log(), "the engine was not loaded")
-    time.sleep(5)  # photos are on their way by now
+    time.sleep(1)  # photos are on their way by now
     stage = Stage(output, "nightly-2026-11-01")
     assert not stage.row_files()
     answer = ray_job(ray_cluster, "stop", "to-be-stopped")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "was stopped" in answer.stdout + answer.stderr
-    assert 0 < stage.staged_count() < 1000
+    assert 0 < stage.staged_count() < 1500
     assert "told to stop: what is begun is staged first" in log()
     assert "stopped: run the same command again" in log()
     assert json.loads(storage.read_bytes(f"{output}/lease.json"))["process"] == ""

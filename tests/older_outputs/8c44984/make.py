@@ -12,13 +12,11 @@ from dataclasses import asdict
 
 import pyarrow as pa
 
-from pipeline import schema, storage
-from pipeline.run import retention
-from pipeline.run.publish import publish
-from pipeline.run.staging import Stage, parquet_bytes
+from pipeline import lease, retention, schema, storage
+from pipeline.publish import publish
 from pipeline.schema import ErrorCode
-from pipeline.storage import lease
-from tests.support.photo_rows import failed_row, located_row, photos
+from pipeline.staging import Stage, parquet_bytes
+from tests.photo_rows import failed_row, located_row, photos
 
 OUTPUT = sys.argv[1]
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 
 from pipeline.run.tally import Outcomes, Progress
@@ -115,11 +114,6 @@ def told(progress: RunProgress) -> Iterator[None]:
             finished.set()
             teller.join()
     log.info("%s", progress.words())
-
-
-def clock_s() -> float:
-    """Return what `RunProgress` measures time by."""
-    return time.monotonic()
 
 
 def _failed(outcomes: Mapping[tuple[str, str], int]) -> int:

@@ -7,6 +7,7 @@ import functools
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ def watchdog(index: Any, watch: Watch | None, stage: Stage, fetch: FetchSettings
 
     has_answered = False
     metrics = watch.metrics
-    told = progress.RunProgress(metrics.planned, metrics.staged_before, progress.clock_s())
+    told = progress.RunProgress(metrics.planned, metrics.staged_before, time.monotonic())
 
     def look() -> Progress | None:
         nonlocal has_answered
@@ -57,7 +58,7 @@ def watchdog(index: Any, watch: Watch | None, stage: Stage, fetch: FetchSettings
             return None
         has_answered = True
         metrics.take(found)
-        told.take(found, progress.clock_s())
+        told.take(found, time.monotonic())
         metrics.set("graticule_photos_per_second", told.photos_per_second)
         metrics.set("graticule_left_seconds", told.left_s)
         return found

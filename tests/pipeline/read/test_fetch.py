@@ -65,10 +65,11 @@ def archive(s3_bucket: str) -> list[storage.Entry]:
 
 
 @contextlib.contextmanager
-def faulty(bucket: str, *arguments: Any, **options: Any) -> Iterator[FaultyStore]:
+def faulty(bucket: str, *arguments: Any, folder: str = "fetch", **options: Any) -> Iterator[FaultyStore]:
+    """A store before the S3 server that this process asks meanwhile, and that fails below a folder."""
     upstream = os.environ["AWS_ENDPOINT_URL"]
     with (
-        FaultyStore(upstream, f"/{bucket}/fetch/", *arguments, **options) as proxy,
+        FaultyStore(upstream, f"/{bucket}/{folder}/", *arguments, **options) as proxy,
         pytest.MonkeyPatch.context() as environment,
     ):
         environment.setenv("AWS_ENDPOINT_URL", proxy.endpoint)

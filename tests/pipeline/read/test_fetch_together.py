@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import tarfile
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,8 +13,7 @@ from pipeline import schema, storage
 from pipeline.read.fetch import Fetcher, FetchSettings
 from pipeline.schema import PhotoError
 from pipeline.sources import archives
-from tests.conftest import forget_s3_clients
-from tests.support.faulty_store import FaultyStore
+from tests.pipeline.read.test_fetch import faulty
 
 HASTY = FetchSettings(budget_s=1.5, attempt_timeout_s=0.3)
 PATIENT = FetchSettings(budget_s=60, attempt_timeout_s=10)
@@ -24,19 +21,6 @@ PATIENT = FetchSettings(budget_s=60, attempt_timeout_s=10)
 
 def listed(uri: str, **columns: object) -> dict[str, Any]:
     return dict.fromkeys(schema.MANIFEST.names) | {schema.URI: uri} | columns
-
-
-@contextlib.contextmanager
-def counting(bucket: str, *faults: Any, **options: Any) -> Iterator[FaultyStore]:
-    upstream = os.environ["AWS_ENDPOINT_URL"]
-    with (
-        FaultyStore(upstream, f"/{bucket}/together/", *faults, **options) as proxy,
-        pytest.MonkeyPatch.context() as environment,
-    ):
-        environment.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        forget_s3_clients()
-        yield proxy
-    forget_s3_clients()
 
 
 def put_tar(bucket: str, name: str, photos: list[bytes]) -> list[dict[str, Any]]:
@@ -65,7 +49,7 @@ def test_neighbours_in_a_tar_come_by_one_request(s3_bucket: str) -> None:
     assert [row for group in groups for row in group] == rows
     # The large one is alone, and six of 150 kB are less than a MiB.
     assert [len(group) for group in groups] == [4, 1, 6, 6, 6, 2]
-    with counting(s3_bucket, {}) as proxy:
+    with faulty(s3_bucket, {}, folder="together") as proxy:
         got = [outcome for group in groups for outcome in fetch.together(group)]
         assert proxy.tally["photo requests"] == len(groups)
     assert got == [storage.Blob(photo, row[schema.ETAG]) for photo, row in zip(photos, rows, strict=True)]
@@ -76,7 +60,7 @@ def test_neighbours_in_a_tar_come_whole_through_every_fault(s3_bucket: str) -> N
     photos = [os.urandom(70_000) for _ in range(40)]
     rows = put_tar(s3_bucket, "faulty.tar", photos)
     fetch = Fetcher(FetchSettings(budget_s=60, attempt_timeout_s=0.3), 1 << 20)
-    with counting(s3_bucket, seed=7, burst=0) as proxy:
+    with faulty(s3_bucket, folder="together", seed=7, burst=0) as proxy:
         got = [outcome for group in archives.lie_together(rows) for outcome in fetch.together(group)]
         assert proxy.tally["photo requests"] > len(list(archives.lie_together(rows)))
     assert [blob.data for blob in got if isinstance(blob, storage.Blob)] == photos

@@ -89,8 +89,8 @@ def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 class Dying(ArraySource):
     """Photos in memory until, in place of one batch, the process dies."""
 
-    def __init__(self, before_batch: int) -> None:
-        super().__init__(IMAGES)
+    def __init__(self, before_batch: int, images: NDArray[np.uint8] = IMAGES) -> None:
+        super().__init__(images)
         self._left = before_batch
 
     def batches(self, rows: Sequence[int], batch_size: int) -> Iterator[tuple[NDArray[np.int64], Pixels]]:

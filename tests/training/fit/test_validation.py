@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from model.geodecoder import GeoDecoder, GeoDecoderOutput
 from model.readout import Reading, ReadOut
 from model.world import geodesy
 from model.world.hierarchy import Hierarchy
-from training.data.dataset import ArraySource, Pixels
+from tests.training.fit.test_loop import Dying
+from training.data.dataset import ArraySource
 from training.evaluate.calibration import Judge
 from training.fit.journal import read_journal
 from training.fit.loop import Progress, Task, TrainingLoop, Upkeep
@@ -149,21 +150,6 @@ def test_the_best_epoch_is_kept_and_not_the_last(whole: tuple[Progress, Path], l
     assert sum(path.name.startswith("best-") for path in (output / FOLDER).iterdir()) == 1
 
 
-class Dying(ArraySource):
-    """Photos in memory until, in place of one batch, the process dies."""
-
-    def __init__(self, before_batch: int) -> None:
-        super().__init__(IMAGES)
-        self._left = before_batch
-
-    def batches(self, rows: Sequence[int], batch_size: int) -> Iterator[tuple[NDArray[np.int64], Pixels]]:
-        for batch in super().batches(rows, batch_size):
-            self._left -= 1
-            if self._left < 0:
-                raise KeyboardInterrupt
-            yield batch
-
-
 def test_patience_ends_a_training_and_survives_a_kill(
     whole: tuple[Progress, Path], labels: Labels, tmp_path: Path
 ) -> None:
@@ -173,7 +159,7 @@ def test_patience_ends_a_training_and_survives_a_kill(
     recipe = dataclasses.replace(RECIPE, patience=2)
     end = best.step + 6
     with pytest.raises(KeyboardInterrupt):
-        made(labels, recipe, str(tmp_path)).run(Dying(best.step + 4), ArraySource(IMAGES[:, 2:34, 2:34]))
+        made(labels, recipe, str(tmp_path)).run(Dying(best.step + 4, IMAGES), ArraySource(IMAGES[:, 2:34, 2:34]))
     again = made(labels, recipe, str(tmp_path))
     assert again.first_step == best.step + 4 - (best.step % 2)  # a snapshot every other step and after each epoch
     progress = again.run(ArraySource(IMAGES), ArraySource(IMAGES[:, 2:34, 2:34]))
@@ -183,7 +169,7 @@ def test_patience_ends_a_training_and_survives_a_kill(
     kept, expected = (Snapshots(str(folder)).load_best()["weights"] for folder in (tmp_path, whole[1]))
     assert all(torch.equal(x, kept[name]) for name, x in expected.items())
     once_more = made(labels, recipe, str(tmp_path))
-    assert once_more.run(Dying(0), ArraySource(IMAGES[:, 2:34, 2:34])).best == progress.best
+    assert once_more.run(Dying(0, IMAGES), ArraySource(IMAGES[:, 2:34, 2:34])).best == progress.best
     assert once_more.first_step == end
 
 

@@ -20,7 +20,7 @@ from pipeline.storage import lease
 
 PHOTOS, RUNS, REMOVED, STAGING, NIGHTS = "photos", "runs", "removed", "staging", "nights"
 LEASE = lease.FILE
-_SWEPT = (f".{LEASE}.tmp", RUNS, REMOVED)
+_SWEPT = re.compile(rf"(?:{RUNS}|{REMOVED})/.*|\.{re.escape(LEASE)}\.(?:[0-9a-f]+\.)?tmp", re.DOTALL)
 """Where the lease's next holder removes what a killed process left of a put."""
 _PUBLISHED = re.compile(r"part-(?:e(\d+)-)?\d+\.parquet")
 _PUBLISHED_PATH = re.compile(rf"{PHOTOS}/run=([^/]+)/[^/]+")
@@ -76,7 +76,7 @@ def night(output: str, date: str) -> str:
 
 def is_swept(path: str) -> bool:
     """Whether what a killed process left at `path`, relative to the output, is removed by the next holder."""
-    return path.partition("/")[0] in _SWEPT
+    return _SWEPT.fullmatch(path) is not None
 
 
 def epochs_in(path: str) -> Iterator[int]:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 from pipeline import storage
 from pipeline.storage import lease
+from pipeline.storage.store import is_plain
 
 PHOTOS, RUNS, REMOVED, STAGING, NIGHTS = "photos", "runs", "removed", "staging", "nights"
 LEASE = lease.FILE
@@ -46,7 +47,7 @@ def published_epoch(uri: str) -> int | None:
 def is_published_file(path: str, run_id: str | None = None) -> bool:
     """Whether `path`, relative to the output, can be a published file, of that run if given: it leads nowhere else."""
     found = _PUBLISHED_PATH.fullmatch(path)
-    return found is not None and run_id in (None, found[1])
+    return found is not None and is_plain(path) and run_id in (None, found[1])
 
 
 def run_of(path: str) -> str:

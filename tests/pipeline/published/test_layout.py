@@ -33,6 +33,7 @@ def test_what_is_made_is_recognised() -> None:
         "photos/run=r1/a/b.parquet",
         "photos/b.parquet",
         "photos/run=r1/../../b",
+        "photos/run=r1/..",
         "runs/run=r1/b",
         "../b",
     ):

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from pipeline.report.charts import Axis, Bar, Line, bar_chart, line_chart
+from pipeline.report.elements import Look
 from training.evaluate.calibration import Judged
 from training.evaluate.evaluation import Measured, Predictions, Truth
-from training.evaluate.page import Look, page
+from training.evaluate.page import page
 from training.evaluate.summary import Kinds, Summary, summarise
 
 PHOTOS, LEVELS = 40, 2

@@ -96,6 +96,7 @@ def test_names_are_text_wherever_they_are(environment: Environment, name: str, s
     assert read.text == plain.text.replace("NAME", SHOWN)
     assert read.values == [value.replace("NAME", SHOWN) for value in plain.values]
     assert SHOWN in read.text
+    assert "\u202e" not in read.text + "".join(read.values)
 
 
 def _renamed(shown: object) -> object:

@@ -32,8 +32,7 @@ class _NetworkAlone(ServingGraph):
 
     def forward(self, pixels_BHWC: Tensor) -> tuple[Tensor, ...]:
         """Return the logits of every level and of the scenes."""
-        normalised_BHWC = (pixels_BHWC.float() / 255.0 - self.mean_C) / self.std_C
-        output = self.network(normalised_BHWC.permute(0, 3, 1, 2).to(self.network_dtype)).averaged(self.views)
+        output = self.network(self.normalised(pixels_BHWC)).averaged(self.views)
         return (*output.logits, output.scene_logits_BS)
 
 

@@ -38,19 +38,26 @@ class ServingGraph(nn.Module):
         self.network_dtype = network_dtype
         self.network = in_dtype(checkpoint.build_model(), network_dtype)
         self.read_out = ReadOut(checkpoint.hierarchy, checkpoint.reading, checkpoint.group_K)
-        self.mean_C: Tensor
-        self.register_buffer("mean_C", torch.tensor(preprocessing.mean_rgb))
-        self.std_C: Tensor
-        self.register_buffer("std_C", torch.tensor(preprocessing.std_rgb))
+        mean_C, std_C = torch.tensor(preprocessing.mean_rgb), torch.tensor(preprocessing.std_rgb)
+        self.scale_C11: Tensor
+        self.register_buffer("scale_C11", (1.0 / (255.0 * std_C))[:, None, None])
+        self.shift_C11: Tensor
+        self.register_buffer("shift_C11", (mean_C / std_C)[:, None, None])
         self.eval()
 
     def forward(self, pixels_BHWC: Tensor) -> tuple[Tensor, ...]:
         if self.views > 1:
             size = self.shape_HWC[1]
             pixels_BHWC = pixels_BHWC.reshape(-1, size, size, 3)
-        normalised_BHWC = (pixels_BHWC.float() / 255.0 - self.mean_C) / self.std_C
-        output = self.network(normalised_BHWC.permute(0, 3, 1, 2).to(self.network_dtype))
-        return tuple(self.read_out(output.averaged(self.views)))
+        return tuple(self.read_out(self.network(self.normalised(pixels_BHWC)).averaged(self.views)))
+
+    def normalised(self, pixels_BHWC: Tensor) -> Tensor:
+        """normalised_BCHW, as the network was trained with.
+
+        Bytes change places before they become numbers, four times as large, and a division is a product: an eighth of a
+        small network's time.
+        """
+        return (pixels_BHWC.permute(0, 3, 1, 2).float() * self.scale_C11 - self.shift_C11).to(self.network_dtype)
 
 
 def plain_attention() -> contextlib.AbstractContextManager[None]:

@@ -176,9 +176,9 @@ def test_engines_agree_on_what_is_read_with_a_prior(
         assert (answers.information_bits_B > 0.1).all()
         with torch.no_grad():
             graph = ServingGraph(made)
-            output = graph.network(
-                ((torch.tensor(photos(32)).float() / 255 - graph.mean_C) / graph.std_C).permute(0, 3, 1, 2)
-            )
+            preprocessing = made.config.preprocessing
+            mean_C, std_C = torch.tensor(preprocessing.mean_rgb), torch.tensor(preprocessing.std_rgb)
+            output = graph.network(((torch.tensor(photos(32)).float() / 255 - mean_C) / std_C).permute(0, 3, 1, 2))
             p_BK = graph.read_out.log_probabilities(output.logits)[-1].exp().double().numpy()
         expected_B = (p_BK * np.log2(p_BK / pi[-1])).sum(axis=1)
         np.testing.assert_allclose(answers.information_bits_B, expected_B, rtol=1e-3)

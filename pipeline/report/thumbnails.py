@@ -63,7 +63,7 @@ def _listed(uri: str, listings: dict[str, pa.Table]) -> dict[str, Any]:
         if container_uri not in listings:
             if not storage.exists(container_uri):
                 continue
-            listings[container_uri] = archives.list_members(storage.head(container_uri))
+            listings[container_uri] = archives.look_into(storage.head(container_uri)).members
         members = listings[container_uri]
         for place in members.filter(pc.equal(members.column(archives.MEMBER), member)).to_pylist():
             del place[archives.MEMBER]

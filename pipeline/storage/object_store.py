@@ -25,7 +25,7 @@ from pipeline.storage import clients
 from pipeline.storage.clients import builtin_errors
 from pipeline.storage.listing import Page, list_in_order
 from pipeline.storage.shared_file import SharedFile
-from pipeline.storage.store import Blob, ChangedError, Entry, check_size, check_version, is_plain
+from pipeline.storage.store import Blob, ChangedError, Entry, Visitor, check_size, check_version, is_plain
 
 if TYPE_CHECKING:
     import duckdb
@@ -124,8 +124,9 @@ class ObjectStore:
                 return False
         return True
 
-    def list_files(self, uri: str) -> Iterator[Entry]:
-        """Yield every object below a prefix, in the order of keys."""
+    def list_files(self, uri: str, visitor: Visitor | None = None) -> Iterator[Entry]:
+        """Yield every object below a prefix, in the order of keys; `visitor` is not asked, there are no folders."""
+        del visitor
         bucket, prefix = _split(uri)
         prefix = prefix and prefix.rstrip("/") + "/"
         with builtin_errors(uri):

@@ -152,6 +152,9 @@ class RunRecord:
             path = file.get("path") if isinstance(file, dict) else None
             if not isinstance(path, str) or not layout.is_published_file(path):
                 raise ValueError(f"names a file that can't be the run's: {path}")
+        problems = document.get("source_problems") or []
+        if not (isinstance(problems, list) and all(map(_is_problem, problems))):
+            raise ValueError("says no source problems")
         names = {part.name for part in dataclasses.fields(cls)} - {"others"}
         said = {name: value for name, value in document.items() if name in names and value is not None}
         if photos is not None:
@@ -160,7 +163,7 @@ class RunRecord:
         if isinstance(said.get("plan"), dict):
             said["plan"] = _part(PlanCounts, said["plan"])
         said["files"] = tuple(_part(PublishedFile, file) for file in files)
-        said["source_problems"] = tuple(_part(SourceProblem, each) for each in said.get("source_problems", ()))
+        said["source_problems"] = tuple(_part(SourceProblem, each) for each in problems)
         said["sources"] = tuple(said.get("sources", ()))
         others = {name: value for name, value in document.items() if name not in names}
         return cls(**said | {"record_version": version, "others": others})
@@ -320,6 +323,11 @@ def _part(kind: type[Part], values: Mapping[str, Any]) -> Part:
     """Return a part of a record, of what it says and this version knows."""
     names = {part.name for part in dataclasses.fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in values.items() if name in names and value is not None})
+
+
+def _is_problem(said: object) -> bool:
+    names = [part.name for part in dataclasses.fields(SourceProblem)]
+    return isinstance(said, dict) and all(isinstance(said.get(name), str) for name in names)
 
 
 def _said(part: Mapping[str, Any]) -> dict[str, Any]:

@@ -142,7 +142,7 @@ class SourceList:
         photos, folders = self.counted("excluded"), self.counted("excluded_folders")
         if photos or folders:
             what = " and ".join([f"all {photos} photos"] * bool(photos) + [f"{folders} folders"] * bool(folders))
-            raise ValueError(f"--include and --exclude leave out {what} of {which}: write e.g. --include '*.jpg'")
+            raise ValueError(f"--include and --exclude leave out {what} of {which}: write --include '*.jpg'")
         if self.counted("marked") or self.counted("marked_folders") or self.marked_prefixes:
             marks = ", ".join(MARKS)
             raise ValueError(f"an owner's mark ({marks}) leaves out all of {which}: --ignore-marks looks all the same")

@@ -52,6 +52,7 @@ HOMES = {
         "training/",
         "jobs/",
     ),
+    "pathspec": ("pipeline/sources/search.py",),
     "prometheus_client": ("jobs/",),
     "tyro": ("jobs/",),
     "rich": ("jobs/", "pipeline/cluster/progress.py"),

@@ -86,7 +86,7 @@ def exit_code(record: RunRecord | None, plan: PlanCounts, max_failed_fraction: f
         log.error("%d of %d photos failed, more than --max-failed-fraction allows", counts.failed, counts.published)
         code = 3
     if not plan.is_complete:
-        log.error("%d parts of the sources could not be listed, as said above", plan.source_problems)
+        log.error("source problems: %d; all but these, named above, could be listed", plan.source_problems)
         code = 3
     return code
 
@@ -139,7 +139,7 @@ def _photos_and_folders(photos: int, folders: int) -> str:
 def _print_problems(plan: Plan) -> None:
     if plan.is_complete:
         return
-    print(f"{plan.source_problems} parts of the sources could not be listed; the next run looks at them again:")
+    print(f"Source problems: {plan.source_problems}. All else was done; the next run looks at these again:")
     for problem in plan.problems[:_MOST_PROBLEMS_PRINTED]:
         print(f"    {problem}")
     if plan.source_problems > _MOST_PROBLEMS_PRINTED:

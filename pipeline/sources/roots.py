@@ -20,7 +20,7 @@ def is_allowed(uri: str, roots: Iterable[str]) -> bool:
     """Whether a photo's canonical URI is remote, or below one of `roots`: folders that end in a slash, or names."""
     if not is_local(uri):
         return True
-    path = _path(uri)
+    path = os.path.normpath(_path(uri))
     return any(path.startswith(root) if root.endswith(b"/") else path == root for root in map(_path, roots))
 
 

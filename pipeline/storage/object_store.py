@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import functools
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 _PUT_TIMEOUT_S = 15.0
+_BUCKET = re.compile(r"[A-Za-z0-9._$@:+~-]+")
+"""What buckets, containers and `container@account` are made of: of other characters obstore's client may die."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,10 @@ class ObjectStore:
     is_remote = True
 
     def canonical(self, uri: str) -> str:
-        """Return the URI with one scheme a store; ValueError where it names no bucket."""
+        """Return the URI with one scheme a store; ValueError where it names nothing that can be a bucket."""
         scheme, rest = uri.split("://", 1)
         bucket = rest.split("/", 1)[0]
-        if not bucket:
+        if not _BUCKET.fullmatch(bucket):
             raise ValueError(f"{uri!r} names no bucket: write s3://BUCKET/PREFIX")
         return f"{'s3' if scheme.lower() == 's3a' else scheme.lower()}://{rest}"
 

@@ -84,8 +84,8 @@ def test_nothing_to_do_but_a_problem_is_said_and_ends_with_3(
         assert geotag_archive.run(archive) == 3
     said = capsys.readouterr().out
     assert f"Nothing to do: 3 photos have their row at {archive.output}" in said
-    assert f"1 parts of the sources could not be listed; the next run looks at them again:\n    folder {deep}:" in said
-    assert "1 parts of the sources could not be listed" in caplog.text
+    assert f"Source problems: 1. All else was done; the next run looks at these again:\n    folder {deep}:" in said
+    assert "source problems: 1; all but these" in caplog.text
     assert nightly.run(NightlySettings(archive, date="2026-01-01")) == 3
     assert "done, not all could be listed" in capsys.readouterr().out
     night = json.loads(storage.read_bytes(f"{archive.output}/nights/2026-01-01.json"))

@@ -102,6 +102,11 @@ class Run:
         return [run for run in self.finished if run.setting("precision") == self.settings.precision]
 
     @property
+    def local_roots(self) -> tuple[str, ...]:
+        """Where local photos may be read."""
+        return manifest.local_roots(self.sources, self.settings.photos_root)
+
+    @property
     def answering_files(self) -> list[str]:
         """Published files whose answers may be copied.
 
@@ -260,7 +265,7 @@ def process(run: Run, plan: Plan) -> Processed:
         size,
         copies.answered_contents(run.stage, run.answering_files, run.checkpoint.model_id, known),
         run.stop_at_s,
-        driver=ray_cluster.Driver.here(uses_local_paths=_is_local(run.settings, run.output, run.model_uri, run.stage)),
+        driver=ray_cluster.Driver.here(uses_local_paths=_is_local(run)),
         watch=supervise.Watch(metrics, 60 * run.settings.max_silence_minutes),
         lost=run.held.lost,
         listed_below=manifest.listed_below(run.sources),
@@ -378,8 +383,7 @@ def _cut_short(run: Run, plan: Plan, processed: Processed) -> Processed:
 
 def _reader_settings(run: Run) -> ReaderSettings:
     target = DecodeTarget.of(run.checkpoint.config.preprocessing)
-    roots = manifest.local_roots(run.sources, run.settings.photos_root)
-    return ReaderSettings(target, run.settings.limits, fetch=run.settings.fetch, local_roots=roots)
+    return ReaderSettings(target, run.settings.limits, fetch=run.settings.fetch, local_roots=run.local_roots)
 
 
 def _locator_settings(run: Run, size: ClusterSize) -> LocatorSettings:
@@ -405,19 +409,19 @@ def _check_paths(settings: GeotagSettings, output: str, model_uri: str) -> None:
     ray_cluster.check_paths(settings.paths(output, model_uri), settings.shared_filesystem, output)
 
 
-def _is_local(settings: GeotagSettings, output: str, model_uri: str, stage: staging.Stage) -> bool:
+def _is_local(run: Run) -> bool:
     """Whether the run needs a path that only this machine has."""
-    if settings.shared_filesystem:
+    if run.settings.shared_filesystem:
         return False
-    is_named = any(not storage.is_remote(path.uri) for path in settings.paths(output, model_uri))
-    return is_named or bool(local_photos(stage, 1))
+    is_named = any(not storage.is_remote(path.uri) for path in run.settings.paths(run.output, run.model_uri))
+    return is_named or bool(local_photos(run.stage, 1, run.local_roots))
 
 
 def _check_photos(run: Run, plan: Plan, nodes: int) -> None:
     """Raise ValueError where a manifest, itself on an object store, names photos that a node does not see."""
     if nodes > 1:
         try:
-            photos = [NamedPath("the photo", uri) for uri in local_photos(run.stage, _SAMPLE)]
+            photos = [NamedPath("the photo", uri) for uri in local_photos(run.stage, _SAMPLE, run.local_roots)]
             ray_cluster.check_paths(photos, run.settings.shared_filesystem)
         except ValueError:
             if not plan.staged:  # nothing was begun

@@ -23,6 +23,7 @@ from pipeline.published.records import PlanCounts
 from pipeline.run import staging
 from pipeline.run.photo_set import PhotoSet, UnaccountedError
 from pipeline.sources import manifest
+from pipeline.sources.roots import is_allowed
 from pipeline.storage.duckdb import connect, view_rows
 
 log = logging.getLogger(__name__)
@@ -171,14 +172,18 @@ def cut_to_staged(stage: staging.Stage, planned: PhotoSet) -> tuple[int, PhotoSe
         return 0, planned
 
 
-def local_photos(stage: staging.Stage, most: int) -> list[str]:
-    """Return the URIs of some of the stage's planned photos that are files of a machine, not of an object store."""
+def local_photos(stage: staging.Stage, most: int, roots: Sequence[str] | None = None) -> list[str]:
+    """Return the URIs of some of the stage's planned photos that are files of a machine, not of an object store.
+
+    Only of those that will be read: below one of `roots`, if given (see `roots.is_allowed`).
+    """
+    found: list[str] = []
     with connect(stage.folder) as connection:
         plan = connection.read_parquet(stage.plan_files(), hive_partitioning=False)  # noqa: F841 - the query names it
-        found = connection.execute(
-            f"SELECT uri FROM plan WHERE starts_with(uri, '/') OR starts_with(uri, 'file://') LIMIT {most}"
-        ).fetchall()
-    return [uri for (uri,) in found]
+        result = connection.execute("SELECT uri FROM plan WHERE starts_with(uri, '/') OR starts_with(uri, 'file://')")
+        while len(found) < most and (rows := result.fetchmany(1000)):
+            found += [uri for (uri,) in rows if roots is None or is_allowed(uri, roots)]
+    return found[:most]
 
 
 def rows_per_task(photos: int) -> int:

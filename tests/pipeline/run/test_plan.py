@@ -364,5 +364,7 @@ def test_local_photos_of_a_plan_are_found(world: World) -> None:
     world.list(("s3://b/1.jpg", "e"), ("/photos/2.jpg", "e"), ("file:///photos/%FF.jpg", "e")).plan()
     assert sorted(local_photos(world.stage, 9)) == ["/photos/2.jpg", "file:///photos/%FF.jpg"]
     assert len(local_photos(world.stage, 1)) == 1
+    assert local_photos(world.stage, 9, ["/photos/2.jpg"]) == ["/photos/2.jpg"]
+    assert local_photos(world.stage, 9, ["/other/"]) == []
     world.list(("s3://b/1.jpg", "e"), ("gs://b/2.jpg", "e")).plan()
     assert local_photos(world.stage, 9) == []

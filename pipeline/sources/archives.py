@@ -209,6 +209,7 @@ def _tar_members(container: storage.Entry, problems: list[str]) -> Iterator[tupl
     """Yield each photo's name with where it lies, or, of a hard link, with its target's name."""
     file = RangedFile(container, _MAX_TAR_HEADER_BYTES)
     links, sparse = 0, ""
+    no_photos: set[str] = set()
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
         end = 0
         while member := archive.next():
@@ -224,9 +225,10 @@ def _tar_members(container: storage.Entry, problems: list[str]) -> Iterator[tupl
             if member.isreg():
                 etag = f"{container.etag}@{member.offset_data:x}"
                 yield _text(member.name), (etag, member.size, member.offset_data, member.size)
-            elif member.islnk():
+            elif member.islnk() and member.linkname not in no_photos:
                 yield _text(member.name), _text(member.linkname)
             elif not member.isdir():
+                no_photos.add(member.name)
                 links += 1
         _check_tar_end(container, archive.offset)
     if sparse:

@@ -16,7 +16,7 @@ from jobs.geotag_archive import ArchiveSettings
 from jobs.nightly import NightlySettings
 from pipeline import storage
 from pipeline.published.records import PlanCounts, RunRecord
-from tests.conftest import published_output
+from tests.conftest import fresh_bucket, published_output
 from tests.pipeline.sources.test_source_problems import too_deep
 
 
@@ -72,6 +72,30 @@ def test_an_output_above_the_photos_is_refused_and_nothing_is_written(
             geotag_archive.run(settings) if job == "geotag_archive" else nightly.run(NightlySettings(settings))
     assert [entry.uri for entry in storage.list_files(f"{tmp_path}/project")] == [f"{tmp_path}/project/photos/a.jpg"]
     assert sorted(os.listdir(tmp_path)) == ["link", "project"]
+
+
+@pytest.mark.s3
+def test_wrong_sources_and_outputs_leave_nothing_on_s3(tiny_checkpoint: Path, s3_server: str) -> None:
+    with fresh_bucket() as bucket:
+        storage.write_bytes(f"s3://{bucket}/photos/a.jpg", b"1")
+        for source, output, include in (
+            ("photos", "", ()),
+            ("photos", "photos/", ()),
+            ("", "", ()),
+            ("missing", "out", ()),
+            ("photos", "out", ("png",)),
+        ):
+            settings = ArchiveSettings(
+                (f"s3://{bucket}/{source}",),
+                output=f"s3://{bucket}/{output}",
+                model=str(tiny_checkpoint),
+                include=include,
+            )
+            with pytest.raises(ValueError, match=r"holds the photos|no photos at|leave out all 1 photos"):
+                geotag_archive.run(settings)
+            with pytest.raises(ValueError, match="photos"):
+                nightly.run(NightlySettings(settings))
+        assert [entry.uri for entry in storage.list_files(f"s3://{bucket}")] == [f"s3://{bucket}/photos/a.jpg"]
 
 
 def test_nothing_to_do_but_a_problem_is_said_and_ends_with_3(

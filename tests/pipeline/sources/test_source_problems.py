@@ -199,6 +199,18 @@ def test_hard_links_in_a_tar_are_photos_with_their_targets_bytes(tmp_path: Path)
     assert "the hard link best/summer.jpg leads to elsewhere.jpg" in listing.search.problems[0].reason
 
 
+def test_a_hard_link_to_what_is_no_photo_is_none_either(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("a.jpg"), io.BytesIO())
+        for kind, name, target in ((tarfile.SYMTYPE, "to.jpg", "a.jpg"), (tarfile.LNKTYPE, "too.jpg", "to.jpg")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+    listing = read_manifest(f"{tmp_path}/x.tar")
+    assert names(listing, tmp_path) == ["x.tar#a.jpg"]
+    assert listing.search.problems == []
+
+
 @pytest.mark.parametrize(
     ("system", "members", "listed"),
     [

@@ -63,7 +63,10 @@ def _listed(uri: str, listings: dict[str, pa.Table]) -> dict[str, Any]:
         if container_uri not in listings:
             if not storage.exists(container_uri):
                 continue
-            listings[container_uri] = archives.look_into(storage.head(container_uri)).members
+            contents = archives.look_into(storage.head(container_uri))
+            if contents.error is not None:
+                raise contents.error
+            listings[container_uri] = contents.members
         members = listings[container_uri]
         for place in members.filter(pc.equal(members.column(archives.MEMBER), member)).to_pylist():
             del place[archives.MEMBER]

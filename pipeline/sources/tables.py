@@ -54,8 +54,13 @@ class Table:
 
     def tables(self, search: Search) -> Iterator[pa.Table]:
         """Yield the photos that it names, with canonical URIs; a row that can name none is a problem."""
+        ours = 0
         for rows in _table_rows(self.uri, search):
+            if search.output:
+                ours += pc.sum(pc.starts_with(rows.column(schema.URI), f"{search.output}/")).as_py() or 0
             yield search.take(rows, rows.column(schema.URI))
+        if ours:
+            log.warning("%s: %d of its photos lie below --output, where nothing is a photo", self.uri, ours)
 
 
 class _Reading:

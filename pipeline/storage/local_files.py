@@ -217,17 +217,20 @@ def _files_in(folder: bytes, subfolders: bytearray, visitor: Visitor) -> Iterato
 def _children(folder: bytes) -> Iterator[os.DirEntry[bytes]]:
     """Yield what is in a folder, sorted so many at a time; what was read before an error comes first."""
     error: OSError | None = None
+    is_read = False
     with os.scandir(folder) as children:
-        while error is None:
+        while not is_read:
             chunk: list[os.DirEntry[bytes]] = []
             try:
                 chunk.extend(itertools.islice(children, _SORTED_AT_ONCE))
             except OSError as raised:
                 error = raised
+            is_read = error is not None or len(chunk) < _SORTED_AT_ONCE
+            if is_read:
+                children.close()  # nobody may ask for what comes after this
             yield from sorted(chunk, key=lambda child: child.name)
-            if error is None and len(chunk) < _SORTED_AT_ONCE:
-                return
-    raise error
+    if error is not None:
+        raise error
 
 
 def _status(child: os.DirEntry[bytes]) -> os.stat_result:

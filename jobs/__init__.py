@@ -1,5 +1,5 @@
 """Command lines, one per thing a user does: each parses its settings, calls the layers below and tells the truth in its
-exit code (0 done, 1 stopped, 2 usage, 3 finished with too many failures)."""
+exit code (0 done, 1 stopped, 2 usage, 3 finished, but too many photos failed or not all could be listed)."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -20,20 +21,35 @@ from pipeline.cluster import logs
 from pipeline.cluster.watchdog import FlowEndedError
 from pipeline.geotag import Outcome
 from pipeline.geotag_settings import GeotagSettings
-from pipeline.published.records import RunRecord
+from pipeline.published.records import PlanCounts, RunRecord
 from pipeline.run.plan import Plan
 from pipeline.run.verify import verify_output
 
 log = logging.getLogger(__name__)
+
+_MOST_PROBLEMS_PRINTED = 20
+
+
+def _sources(
+    photos: Annotated[
+        tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
+        tyro.conf.arg(
+            help="Folder, object prefix, photo, Parquet or CSV manifest with a column `uri`, S3 Inventory's"
+            " manifest.json, .tar or .zip, or a pattern such as '/photos/2024-*/*.jpg'; several words, or given several"
+            " times, for several sources."
+        ),
+    ],
+) -> tuple[str, ...]:
+    """Return the sources that the command line names: a shell makes several words of a pattern."""
+    return tuple(source for words in photos for source in words)
 
 
 @dataclass(frozen=True)
 class ArchiveSettings(GeotagSettings):
     """Geotag an archive: one row for every photo, published as GeoParquet."""
 
-    photos: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """Folder, object prefix, Parquet or CSV manifest with a column `uri`, S3 Inventory's manifest.json, .tar or
-    .zip; give it several times for several sources."""
+    photos: Annotated[tuple[str, ...], tyro.conf.arg(constructor=_sources, name="")]
+    """As the class above says, in several words or given several times."""
     verify: str | None = None
     """Only check what is published at this output: every byte, row and record."""
 
@@ -47,7 +63,7 @@ def run(settings: ArchiveSettings) -> int:
 
 
 def geotag_and_tell(settings: GeotagSettings, count_gone: bool = False) -> tuple[int, Outcome | None]:
-    """Geotag, print how it went, and return the exit code with the outcome; `count_gone` is `make_plan`'s."""
+    """Geotag, print how it went, and return the exit code with the outcome; `count_gone` is `plan_listed`'s."""
     try:
         outcome = geotag.geotag(settings, count_gone)
     except FlowEndedError:  # it has been said why
@@ -57,13 +73,22 @@ def geotag_and_tell(settings: GeotagSettings, count_gone: bool = False) -> tuple
         return 1, None
     if outcome.record is None:
         _print_nothing_to_do(outcome)
-        return 0, outcome
-    _print_summary(outcome, outcome.record)
-    if has_too_many_failures(outcome.record, settings.max_failed_fraction):
-        counts = outcome.record.counts
+    else:
+        _print_summary(outcome, outcome.record)
+    return exit_code(outcome.record, outcome.plan, settings.max_failed_fraction), outcome
+
+
+def exit_code(record: RunRecord | None, plan: PlanCounts, max_failed_fraction: float) -> int:
+    """Return 0 where all of the sources was listed and most photos have an answer, else 3, and say why."""
+    code = 0
+    if record is not None and has_too_many_failures(record, max_failed_fraction):
+        counts = record.counts
         log.error("%d of %d photos failed, more than --max-failed-fraction allows", counts.failed, counts.published)
-        return 3, outcome
-    return 0, outcome
+        code = 3
+    if not plan.is_complete:
+        log.error("source problems: %d; all but these, named above, could be listed", plan.source_problems)
+        code = 3
+    return code
 
 
 def has_too_many_failures(record: RunRecord, max_failed_fraction: float) -> bool:
@@ -84,8 +109,41 @@ def _verify(output: str) -> int:
 
 def _print_nothing_to_do(outcome: Outcome) -> None:
     plan = outcome.plan
-    which = f"{plan.already_done} photos" if plan.waiting else f"all {plan.already_done} photos"
-    print(f"Nothing to do: {which} have their row at {outcome.output}{_whose(plan, outcome.model_id)}.{_waiting(plan)}")
+    if plan.already_done:
+        which = (
+            f"{plan.already_done} photos" if plan.waiting or not plan.is_complete else f"all {plan.already_done} photos"
+        )
+        said = f"{which} have their row at {outcome.output}{_whose(plan, outcome.model_id)}."
+    else:
+        said = "no photo could be listed." if not plan.listed else "no photo is to be tried now."
+    print(f"Nothing to do: {said}{_waiting(plan)}")
+    for what, count in _left_out(plan):
+        print(f"{what}: {count}")
+    _print_problems(plan)
+
+
+def _left_out(plan: Plan) -> list[tuple[str, str]]:
+    """Return what is not among the listed photos, in words, with how many they are."""
+    by_patterns = _photos_and_folders(plan.excluded, plan.excluded_folders)
+    by_owners = _photos_and_folders(plan.marked, plan.marked_folders)
+    rows = [("left out by --include and --exclude", by_patterns)] * bool(by_patterns)
+    return rows + [("left out by owners' marks (--ignore-marks)", by_owners)] * bool(by_owners)
+
+
+def _photos_and_folders(photos: int, folders: int) -> str:
+    """Say how many; "" for none. A folder that was not opened counts as one, whatever it holds."""
+    parts = [str(photos)] * bool(photos) + [f"{folders} folders or archives, unopened"] * bool(folders)
+    return " and ".join(parts)
+
+
+def _print_problems(plan: Plan) -> None:
+    if plan.is_complete:
+        return
+    print(f"Source problems: {plan.source_problems}. All else was done; the next run looks at these again:")
+    for problem in plan.problems[:_MOST_PROBLEMS_PRINTED]:
+        print(f"    {problem}")
+    if plan.source_problems > _MOST_PROBLEMS_PRINTED:
+        print(f"    … and {plan.source_problems - _MOST_PROBLEMS_PRINTED} more, which the log names")
 
 
 def _waiting(plan: Plan) -> str:
@@ -116,11 +174,12 @@ def _print_summary(outcome: Outcome, record: RunRecord) -> None:
         table.add_row("… of these by another model (--retag)", str(plan.of_another_model))
     if plan.waiting:
         table.add_row("failed in passing before, left for later runs to try", str(plan.waiting))
-    if plan.excluded:
-        table.add_row("left out by --include and --exclude", str(plan.excluded))
+    for what, number in _left_out(plan):
+        table.add_row(what, number)
     if left:
         table.add_row("left for the next run (--max-hours)", str(left))
     Console(width=max(100, Console().width)).print(table)
+    _print_problems(plan)
     print(f"{plan.todo - left} photos processed in {record.wall_s:.0f} s. Look at them with")
     print(f'    python -m jobs.query {outcome.output} "SELECT uri, lat_deg, lon_deg, radius_km FROM photos"')
 

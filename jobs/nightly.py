@@ -136,7 +136,9 @@ def _run(settings: NightlySettings) -> tuple[int, dict[str, Any] | None]:
 def summary_text(night: dict[str, Any]) -> str:
     """Return a night's record as text: a subject, an empty line, and a line for each thing worth knowing."""
     failed, undecided = sum(night["failed_by_code"].values()), night.get("undecided", 0)
-    verdict = {0: "done", 3: "done, too many failures"}[night["exit_code"]]
+    problems = night.get("source_problems", 0)
+    failing = "done, not all could be listed" if problems else "done, too many failures"
+    verdict = {0: "done", 3: failing}[night["exit_code"]]
     lines = [
         f"Graticule, night of {night['date']}: {verdict}; {night['located']} photos located, {undecided} undecided,"
         f" {failed} failed",
@@ -149,6 +151,11 @@ def summary_text(night: dict[str, Any]) -> str:
         f"of these changed photos   {night['changed']}",
         f"listed no more            {night['gone']}",
         f"left for the next night   {night['left']}",
+        *(
+            [f"could not be listed       {problems}: see the log, or source_problems of the catalogue"]
+            if problems
+            else []
+        ),
         *([f"failed, tried again later {night['waiting']}"] if night.get("waiting") else []),
         f"hours                     {night['hours']:.2f}",
         f"runs                      {' '.join(night['runs']) or 'none: there was nothing to do'}",
@@ -208,8 +215,8 @@ def _finished(output: str, run_id: str, max_failed_fraction: float) -> _Done | N
     """Return how a run ended that was published, though its night was killed before it could say so."""
     for record in records.run_records(output):
         if record.run_id == run_id:
-            too_many = geotag_archive.has_too_many_failures(record, max_failed_fraction)
-            return _Done(3 if too_many else 0, record.plan or PlanCounts(), record)
+            plan = record.plan or PlanCounts()
+            return _Done(geotag_archive.exit_code(record, plan, max_failed_fraction), plan, record)
     return None
 
 
@@ -261,6 +268,7 @@ def _described(date: str, started_at: dt.datetime, done: list[_Done], set_aside:
         "failed_by_code": dict(failed_by_code),
         "changed": sum(run.plan.changed for run in done),
         "gone": last.gone,
+        "source_problems": last.source_problems,
         # What the limit kept out of the last run, and what that run had no time for.
         "left": photos - last.already_done - last.staged - last.todo - waiting + last.left,
         "waiting": waiting,

@@ -29,8 +29,8 @@ from pipeline.run.staging import parquet_bytes
 
 @dataclass(frozen=True)
 class QuerySettings:
-    """Query what is published with SQL: views photos, history, failures, levels, accuracy and runs; macros within_km,
-    bbox, in_cell and distance_km."""
+    """Query what is published with SQL: views photos, history, failures, levels, accuracy, runs and source_problems;
+    macros within_km, bbox, in_cell and distance_km."""
 
     output: tyro.conf.Positional[str]
     """The --output of jobs.geotag_archive."""

@@ -4,7 +4,7 @@
     from pipeline.geotag_settings import GeotagSettings
     outcome = geotag(GeotagSettings(photos=("/photos",), output="/answers"))
 
-A run goes through six steps, each a function here: open, plan, process, explain, publish, commit.
+A run goes through seven steps, each a function here: prepare, open, plan, process, explain, publish, commit.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from pipeline.decode.photo import DecodeTarget
 from pipeline.geotag_settings import GeotagSettings
 from pipeline.locate.locator import LocatorSettings, model_folder
 from pipeline.locate.precision import cell_count
-from pipeline.published import records
+from pipeline.published import layout, records
 from pipeline.published.records import AlbumCounts, PhotoCounts, RunRecord
 from pipeline.read.reader import ReaderSettings
 from pipeline.run import albums, copies, publish, staging, sweep, tally
 from pipeline.run.photo_set import PhotoSet, UnaccountedError
-from pipeline.run.plan import Plan, cut_to_staged, local_photos, make_plan
+from pipeline.run.plan import Listed, Plan, cut_to_staged, list_sources, local_photos, plan_listed
 from pipeline.run.publish import Published
 from pipeline.schema import FETCH_ERRORS, Status
 from pipeline.sources import manifest
@@ -49,6 +49,10 @@ Of a FlowEndedError the log has said why.
 """
 _SAMPLE = 3
 """So many local photos every node is asked for, if there are any."""
+
+
+MOST_PROBLEMS = 1000
+"""So many of a run's source problems its record names; it has the number of all."""
 
 
 class OtherSettingsError(ValueError):
@@ -98,6 +102,11 @@ class Run:
         return [run for run in self.finished if run.setting("precision") == self.settings.precision]
 
     @property
+    def local_roots(self) -> tuple[str, ...]:
+        """Where local photos may be read."""
+        return manifest.local_roots(self.sources, self.settings.photos_root)
+
+    @property
     def answering_files(self) -> list[str]:
         """Published files whose answers may be copied.
 
@@ -122,32 +131,75 @@ class Processed:
     metrics: RunMetrics | None = None
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a run needs, found to be there before anything is written: see `Run`."""
+
+    settings: GeotagSettings
+    output: str
+    model_uri: str
+    checkpoint: Checkpoint
+    sources: tuple[str, ...]
+
+    @property
+    def listing(self) -> manifest.ListSettings:
+        """How the sources are listed."""
+        settings = self.settings
+        return manifest.ListSettings(
+            include=settings.include,
+            exclude=settings.exclude,
+            allow_http=settings.fetch.allow_http,
+            honours_marks=not settings.ignore_marks,
+            photos_root=settings.photos_root,
+        )
+
+
 def geotag(settings: GeotagSettings, count_gone: bool = False) -> Outcome:
-    """Give every photo of an archive its row, and say how it went; `count_gone` is `make_plan`'s.
+    """Give every photo of an archive its row, and say how it went; `count_gone` is `plan_listed`'s.
 
     Raises ValueError for the user's mistakes, and what `STOPPED` names where the run must be started again.
     """
+    ready = prepare(settings)
+    listing = list_sources(ready.sources, ready.output, ready.listing)
+    with contextlib.ExitStack() as kept:
+        # Where nothing is yet, a wrong source is to leave nothing; where others may be at work, they are asked first.
+        is_new = not storage.exists(storage.join(ready.output, layout.LEASE))
+        early = kept.enter_context(listing) if is_new else None
+        with open_run(ready) as run:
+            try:
+                plan = plan_run(run, early or kept.enter_context(listing), count_gone)
+            except ValueError:
+                if not run.stage.row_files() and not run.stage.copy_files():
+                    sweep.unneeded_run(run.held, run.stage)
+                raise
+            kept.close()  # what was listed is in the plan now
+            outcome = Outcome(run.output, run.checkpoint.model_id, plan)
+            if plan.todo == 0 and plan.staged == 0:
+                sweep.unneeded_run(run.held, run.stage)
+                return outcome
+            processed = process(run, plan)
+            explained = explain(run)
+            published = publish_rows(run, processed)
+            return replace(outcome, record=commit(run, plan, processed, explained, published))
+
+
+def prepare(settings: GeotagSettings) -> Prepared:
+    """Check what can be checked before anything is written, and load the model; ValueError for what can't be meant."""
     settings.check()
-    with open_run(settings) as run:
-        plan = plan_run(run, count_gone)
-        outcome = Outcome(run.output, run.checkpoint.model_id, plan)
-        if plan.todo == 0 and plan.staged == 0:
-            sweep.unneeded_run(run.held, run.stage)
-            return outcome
-        processed = process(run, plan)
-        explained = explain(run)
-        published = publish_rows(run, processed)
-        return replace(outcome, record=commit(run, plan, processed, explained, published))
+    output = storage.absolute(settings.output)
+    model_uri = settings.model if settings.model == "bundled" else storage.absolute(settings.model)
+    sources = tuple(storage.absolute(source) for source in settings.photos)
+    _check_paths(settings, output, model_uri)
+    manifest.check_output(sources, output)
+    checkpoint = Checkpoint.load(model_folder(model_uri)).pointing(settings.point)
+    storage.check_writable(output)
+    return Prepared(settings, output, model_uri, checkpoint, sources)
 
 
 @contextlib.contextmanager
-def open_run(settings: GeotagSettings) -> Iterator[Run]:
+def open_run(ready: Prepared) -> Iterator[Run]:
     """Take the output's lease, tidy up after earlier holders, and take up an unfinished run or begin a new one."""
-    output = storage.absolute(settings.output)
-    model_uri = settings.model if settings.model == "bundled" else storage.absolute(settings.model)
-    _check_paths(settings, output, model_uri)
-    checkpoint = Checkpoint.load(model_folder(model_uri)).pointing(settings.point)
-    storage.check_writable(output)
+    settings, output = ready.settings, ready.output
     name = settings.run_id or "(new)"
     with records.held(output, name, settings.lease) as held, contextlib.ExitStack() as watching:
         started_at, started_s = dt.datetime.now(dt.UTC), time.monotonic()
@@ -155,17 +207,17 @@ def open_run(settings: GeotagSettings) -> Iterator[Run]:
         sweep.at_start(held, output)
         finished = records.run_records(output)
         known = {record.run_id for record in [*finished, *records.removed_records(output)]}
-        stage = _stage(settings, output, checkpoint.model_id, known, held.epoch)
+        stage = _stage(settings, output, ready.checkpoint.model_id, known, held.epoch)
         held.name_run(stage.run_id)
         logs.name_run(stage.run_id)
         yield Run(
             settings=settings,
             output=output,
-            model_uri=model_uri,
-            checkpoint=checkpoint,
+            model_uri=ready.model_uri,
+            checkpoint=ready.checkpoint,
             held=held,
             stage=stage,
-            sources=tuple(storage.absolute(source) for source in settings.photos),
+            sources=ready.sources,
             finished=tuple(finished),
             staged_before=tally.staged_outcomes(stage),
             started_at=started_at,
@@ -175,22 +227,18 @@ def open_run(settings: GeotagSettings) -> Iterator[Run]:
         )
 
 
-def plan_run(run: Run, count_gone: bool) -> Plan:
-    """List the sources, and write down what this run takes on."""
+def plan_run(run: Run, listed: Listed, count_gone: bool) -> Plan:
+    """Compare what the sources list with what is done, and write down what this run takes on."""
     copies.settle(run.stage, run.answering_files)  # of an earlier start: what is settled need not be planned
-    log.info("listing %s", ", ".join(run.sources))
-    plan = make_plan(
-        run.sources,
+    plan = plan_listed(
+        listed,
         run.stage,
         records.published_files(run.output, run.finished),
         run.checkpoint.model_id,
         run.settings.retry_failed,
         run.settings.limit,
-        retag=run.settings.retag,
-        include=run.settings.include,
-        exclude=run.settings.exclude,
-        allow_http=run.settings.fetch.allow_http,
-        order=run.settings.order,
+        run.settings.retag,
+        run.settings.order,
         count_gone=count_gone,
     )
     log.info("%d photos listed, %d done before, %d to do", plan.listed - plan.duplicates, plan.already_done, plan.todo)
@@ -217,7 +265,7 @@ def process(run: Run, plan: Plan) -> Processed:
         size,
         copies.answered_contents(run.stage, run.answering_files, run.checkpoint.model_id, known),
         run.stop_at_s,
-        driver=ray_cluster.Driver.here(uses_local_paths=_is_local(run.settings, run.output, run.model_uri, run.stage)),
+        driver=ray_cluster.Driver.here(uses_local_paths=_is_local(run)),
         watch=supervise.Watch(metrics, 60 * run.settings.max_silence_minutes),
         lost=run.held.lost,
         listed_below=manifest.listed_below(run.sources),
@@ -297,6 +345,7 @@ def _record(
             "code": code_version(),
         },
         plan=plan.counts(processed.left),
+        source_problems=plan.problems[:MOST_PROBLEMS],
         photos=PhotoCounts(
             located=published.located,
             undecided=published.undecided,
@@ -334,7 +383,7 @@ def _cut_short(run: Run, plan: Plan, processed: Processed) -> Processed:
 
 def _reader_settings(run: Run) -> ReaderSettings:
     target = DecodeTarget.of(run.checkpoint.config.preprocessing)
-    return ReaderSettings(target, run.settings.limits, fetch=run.settings.fetch)
+    return ReaderSettings(target, run.settings.limits, fetch=run.settings.fetch, local_roots=run.local_roots)
 
 
 def _locator_settings(run: Run, size: ClusterSize) -> LocatorSettings:
@@ -360,19 +409,19 @@ def _check_paths(settings: GeotagSettings, output: str, model_uri: str) -> None:
     ray_cluster.check_paths(settings.paths(output, model_uri), settings.shared_filesystem, output)
 
 
-def _is_local(settings: GeotagSettings, output: str, model_uri: str, stage: staging.Stage) -> bool:
+def _is_local(run: Run) -> bool:
     """Whether the run needs a path that only this machine has."""
-    if settings.shared_filesystem:
+    if run.settings.shared_filesystem:
         return False
-    is_named = any(not storage.is_remote(path.uri) for path in settings.paths(output, model_uri))
-    return is_named or bool(local_photos(stage, 1))
+    is_named = any(not storage.is_remote(path.uri) for path in run.settings.paths(run.output, run.model_uri))
+    return is_named or bool(local_photos(run.stage, 1, run.local_roots))
 
 
 def _check_photos(run: Run, plan: Plan, nodes: int) -> None:
     """Raise ValueError where a manifest, itself on an object store, names photos that a node does not see."""
     if nodes > 1:
         try:
-            photos = [NamedPath("the photo", uri) for uri in local_photos(run.stage, _SAMPLE)]
+            photos = [NamedPath("the photo", uri) for uri in local_photos(run.stage, _SAMPLE, run.local_roots)]
             ray_cluster.check_paths(photos, run.settings.shared_filesystem)
         except ValueError:
             if not plan.staged:  # nothing was begun

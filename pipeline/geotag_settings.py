@@ -24,8 +24,8 @@ class GeotagSettings:
     """Geotag an archive: one row for every photo, published as GeoParquet."""
 
     photos: tuple[str, ...]
-    """Folder, object prefix, Parquet or CSV manifest with a column `uri`, S3 Inventory's manifest.json, .tar or
-    .zip; give it several times for several sources."""
+    """Folder, object prefix, photo, Parquet or CSV manifest with a column `uri`, S3 Inventory's manifest.json, .tar or
+    .zip, or a pattern such as '/photos/2024-*/*.jpg'; several if you like."""
     output: str = ""
     """Folder or object prefix that holds the answers; the same one for every run over this archive."""
     model: str = "bundled"
@@ -50,6 +50,10 @@ class GeotagSettings:
     """Take only photos whose name below the source matches one of these patterns, such as *.jpg or 2024/**."""
     exclude: tuple[str, ...] = ()
     """Leave out photos that match one of these."""
+    photos_root: tuple[str, ...] = ()
+    """Folders below which a manifest may name local photos, beside its own folder."""
+    ignore_marks: bool = False
+    """Look at folders, too, whose owners ask not to: those with a .nomedia or .noimage, and what a .ppignore names."""
     retry_failed: bool = False
     """Take photos again that failed for good (transient failures are always taken again)."""
     retag: bool = False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -65,6 +66,30 @@ class PhotoError(Exception):
         return PhotoError, (self.code, self.message)
 
 
+class ProblemKind(enum.StrEnum):
+    """What of a source could not be looked at."""
+
+    FOLDER = "folder"
+    ARCHIVE = "archive"
+    ROW = "row"
+
+
+@dataclass(frozen=True)
+class SourceProblem:
+    """A part of a source that could not be listed, so that nobody knows all its photos: the rest is done without it.
+
+    `uri` is the folder, archive or manifest; a run looks at it again each time.
+    """
+
+    kind: str
+    uri: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Return it as a line for people."""
+        return f"{self.kind} {printable(self.uri)}: {self.reason}"
+
+
 def printable(text: str) -> str:
     """Return `text` with every control or lone-surrogate character escaped: safe to print and to store as UTF-8."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
@@ -106,6 +131,10 @@ say. The four before it are null unless the photo lies inside a tar or zip (then
 one, in which version, where its part begins (tar: its bytes; zip: its local header) and how many bytes the part takes
 there.
 """
+
+# Columns of the catalogue's table of source problems, beside `run_id` and `uri`.
+PROBLEM_KIND = "problem_kind"
+REASON = "reason"
 
 # Columns that the Reader adds.
 CONTENT_HASH = "content_hash"
@@ -312,6 +341,16 @@ READ = pa.schema(
     ]
 )
 """What the Reader hands to the Locator: pixels at model size, or an error code; and how long each step took."""
+
+SOURCE_PROBLEMS = pa.schema(
+    [
+        _column(RUN_ID, pa.string(), "the run that met it", nullable=False),
+        _column(PROBLEM_KIND, pa.string(), "`folder`, `archive` or `row` (of a manifest)", nullable=False),
+        _column(URI, pa.string(), "the folder, archive or manifest", nullable=False),
+        _column(REASON, pa.string(), "why it, or a part of it, could not be listed", nullable=False),
+    ]
+)
+"""One row for each part of a source that a run could not list: what it was, where, and why."""
 
 # Columns of a table of photos to train on.
 PHOTOGRAPHER = "photographer"

@@ -55,6 +55,7 @@ HOMES = {
     ),
     "jinja2": ("pipeline/report/templates.py",),
     "markupsafe": ("pipeline/report/templates.py", "pipeline/report/charts.py"),
+    "pathspec": ("pipeline/sources/search.py",),
     "prometheus_client": ("jobs/",),
     "tyro": ("jobs/",),
     "rich": ("jobs/", "pipeline/cluster/progress.py"),

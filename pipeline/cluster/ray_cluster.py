@@ -12,6 +12,7 @@ import faulthandler
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -261,10 +262,9 @@ def _answer_marker(folder: str) -> tuple[bytes, str, str]:
 
 def _witness(uri: str) -> str:
     """Return what is at a local path, in words that are the same wherever the same is seen."""
-    folder, _, name = uri.rpartition("/")
-    if "*" in name:
-        uri = folder or "/"
     path = local_files.path_of(uri)
+    if not os.path.lexists(path) and (wild := re.search(r"[*?\[]", uri)):  # a pattern of names: see `NamePattern`
+        path = local_files.path_of(uri[: wild.start()].rpartition("/")[0] or "/")
     if os.path.isfile(path):
         return f"a file of {os.path.getsize(path)} bytes"
     return "a folder" if os.path.isdir(path) else "nothing"

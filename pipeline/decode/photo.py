@@ -249,7 +249,7 @@ def sniff_format(data: bytes) -> str:
             return "avif"
         if not _HEIC_BRANDS.isdisjoint(brands):
             return "heic"
-    raise PhotoError(ErrorCode.UNSUPPORTED_FORMAT, f"not a photo in a known format (begins with {data[:12]!r})")
+    raise PhotoError(ErrorCode.UNSUPPORTED_FORMAT, "not a photo in a known format")
 
 
 class _Source:

@@ -54,6 +54,7 @@ class Catalog:
     levels    a row for each photo and geographic level
     accuracy  photos whose file says where they were taken: how far the answer is off
     runs      one row a finished run
+    source_problems  parts of sources that runs could not list
 
     distance_km(lat1, lon1, lat2, lon2) is a function; within_km(lat, lon, km), bbox(west, south, east, north) and
     in_cell(token) are the photos of a region. These, like comparisons of lat_deg, lon_deg and cell_id with numbers,
@@ -71,11 +72,15 @@ class Catalog:
         self.connection.unregister("no_photos")
         self._make_photos(output)
         self._make_runs()
+        self._make_source_problems()
         self.connection.execute(catalog_sql.DEFINITIONS)
         for column in schema.PHOTOS:
             doc = _literal(column.metadata[b"doc"].decode())
             for view in ("photos", "history", "failures"):
                 self.connection.execute(f"COMMENT ON COLUMN {view}.{column.name} IS {doc}")
+        for column in schema.SOURCE_PROBLEMS:
+            doc = _literal(column.metadata[b"doc"].decode())
+            self.connection.execute(f"COMMENT ON COLUMN source_problems.{column.name} IS {doc}")
         for column in schema.LAST_TRY:
             doc = _literal(column.metadata[b"doc"].decode())
             self.connection.execute(f"COMMENT ON COLUMN photos.{column.name} IS {doc}")
@@ -192,6 +197,21 @@ class Catalog:
             " FROM records"
         )
         self.connection.unregister("records")
+
+    def _make_source_problems(self) -> None:
+        rows = [
+            {
+                schema.RUN_ID: record.run_id,
+                schema.PROBLEM_KIND: problem.kind,
+                schema.URI: problem.uri,
+                schema.REASON: problem.reason,
+            }
+            for record in self.records
+            for problem in record.source_problems
+        ]
+        self.connection.register("problems", pa.Table.from_pylist(rows, schema=schema.SOURCE_PROBLEMS))
+        self.connection.execute("CREATE TABLE source_problems AS FROM problems")
+        self.connection.unregister("problems")
 
 
 def _scans(operators: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

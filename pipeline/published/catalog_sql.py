@@ -78,6 +78,7 @@ COMMENT ON VIEW failures IS 'photos that could not be looked at';
 COMMENT ON VIEW levels IS 'one row for each photo and geographic level: its best cell there';
 COMMENT ON VIEW accuracy IS 'photos with a place whose file has one too: how far the two are apart';
 COMMENT ON TABLE runs IS 'one row for each finished run';
+COMMENT ON TABLE source_problems IS 'parts of sources that a run could not list: all else was done without them';
 COMMENT ON MACRO distance_km IS 'great-circle distance';
 COMMENT ON MACRO TABLE within_km IS 'located photos at most so far from a point';
 COMMENT ON MACRO TABLE bbox IS 'located photos in a box; west > east crosses the antimeridian';

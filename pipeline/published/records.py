@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pipeline import storage
 from pipeline.published import layout
+from pipeline.schema import SourceProblem
 from pipeline.storage import lease
 
 RECORD_VERSION = 1
@@ -67,7 +68,9 @@ class PhotoCounts:
 class PlanCounts:
     """What a run had to do: what its sources list, and what of it is done.
 
-    `listed` counts manifest rows, `excluded` those that the sources' patterns left out before, `duplicates` those that
+    `listed` counts manifest rows, `excluded` those that the sources' patterns left out before (and `excluded_folders`
+    what they kept from being opened), `marked` and `marked_folders` what owners' marks left out, `source_problems` the
+    parts of sources that could not be listed, `duplicates` those that
     repeat a photo; `already_done` the photos that have their row from an earlier run, `of_another_model` those of them
     whose row another model made; `waiting` those that failed in passing and are for a later run to try again; `gone`
     the photos that have a row and are listed no more, where that was asked for. Of those this run takes on, `staged`
@@ -77,6 +80,10 @@ class PlanCounts:
 
     listed: int = 0
     excluded: int = 0
+    excluded_folders: int = 0
+    marked: int = 0
+    marked_folders: int = 0
+    source_problems: int = 0
     duplicates: int = 0
     already_done: int = 0
     of_another_model: int = 0
@@ -86,6 +93,11 @@ class PlanCounts:
     gone: int | None = None
     waiting: int = 0
     left: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of the sources could be listed: a photo that is not among those listed is gone only then."""
+        return not self.source_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +109,7 @@ class RunRecord:
         finished_at: ISO time in UTC; None of a run that has not finished, which does not count.
         dataflow_s: how long the cluster read and located photos.
         settings: what the command line said, nested as its settings are.
+        source_problems: what of the sources could not be listed; of very many the first, `plan` has their number.
         removed_at: when it was let go of; `files` is empty once they are removed.
         others: what a newer version says besides.
     """
@@ -115,6 +128,7 @@ class RunRecord:
     versions: Mapping[str, str] = field(default_factory=dict)
     plan: PlanCounts | None = None
     photos: PhotoCounts | None = None
+    source_problems: tuple[SourceProblem, ...] = ()
     files: tuple[PublishedFile, ...] = ()
     removed_at: str | None = None
     record_version: int = RECORD_VERSION
@@ -138,6 +152,9 @@ class RunRecord:
             path = file.get("path") if isinstance(file, dict) else None
             if not isinstance(path, str) or not layout.is_published_file(path):
                 raise ValueError(f"names a file that can't be the run's: {path}")
+        problems = document.get("source_problems") or []
+        if not (isinstance(problems, list) and all(map(_is_problem, problems))):
+            raise ValueError("says no source problems")
         names = {part.name for part in dataclasses.fields(cls)} - {"others"}
         said = {name: value for name, value in document.items() if name in names and value is not None}
         if photos is not None:
@@ -146,6 +163,7 @@ class RunRecord:
         if isinstance(said.get("plan"), dict):
             said["plan"] = _part(PlanCounts, said["plan"])
         said["files"] = tuple(_part(PublishedFile, file) for file in files)
+        said["source_problems"] = tuple(_part(SourceProblem, each) for each in problems)
         said["sources"] = tuple(said.get("sources", ()))
         others = {name: value for name, value in document.items() if name not in names}
         return cls(**said | {"record_version": version, "others": others})
@@ -305,6 +323,11 @@ def _part(kind: type[Part], values: Mapping[str, Any]) -> Part:
     """Return a part of a record, of what it says and this version knows."""
     names = {part.name for part in dataclasses.fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in values.items() if name in names and value is not None})
+
+
+def _is_problem(said: object) -> bool:
+    names = [part.name for part in dataclasses.fields(SourceProblem)]
+    return isinstance(said, dict) and all(isinstance(said.get(name), str) for name in names)
 
 
 def _said(part: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import tenacity
 
 from pipeline import schema, storage
 from pipeline.schema import ErrorCode, PhotoError
-from pipeline.sources import archives
+from pipeline.sources import archives, roots
 from pipeline.storage import web
 from pipeline.storage.clients import AskerRefusedError, NoBucketError, NoCredentialsError, RefusedError
 
@@ -86,7 +86,8 @@ def shares(concurrent: int | None, readers: int) -> tuple[int, int]:
 class Fetcher:
     """Fetches photos, rows of `schema.MANIFEST` as dictionaries; any thread may call it.
 
-    `may_connect` is the gate before web servers, see `web.is_public`.
+    `may_connect` is the gate before web servers, see `web.is_public`; `local_roots` the one before this machine's
+    files, see `roots.is_allowed`, with None for an open one.
     """
 
     def __init__(
@@ -94,9 +95,11 @@ class Fetcher:
         settings: FetchSettings,
         max_bytes: int,
         may_connect: Callable[[web.Address, int], bool] = web.is_public,
+        local_roots: Sequence[str] | None = None,
     ) -> None:
         self._settings = settings
         self._max_bytes = max_bytes
+        self._local_roots = local_roots
         self._web = web.Web(may_connect) if settings.allow_http else None
         # The clients' own retries are off for these reads. They would not count towards the budget, and obstore's go on
         # in the middle of a body with a range request, which a store that gave a wrong length answers with 416.
@@ -156,6 +159,8 @@ class Fetcher:
             if self._web is None:
                 raise PhotoError(ErrorCode.FORBIDDEN, "on a web server, which needs --fetch.allow-http")
             return self._web.read(uri, self._max_bytes, timeout_s, deadline_s)
+        if container_uri is None:
+            self._check_name(uri)
         with storage.one_attempt(timeout_s, deadline_s):
             if container_uri is not None:
                 part = (listed[schema.OFFSET_BYTES], listed[schema.STORED_BYTES], listed[schema.CONTAINER_ETAG])
@@ -167,6 +172,15 @@ class Fetcher:
         if blob.etag == listed[schema.ETAG] and listed[schema.SIZE_BYTES] not in (None, len(blob.data)):
             raise OSError(f"{len(blob.data)} bytes came, {listed[schema.SIZE_BYTES]} are listed: {uri}")
         return blob
+
+    def _check_name(self, uri: str) -> None:
+        """Raise PhotoError for a name, out of a manifest, of what nobody here reads or what it may not name."""
+        try:
+            storage.canonical(uri)
+        except ValueError as error:
+            raise PhotoError(ErrorCode.FORBIDDEN, str(error)) from error
+        if self._local_roots is not None and not roots.is_allowed(uri, self._local_roots):
+            raise PhotoError(ErrorCode.FORBIDDEN, roots.refusal(uri))
 
 
 def _may_be_of_the_moment(error: BaseException) -> bool:

@@ -39,6 +39,7 @@ class ReaderSettings:
         concurrent_fetches: requests on their way at once in each reading task; they also bound its memory.
         decode_timeout_s: how long the decoding of one photo may take, once it is fetched.
         fetch: how long each is tried, and from where; its `concurrent` is the whole run's affair.
+        local_roots: where local photos may be read, see `roots.is_allowed`; None for anywhere.
     """
 
     target: DecodeTarget
@@ -46,6 +47,7 @@ class ReaderSettings:
     concurrent_fetches: int = 16
     decode_timeout_s: float = 60.0
     fetch: FetchSettings = field(default_factory=FetchSettings)
+    local_roots: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.decode_timeout_s > 0:
@@ -69,7 +71,7 @@ class Reader:
 
     def __init__(self, settings: ReaderSettings) -> None:
         self._settings = settings
-        self._fetcher = Fetcher(settings.fetch, settings.limits.max_bytes)
+        self._fetcher = Fetcher(settings.fetch, settings.limits.max_bytes, local_roots=settings.local_roots)
         self._fetchers = ThreadPoolExecutor(settings.concurrent_fetches, thread_name_prefix="fetch")
 
     def __call__(self, plan: pa.Table, note_read: NoteRead = lambda _: None) -> pa.Table:

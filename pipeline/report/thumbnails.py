@@ -34,7 +34,7 @@ def pictures(uris: Sequence[str], target: DecodeTarget) -> dict[bytes, NDArray[n
 
     Photos inside archives cost one listing of each archive.
     """
-    listings: dict[str, pa.Table] = {}
+    listings: dict[str, archives.Contents] = {}
     listed: list[dict[str, Any]] = []
     found: dict[bytes, NDArray[np.uint8] | str] = {}
     for uri in uris:
@@ -55,20 +55,25 @@ def pictures(uris: Sequence[str], target: DecodeTarget) -> dict[bytes, NDArray[n
     return found
 
 
-def _listed(uri: str, listings: dict[str, pa.Table]) -> dict[str, Any]:
-    """Return the row of a manifest by which the Reader finds a photo; `listings` keeps what archives hold."""
+def _listed(uri: str, listings: dict[str, archives.Contents]) -> dict[str, Any]:
+    """Return the row of a manifest by which the Reader finds a photo; `listings` keeps what archives hold.
+
+    Raises OSError or ValueError for a photo of an archive that can't be read, or is damaged before it.
+    """
     row: dict[str, Any] = dict.fromkeys(schema.MANIFEST.names)
     row |= {schema.PHOTO_ID: schema.photo_id(uri), schema.URI: uri}
     for container_uri, member in _halves(uri):
         if container_uri not in listings:
             if not storage.exists(container_uri):
                 continue
-            listings[container_uri] = archives.list_members(storage.head(container_uri))
-        members = listings[container_uri]
-        for place in members.filter(pc.equal(members.column(archives.MEMBER), member)).to_pylist():
+            listings[container_uri] = archives.look_into(storage.head(container_uri))
+        contents = listings[container_uri]
+        for place in contents.members.filter(pc.equal(contents.members.column(archives.MEMBER), member)).to_pylist():
             del place[archives.MEMBER]
             row |= {**place, schema.CONTAINER_URI: container_uri}
             return row
+        if contents.problems:
+            raise ValueError(f"{container_uri}: {contents.problems[0]}")
     return row
 
 

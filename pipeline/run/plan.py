@@ -7,10 +7,9 @@ listing goes as a stream into a database file in the temporary folder (TMPDIR), 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -24,6 +23,7 @@ from pipeline.published.records import PlanCounts
 from pipeline.run import staging
 from pipeline.run.photo_set import PhotoSet, UnaccountedError
 from pipeline.sources import manifest
+from pipeline.sources.roots import is_allowed
 from pipeline.storage.duckdb import connect, view_rows
 
 log = logging.getLogger(__name__)
@@ -43,10 +43,14 @@ _LONGEST_WAIT_LOG2 = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(PlanCounts):
-    """A run's work: its counts, which `photos` it takes on, and the `files` that hold those to process now."""
+    """A run's work: its counts, which `photos` it takes on, and the `files` that hold those to process now.
+
+    `problems` are what of the sources could not be listed.
+    """
 
     files: tuple[str, ...]
     photos: PhotoSet
+    problems: tuple[schema.SourceProblem, ...] = ()
 
     def counts(self, left: int) -> PlanCounts:
         """Return what the run's record says of it; `left` is how many photos the run had no time for."""
@@ -63,13 +67,33 @@ def make_plan(
     limit: int | None,
     *,
     retag: bool = False,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    allow_http: bool = False,
+    listing: manifest.ListSettings | None = None,
     order: Order = "name",
     count_gone: bool = False,
 ) -> Plan:
-    """List `sources`, leave out what is done, write the rest as the stage's plan, and say what was counted.
+    """List `sources`, as `listing` says if given, and plan as `plan_listed` does.
+
+    Raises ValueError for a source that can't be read.
+    """
+    with list_sources(sources, stage.output, listing or manifest.ListSettings()) as listed:
+        return plan_listed(
+            listed, stage, published_files, model_id, retry_failed, limit, retag, order, count_gone=count_gone
+        )
+
+
+def plan_listed(
+    listed: Listed,
+    stage: staging.Stage,
+    published_files: Sequence[str],
+    model_id: str,
+    retry_failed: bool,
+    limit: int | None,
+    retag: bool = False,
+    order: Order = "name",
+    *,
+    count_gone: bool = False,
+) -> Plan:
+    """Leave out what is done of what is listed, write the rest as the stage's plan, and say what was counted.
 
     A photo is done when the published row that the view `photos` shows of it (see `catalog`; `published_files` are in
     the order of their runs, the oldest first) is of this version (same URI, same ETag; any, where the listing has no
@@ -78,51 +102,49 @@ def make_plan(
     at most 31, have begun.
     `limit` bounds how many photos this run takes on, and `order` says which ones, and in which order: by name, or
     by the time of their last change, those without one last; but what failed before comes after all else, the longest
-    ago first. `include`, `exclude` and `allow_http` are `manifest.read_manifest`'s.
-    Raises ValueError for a source that can't be read.
+    ago first.
     """
-    with _database(stage) as connection:
-        read = functools.partial(manifest.read_manifest, include=include, exclude=exclude, allow_http=allow_http)
-        listing = _Listing(sources, read)
-        listing.load(connection, stage.output)
-        (listed,) = _one_row(connection, "SELECT count(*) FROM listed")
-        if ours := listing.row_count - listed:
-            log.info("%d files of the output lie below a source and are no photos of the archive", ours)
-        if repeats := _find_repeats(connection):
-            log.info("%d rows of the manifest repeat a photo: each photo gets one row", repeats)
-        _judge(connection, stage, published_files, model_id, retry_failed, retag)
-        done, of_another_model, waiting = _one_row(
-            connection,
-            "SELECT count(*) FILTER (is_done), count(*) FILTER (is_of_another_model), count(*) FILTER (is_waiting)"
-            " FROM judged",
+    connection, sources = listed.connection, listed.sources
+    if repeats := _find_repeats(connection):
+        log.info("%d rows of the manifest repeat a photo: each photo gets one row", repeats)
+    _judge(connection, stage, published_files, model_id, retry_failed, retag)
+    done, of_another_model, waiting = _one_row(
+        connection,
+        "SELECT count(*) FILTER (is_done), count(*) FILTER (is_of_another_model), count(*) FILTER (is_waiting)"
+        " FROM judged",
+    )
+    taken = "FROM listed JOIN judged ON listed.rowid = judged.listed_row WHERE NOT is_done AND NOT is_waiting"
+    if limit is not None:
+        connection.execute(
+            f"CREATE TABLE limited AS SELECT judged.* {taken}"
+            f" ORDER BY is_staged DESC, failed_at NULLS FIRST, {_ORDER_BY[order]} LIMIT {limit}"
         )
-        taken = "FROM listed JOIN judged ON listed.rowid = judged.listed_row WHERE NOT is_done AND NOT is_waiting"
-        if limit is not None:
-            connection.execute(
-                f"CREATE TABLE limited AS SELECT judged.* {taken}"
-                f" ORDER BY is_staged DESC, failed_at NULLS FIRST, {_ORDER_BY[order]} LIMIT {limit}"
-            )
-            taken = "FROM listed JOIN limited ON listed.rowid = limited.listed_row WHERE true"
-        staged, todo, changed = _one_row(
-            connection,
-            "SELECT count(*) FILTER (is_staged), count(*) FILTER (NOT is_staged), count(*) FILTER (is_changed)"
-            f" FROM {'judged' if limit is None else 'limited'} WHERE NOT is_done AND NOT is_waiting",
-        )
-        files, photos = _write_plan(connection, stage, taken, todo, order)
-        return Plan(
-            listed=listed,
-            excluded=listing.excluded,
-            duplicates=repeats,
-            already_done=done,
-            of_another_model=of_another_model,
-            staged=staged,
-            todo=todo,
-            changed=changed,
-            files=files,
-            photos=photos,
-            gone=_count_gone(connection) if count_gone else None,
-            waiting=waiting,
-        )
+        taken = "FROM listed JOIN limited ON listed.rowid = limited.listed_row WHERE true"
+    staged, todo, changed = _one_row(
+        connection,
+        "SELECT count(*) FILTER (is_staged), count(*) FILTER (NOT is_staged), count(*) FILTER (is_changed)"
+        f" FROM {'judged' if limit is None else 'limited'} WHERE NOT is_done AND NOT is_waiting",
+    )
+    files, photos = _write_plan(connection, stage, taken, todo, order)
+    return Plan(
+        listed=listed.count,
+        excluded=sources.counted("excluded"),
+        excluded_folders=sources.counted("excluded_folders"),
+        marked=sources.counted("marked") + listed.marked,
+        marked_folders=sources.counted("marked_folders") + len(sources.marked_prefixes),
+        source_problems=len(sources.problems),
+        problems=sources.problems,
+        duplicates=repeats,
+        already_done=done,
+        of_another_model=of_another_model,
+        staged=staged,
+        todo=todo,
+        changed=changed,
+        files=files,
+        photos=photos,
+        gone=_count_gone(connection, sources.problems) if count_gone else None,
+        waiting=waiting,
+    )
 
 
 def cut_to_staged(stage: staging.Stage, planned: PhotoSet) -> tuple[int, PhotoSet]:
@@ -131,7 +153,7 @@ def cut_to_staged(stage: staging.Stage, planned: PhotoSet) -> tuple[int, PhotoSe
     Returns how many they are, and which photos are left. For a run that stops before its end and yet publishes what it
     has.
     """
-    with _database(stage) as connection:
+    with _database(stage.output) as connection:
         connection.read_parquet(stage.plan_files(), hive_partitioning=False).create_view("plan_rows")
         view_rows(connection, "staged", stage.row_files())
         # A copy of what is cut here, as DuckDB reads lazily, and the files that it reads are to go.
@@ -150,14 +172,18 @@ def cut_to_staged(stage: staging.Stage, planned: PhotoSet) -> tuple[int, PhotoSe
         return 0, planned
 
 
-def local_photos(stage: staging.Stage, most: int) -> list[str]:
-    """Return the URIs of some of the stage's planned photos that are files of a machine, not of an object store."""
+def local_photos(stage: staging.Stage, most: int, roots: Sequence[str] | None = None) -> list[str]:
+    """Return the URIs of some of the stage's planned photos that are files of a machine, not of an object store.
+
+    Only of those that will be read: below one of `roots`, if given (see `roots.is_allowed`).
+    """
+    found: list[str] = []
     with connect(stage.folder) as connection:
         plan = connection.read_parquet(stage.plan_files(), hive_partitioning=False)  # noqa: F841 - the query names it
-        found = connection.execute(
-            f"SELECT uri FROM plan WHERE starts_with(uri, '/') OR starts_with(uri, 'file://') LIMIT {most}"
-        ).fetchall()
-    return [uri for (uri,) in found]
+        result = connection.execute("SELECT uri FROM plan WHERE starts_with(uri, '/') OR starts_with(uri, 'file://')")
+        while len(found) < most and (rows := result.fetchmany(1000)):
+            found += [uri for (uri,) in rows if roots is None or is_allowed(uri, roots)]
+    return found[:most]
 
 
 def rows_per_task(photos: int) -> int:
@@ -166,47 +192,65 @@ def rows_per_task(photos: int) -> int:
 
 
 @contextlib.contextmanager
-def _database(stage: staging.Stage) -> Iterator[duckdb.DuckDBPyConnection]:
+def _database(output: str) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open an empty database on local disk, for as long as it takes."""
-    with tempfile.TemporaryDirectory(prefix="graticule-plan-") as folder, connect(stage.folder) as connection:
+    with tempfile.TemporaryDirectory(prefix="graticule-plan-") as folder, connect(output) as connection:
         file = str(Path(folder) / "plan.duckdb").replace("'", "''")
         connection.execute(f"ATTACH '{file}' AS plan")
         connection.execute("USE plan")
         yield connection
 
 
-class _Listing:
-    """What `read` lists of the sources, as one stream; `row_count` and `excluded` are what has passed so far."""
+@dataclass(frozen=True)
+class Listed:
+    """What sources list, as the table `listed` of an open database, and what was noticed on the way.
 
-    def __init__(self, sources: Sequence[str], read: Callable[[str], manifest.Listing]) -> None:
-        self._sources, self._read = sources, read
-        self._error: Exception | None = None
-        self.row_count = 0
-        self.excluded = 0
+    `marked` are photos that owners' marks leave out and that were not known to be so before all was listed.
+    """
 
-    def load(self, connection: duckdb.DuckDBPyConnection, output: str) -> None:
-        """Make the table `listed` of all rows but files of the output."""
-        connection.register("listing", pa.RecordBatchReader.from_batches(schema.MANIFEST, self._batches()))
+    connection: duckdb.DuckDBPyConnection
+    sources: manifest.SourceList
+    count: int
+    marked: int = 0
+
+
+@contextlib.contextmanager
+def list_sources(sources: Sequence[str], output: str, settings: manifest.ListSettings) -> Iterator[Listed]:
+    """List what there is to tag, but for files of the output, into a database that is kept within.
+
+    Nothing is written to the output. Raises ValueError for a source that can't be read, and where all is left out.
+    """
+    with _database(output) as connection:
+        log.info("listing %s", ", ".join(sources))
+        listing = manifest.SourceList(sources, output, settings)
+        connection.register("listing", pa.RecordBatchReader.from_batches(schema.MANIFEST, listing.batches()))
         try:
             connection.execute(
                 "CREATE TABLE listed AS FROM listing WHERE NOT starts_with(uri, $output || '/')", {"output": output}
             )
         except duckdb.Error:
-            if self._error is not None:
-                raise self._error from None
+            if listing.error is not None:  # DuckDB tells its text only
+                raise listing.error from None
             raise
+        marked = _remove_marked(connection, listing.marked_prefixes)
+        (listed,) = _one_row(connection, "SELECT count(*) FROM listed")
+        if ours := listing.counted("found") - marked - listed:
+            log.info("%d files of the output lie below a source and are no photos of the archive", ours)
+        listing.check(listed)
+        yield Listed(connection, listing, listed, marked)
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        try:
-            for source in self._sources:
-                rows = self._read(source)
-                for batch in rows:
-                    self.row_count += batch.num_rows
-                    yield batch
-                self.excluded += rows.excluded
-        except Exception as error:  # DuckDB would tell its text only
-            self._error = error
-            raise
+
+def _remove_marked(connection: duckdb.DuckDBPyConnection, prefixes: Sequence[str]) -> int:
+    """Take what owners' marks leave out from `listed`, and return how many photos that is."""
+    if not prefixes:
+        return 0
+    # No URI goes on with the highest character there is.
+    ranges = pa.table({"low": pa.array(prefixes), "high": pa.array([f"{each}\U0010ffff" for each in prefixes])})
+    connection.register("marks", ranges)
+    condition = "FROM listed JOIN marks ON listed.uri >= marks.low AND listed.uri < marks.high"
+    (count,) = _one_row(connection, f"SELECT count(DISTINCT listed.rowid) {condition}")
+    connection.execute(f"DELETE FROM listed WHERE rowid IN (SELECT listed.rowid {condition})")
+    return count
 
 
 def _find_repeats(connection: duckdb.DuckDBPyConnection) -> int:
@@ -342,9 +386,14 @@ def _is_one_of(codes: Sequence[schema.ErrorCode]) -> str:
     return f"coalesce(error_code IN ({', '.join(repr(str(code)) for code in codes)}), false)"
 
 
-def _count_gone(connection: duckdb.DuckDBPyConnection) -> int:
+def _count_gone(connection: duckdb.DuckDBPyConnection, problems: Sequence[schema.SourceProblem]) -> int:
+    """Count the published photos that are listed no more; what lies where nobody could look may be there still."""
+    begins = [f"{problem.uri}{sign}" for problem in problems for sign in "/#"]
+    connection.register("unseen", pa.table({"begin": pa.array(begins, pa.string())}))
     (gone,) = _one_row(
-        connection, "SELECT count(*) FROM (SELECT DISTINCT photo_id FROM published) ANTI JOIN listed USING (photo_id)"
+        connection,
+        "SELECT count(DISTINCT photo_id) FROM published ANTI JOIN listed USING (photo_id)"
+        + (" ANTI JOIN unseen ON starts_with(published.uri, unseen.begin)" if begins else ""),
     )
     return gone
 

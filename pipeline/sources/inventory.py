@@ -13,6 +13,7 @@ import posixpath
 import tempfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, Any
 from urllib.parse import unquote_plus
@@ -24,6 +25,7 @@ import pyarrow.orc
 import pyarrow.parquet as pq
 
 from pipeline import schema, storage
+from pipeline.sources.search import Search
 from pipeline.storage.ranged_file import RangedFile
 from pipeline.storage.store import is_plain
 
@@ -49,6 +51,24 @@ _KINDS = {
     _IS_LATEST: pa.bool_(),
     _IS_DELETE_MARKER: pa.bool_(),
 }
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """An S3 Inventory, by its `manifest.json`."""
+
+    uri: str
+    place: str = ""
+
+    @classmethod
+    def of(cls, uri: str) -> Inventory | None:
+        """Return the inventory, if the file is there."""
+        return cls(uri) if uri.rpartition("/")[2] == MANIFEST_NAME and storage.exists(uri) else None
+
+    def tables(self, search: Search) -> Iterator[pa.Table]:
+        """Yield the photos that it lists."""
+        for rows in read_inventory(self.uri):
+            yield search.take(rows, rows.column(schema.URI))
 
 
 def read_inventory(source: str) -> Iterator[pa.Table]:

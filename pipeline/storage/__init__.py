@@ -7,6 +7,7 @@ endpoint come from the environment, as boto3 and every AWS tool read them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -24,6 +25,7 @@ from pipeline.storage.store import ChangedError as ChangedError
 from pipeline.storage.store import Entry as Entry
 from pipeline.storage.store import Store, is_plain
 from pipeline.storage.store import TooLargeError as TooLargeError
+from pipeline.storage.store import Visitor as Visitor
 
 if TYPE_CHECKING:
     import duckdb
@@ -165,20 +167,30 @@ def exists(uri: str) -> bool:
     return _store_of(uri).exists(uri)
 
 
-def list_files(uri: str) -> Iterator[Entry]:
+def list_files(uri: str, visitor: Visitor | None = None) -> Iterator[Entry]:
     """Return all objects below `uri`, however deep, in a stable order; a missing folder or prefix has none.
 
-    Raises FileNotFoundError for a missing bucket and OSError for any folder that can't be listed: none is passed over.
+    A store's objects are in the order of their keys; a local folder's files are sorted, 10,000 at a time, and its
+    folders come after. Raises FileNotFoundError for a missing bucket and OSError for any folder that can't be listed:
+    none is passed over, but where a `visitor` takes note of it.
     """
-    return _store_of(uri).list_files(uri)
+    return _store_of(uri).list_files(uri, visitor)
 
 
 def check_writable(uri: str) -> None:
-    """Put and remove a small object below `uri`; ValueError saying what failed where that is refused."""
+    """Put and remove a small object below `uri`; ValueError saying what failed where that is refused.
+
+    Nothing is left behind, no folder either.
+    """
     probe = join(uri, f".graticule-probe-{os.getpid()}")
+    folder = _store_of(uri).local_path(uri)
+    made = [] if folder is None else [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
     try:
         write_bytes(probe, b"")
         delete(probe)
+        with contextlib.suppress(OSError):  # somebody has put something there meanwhile
+            for each in made:
+                each.rmdir()
     except OSError as error:
         raise ValueError(
             f"can't write to {uri}: {error}. Give --output a folder or prefix you may write to."

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import logging
 import os
 import re
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from pipeline.storage.store import LinkError
+from pipeline.storage.store import LinkError, Visitor
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ _TEMPORARY = re.compile(rb"\.(?:.*\.)?[0-9a-f]{32}\.tmp", re.DOTALL)
 _LONGEST_IN_TEMPORARY = 200
 """So many bytes of a file's name are in its temporary one: a file system takes 255."""
 _FOLDER_ATTEMPTS = 9
+_SORTED_AT_ONCE = 10_000
 
 
 def path_of(uri: str) -> bytes | str:
@@ -161,29 +163,102 @@ def _is_at(descriptor: int, name: str, folder: int) -> bool:
         return False
 
 
-def walk(folder: bytes) -> Iterator[tuple[str, int, str, int]]:
-    """Yield (URI, size, ETag, time in µs since 1970) of every file below `folder`, sorted.
+class StrictVisitor:
+    """Enters every folder, and raises what could not be looked at: a `store.Visitor`."""
 
-    Links to folders are named in the log instead.
+    def enters(self, folder_uri: str) -> bool:
+        """Return True."""
+        return True
+
+    def note_unseen(self, uri: str, error: OSError) -> None:
+        """Raise the error."""
+        raise error
+
+
+def walk(folder: bytes, visitor: Visitor | None = None) -> Iterator[tuple[str, int, str, int]]:
+    """Yield (URI, size, ETag, time in µs since 1970) of every file below `folder`: a folder's files, then its folders.
+
+    Names are sorted, but of a folder that has more than 10,000 only so many at a time: memory is bounded, however many
+    there are, and depth costs no recursion. Links to folders are named in the log instead. A missing folder has no
+    files; OSError where `folder` itself can't be listed, and where a thing below can't, as `visitor` says.
     """
-    try:
-        children = sorted(os.scandir(folder), key=lambda child: child.name)
-    except FileNotFoundError:
-        return
-    for child in children:
-        if child.is_dir(follow_symlinks=False):
-            yield from walk(child.path)
-        elif os.path.isdir(child.path):
-            log.warning("not followed, a link to a folder: %s (name the folder itself as a source)", uri_of(child.path))
-        else:
+    visitor = visitor or StrictVisitor()
+    to_enter: list[Iterator[bytes]] = [iter((folder,))]
+    while to_enter:
+        path = next(to_enter[-1], None)
+        if path is None:
+            to_enter.pop()
+        elif len(to_enter) == 1 or visitor.enters(uri_of(path)):
+            subfolders = bytearray()
             try:
-                status = child.stat()
-            except OSError:  # a link to nowhere or to itself: listed, so that it gets its row
-                try:
-                    status = child.stat(follow_symlinks=False)
-                except FileNotFoundError:  # removed since the folder was read
-                    continue
-            yield uri_of(child.path), status.st_size, etag_of(status), status.st_mtime_ns // 1000
+                yield from _files_in(path, subfolders, visitor)
+            except FileNotFoundError:  # removed since its parent was read
+                pass
+            except OSError as error:
+                if len(to_enter) == 1:
+                    raise
+                visitor.note_unseen(uri_of(path), error)
+            to_enter.append(_paths(path, subfolders))
+
+
+def _paths(folder: bytes, names: bytearray) -> Iterator[bytes]:
+    """Yield the paths of names that a zero byte ends, each: a million of them take 20 MB so."""
+    at = 0
+    while (end := names.find(b"\0", at)) >= 0:
+        yield os.path.join(folder, bytes(names[at:end]))
+        at = end + 1
+
+
+def _files_in(folder: bytes, subfolders: bytearray, visitor: Visitor) -> Iterator[tuple[str, int, str, int]]:
+    """Yield a folder's own files, as `walk` does, and add the names of its folders, a zero byte after each."""
+    unseen: dict[int | None, tuple[int, OSError, bytes]] = {}
+    for child in _children(folder):
+        try:
+            if child.is_dir(follow_symlinks=False):
+                subfolders += child.name + b"\0"
+                continue
+            if child.is_symlink() and os.path.isdir(child.path):
+                uri = uri_of(child.path)
+                log.warning("not followed, a link to a folder: %s (name the folder itself as a source)", uri)
+                continue
+            status = _status(child)
+        except FileNotFoundError:  # removed since the folder was read
+            continue
+        except OSError as error:  # nothing in this folder may be looked at, or the name is too long
+            count, first, name = unseen.get(error.errno, (0, error, child.name))
+            unseen[error.errno] = (count + 1, first, name)
+            continue
+        yield uri_of(child.path), status.st_size, etag_of(status), status.st_mtime_ns // 1000
+    for count, first, name in unseen.values():
+        example = name.decode("utf-8", "backslashreplace")
+        reason = f"{first.strerror}, for {count} of the names in it, such as {example}"
+        visitor.note_unseen(uri_of(folder), OSError(first.errno, reason))
+
+
+def _children(folder: bytes) -> Iterator[os.DirEntry[bytes]]:
+    """Yield what is in a folder, sorted so many at a time; what was read before an error comes first."""
+    error: OSError | None = None
+    is_read = False
+    with os.scandir(folder) as children:
+        while not is_read:
+            chunk: list[os.DirEntry[bytes]] = []
+            try:
+                chunk.extend(itertools.islice(children, _SORTED_AT_ONCE))
+            except OSError as raised:
+                error = raised
+            is_read = error is not None or len(chunk) < _SORTED_AT_ONCE
+            if is_read:
+                children.close()  # nobody may ask for what comes after this
+            yield from sorted(chunk, key=lambda child: child.name)
+    if error is not None:
+        raise error
+
+
+def _status(child: os.DirEntry[bytes]) -> os.stat_result:
+    try:
+        return child.stat()
+    except OSError:  # a link to nowhere or to itself: listed, so that it gets its row
+        return child.stat(follow_symlinks=False)
 
 
 def _path(uri: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.storage import local_files
-from pipeline.storage.store import Blob, ChangedError, Entry, check_size, check_version
+from pipeline.storage.store import Blob, ChangedError, Entry, Visitor, check_size, check_version
 
 if TYPE_CHECKING:
     import duckdb
@@ -37,10 +37,11 @@ class LocalStore:
     def read(self, uri: str, max_bytes: int | None) -> Blob:
         """Return the whole file."""
         with local_files.open_file(uri) as file:
-            check_size(uri, os.fstat(file.fileno()).st_size, max_bytes)
-            data = file.read()
+            size_bytes = os.fstat(file.fileno()).st_size
+            check_size(uri, size_bytes, max_bytes)
+            data = file.read(size_bytes)  # no more: what the kernel makes up below /proc has no size, and may not end
             status = os.fstat(file.fileno())
-        if len(data) < status.st_size:
+        if len(data) != status.st_size:
             raise OSError(f"is being written just now: {uri}")
         return Blob(data, local_files.etag_of(status))
 
@@ -61,9 +62,9 @@ class LocalStore:
         """Whether a regular file is there."""
         return os.path.isfile(local_files.path_of(uri))
 
-    def list_files(self, uri: str) -> Iterator[Entry]:
-        """Yield every file below a folder, sorted."""
-        yield from itertools.starmap(Entry, local_files.walk(os.fsencode(local_files.path_of(uri))))
+    def list_files(self, uri: str, visitor: Visitor | None = None) -> Iterator[Entry]:
+        """Yield every file below a folder, as `local_files.walk` does."""
+        yield from itertools.starmap(Entry, local_files.walk(os.fsencode(local_files.path_of(uri)), visitor))
 
     def write_bytes(self, uri: str, data: bytes) -> None:
         """Put a file, and make the folders on the way."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import functools
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -25,13 +26,15 @@ from pipeline.storage import clients
 from pipeline.storage.clients import builtin_errors
 from pipeline.storage.listing import Page, list_in_order
 from pipeline.storage.shared_file import SharedFile
-from pipeline.storage.store import Blob, ChangedError, Entry, check_size, check_version, is_plain
+from pipeline.storage.store import Blob, ChangedError, Entry, Visitor, check_size, check_version, is_plain
 
 if TYPE_CHECKING:
     import duckdb
 
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 _PUT_TIMEOUT_S = 15.0
+_BUCKET = re.compile(r"[A-Za-z0-9._$@:+~-]+")
+"""What buckets, containers and `container@account` are made of: of other characters obstore's client may die."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,10 @@ class ObjectStore:
     is_remote = True
 
     def canonical(self, uri: str) -> str:
-        """Return the URI with one scheme a store; ValueError where it names no bucket."""
+        """Return the URI with one scheme a store; ValueError where it names nothing that can be a bucket."""
         scheme, rest = uri.split("://", 1)
         bucket = rest.split("/", 1)[0]
-        if not bucket:
+        if not _BUCKET.fullmatch(bucket):
             raise ValueError(f"{uri!r} names no bucket: write s3://BUCKET/PREFIX")
         return f"{'s3' if scheme.lower() == 's3a' else scheme.lower()}://{rest}"
 
@@ -124,8 +127,9 @@ class ObjectStore:
                 return False
         return True
 
-    def list_files(self, uri: str) -> Iterator[Entry]:
-        """Yield every object below a prefix, in the order of keys."""
+    def list_files(self, uri: str, visitor: Visitor | None = None) -> Iterator[Entry]:
+        """Yield every object below a prefix, in the order of keys; `visitor` is not asked, there are no folders."""
+        del visitor
         bucket, prefix = _split(uri)
         prefix = prefix and prefix.rstrip("/") + "/"
         with builtin_errors(uri):

@@ -47,6 +47,16 @@ class TooLargeError(OSError):
     """The object has more bytes than were allowed."""
 
 
+class Visitor(Protocol):
+    """Says where a listing goes, and is told what it could not look at: for whoever wants all the rest."""
+
+    def enters(self, folder_uri: str) -> bool:
+        """Whether to list a folder below the one that was asked for; object stores have none, and do not ask."""
+
+    def note_unseen(self, uri: str, error: OSError) -> None:
+        """Take note that a folder, or some of its files, could not be looked at; raise `error` to end the listing."""
+
+
 class Store(Protocol):
     """Objects by their URIs; `storage` has a function of each method's name, which says more and what it raises."""
 
@@ -74,8 +84,8 @@ class Store(Protocol):
     def exists(self, uri: str) -> bool:
         """Whether an object, not a folder, is there."""
 
-    def list_files(self, uri: str) -> Iterator[Entry]:
-        """Yield every object below `uri`, however deep, in a stable order."""
+    def list_files(self, uri: str, visitor: Visitor | None = None) -> Iterator[Entry]:
+        """Yield every object below `uri`, however deep, in a stable order, but for what `visitor` leaves out."""
 
     def write_bytes(self, uri: str, data: bytes) -> None:
         """Put an object over whatever is there."""

@@ -65,8 +65,9 @@ class MemoryStore:
         self._scheduler.step(f"exists {uri}")
         return uri in self.objects
 
-    def list_files(self, uri: str) -> Iterator[storage.Entry]:
+    def list_files(self, uri: str, visitor: storage.Visitor | None = None) -> Iterator[storage.Entry]:
         """As `storage.list_files`."""
+        del visitor
         self._scheduler.step(f"list {uri}")
         yield from [self.entry(name) for name in sorted(self.objects) if name.startswith(uri.rstrip("/") + "/")]
 

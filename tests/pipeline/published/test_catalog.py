@@ -70,6 +70,21 @@ def test_columns_are_the_documented_ones(catalog: Catalog) -> None:
     assert all(comment for (comment,) in documented)
 
 
+def test_source_problems_are_a_table_with_each_runs_own(tmp_path: Path) -> None:
+    publish_run(str(tmp_path), "r1", [located_row("/a", 1, 1)])
+    catalog = Catalog(str(tmp_path))
+    assert catalog.rows("FROM source_problems").column_names == schema.SOURCE_PROBLEMS.names
+    assert catalog.rows("FROM source_problems").num_rows == 0
+    problem = {"kind": "folder", "uri": "/photos/lost+found", "reason": "Permission denied"}
+    record = {"run_id": "r2", "finished_at": NOON.isoformat(), "model_id": "m-1", "source_problems": [problem]}
+    put_record(Stage(str(tmp_path), "r2"), RunRecord.from_json(record))
+    assert Catalog(str(tmp_path)).rows("SELECT run_id, problem_kind, uri, reason FROM source_problems").to_pylist() == [
+        {"run_id": "r2", "problem_kind": "folder", "uri": "/photos/lost+found", "reason": "Permission denied"}
+    ]
+    documented = catalog.sql("SELECT comment FROM duckdb_columns() WHERE table_name = 'source_problems'").fetchall()
+    assert all(comment for (comment,) in documented)
+
+
 def test_one_run_alone_and_a_run_of_nothing(tmp_path: Path) -> None:
     publish_run(str(tmp_path), "r1", [located_row("/a", 1, 1)])
     assert Catalog(str(tmp_path)).sql("SELECT count(*) FROM photos").fetchall() == [(1,)]

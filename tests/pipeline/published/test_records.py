@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pipeline.published.records import (
     removed_records,
     run_records,
 )
+from pipeline.schema import SourceProblem
 
 FILE = PublishedFile("photos/run=r1/part-e7-00000.parquet", 3, 4096, "00ff")
 RECORD = RunRecord(
@@ -70,6 +72,16 @@ def test_what_a_newer_version_says_besides_is_kept_and_one_that_would_be_misunde
         RunRecord.from_json(newer | {"record_version": RECORD_VERSION + 1})
 
 
+def test_source_problems_are_kept_and_a_listing_with_any_is_not_complete() -> None:
+    problems = (SourceProblem("folder", "/photos/lost+found", "Permission denied"),)
+    record = dataclasses.replace(RECORD, source_problems=problems, plan=PlanCounts(listed=4, source_problems=1))
+    found = RunRecord.from_json(json.loads(json.dumps(record.to_json())))
+    assert found == record
+    assert found.plan is not None
+    assert not found.plan.is_complete
+    assert PlanCounts(listed=4).is_complete
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [
@@ -80,6 +92,7 @@ def test_what_a_newer_version_says_besides_is_kept_and_one_that_would_be_misunde
         (WRITTEN | {"files": [{"path": "photos/part-e7-00000.parquet"}]}, "can't be the run's: photos/part"),
         (WRITTEN | {"files": [{"path": "photos/run=r1/../../../other"}]}, r"can't be the run's: photos/run=r1/\.\."),
         (WRITTEN | {"files": ["photos"]}, "can't be the run's: None"),
+        (WRITTEN | {"source_problems": [{"kind": "folder"}]}, "says no source problems"),
     ],
 )
 def test_what_is_no_record_is_refused(document: object, message: str) -> None:

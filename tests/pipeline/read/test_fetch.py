@@ -191,8 +191,8 @@ def test_a_file_that_is_cut_while_it_is_read_is_read_again(tmp_path: Path, monke
         def __exit__(self, *_: object) -> None:
             self._file.close()
 
-        def read(self) -> bytes:
-            return bytes(self._file.read(1000))
+        def read(self, size_bytes: int) -> bytes:
+            return bytes(self._file.read(min(size_bytes, 1000)))
 
     def opened(uri: str) -> Any:
         handed_out.append(open_file(uri))

@@ -15,6 +15,7 @@ from pipeline.run.photo_set import PhotoSet, UnaccountedError
 from pipeline.run.plan import local_photos, make_plan
 from pipeline.run.staging import Stage
 from pipeline.schema import ErrorCode
+from pipeline.sources.manifest import ListSettings
 from pipeline.storage import duckdb
 from tests.support.photo_rows import NOON, failed_row, located_row
 from tests.support.planning import OTHER, Row, World, later, todo
@@ -230,10 +231,12 @@ def test_a_source_that_can_not_be_read_is_a_usage_error(world: World) -> None:
         make_plan([str(world.folder / "missing")], world.stage, [], "m-1", False, None)
 
 
-def test_an_error_behind_the_first_photos_is_the_sources_own(world: World) -> None:
-    world.list(*((f"/{index}", "v1") for index in range(30_000)), ("", "v1"))
-    with pytest.raises(ValueError, match=r"has a photo without a uri \(row 30001\)"):
-        world.plan()
+def test_a_row_without_a_name_stops_no_other(world: World) -> None:
+    plan = world.list(*((f"/{index}", "v1") for index in range(30_000)), ("", "v1")).plan()
+    assert (plan.listed, plan.source_problems, plan.is_complete) == (30_000, 1, False)
+    assert [str(problem) for problem in plan.problems] == [
+        f"row {world.source}: 1 of its rows name no photo: row 30001 has no uri: give every row one"
+    ]
 
 
 def test_what_the_output_holds_is_no_photo(world: World) -> None:
@@ -259,7 +262,7 @@ def test_patterns_leave_out_and_are_counted(world: World) -> None:
         for name in ("a.jpg", "b.jpg", "c.txt"):
             (folder / name).write_bytes(b"1")
     sources = [str(folder) for folder in folders]
-    plan = make_plan(sources, world.stage, [], "m-1", False, None, include=["*.jpg"], exclude=["/b.jpg"])
+    plan = make_plan(sources, world.stage, [], "m-1", False, None, listing=ListSettings(["*.jpg"], ["/b.jpg"]))
     assert (plan.listed, plan.excluded, todo(plan)) == (2, 4, [str(folder / "a.jpg") for folder in folders])
 
 
@@ -361,5 +364,7 @@ def test_local_photos_of_a_plan_are_found(world: World) -> None:
     world.list(("s3://b/1.jpg", "e"), ("/photos/2.jpg", "e"), ("file:///photos/%FF.jpg", "e")).plan()
     assert sorted(local_photos(world.stage, 9)) == ["/photos/2.jpg", "file:///photos/%FF.jpg"]
     assert len(local_photos(world.stage, 1)) == 1
+    assert local_photos(world.stage, 9, ["/photos/2.jpg"]) == ["/photos/2.jpg"]
+    assert local_photos(world.stage, 9, ["/other/"]) == []
     world.list(("s3://b/1.jpg", "e"), ("gs://b/2.jpg", "e")).plan()
     assert local_photos(world.stage, 9) == []

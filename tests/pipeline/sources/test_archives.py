@@ -249,8 +249,32 @@ def test_a_damaged_archive_says_so(tmp_path: Path, name: str) -> None:
     message, data = damaged_archives()[name]
     storage.write_bytes(f"{tmp_path}/{name}", data)
     with pytest.raises(ValueError, match=name) as caught:
-        listed(f"{tmp_path}/{name}")
+        archives.list_members(storage.head(f"{tmp_path}/{name}"))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", damaged_archives())
+def test_a_damaged_archive_is_a_problem_and_its_whole_members_are_photos(tmp_path: Path, name: str) -> None:
+    message, data = damaged_archives()[name]
+    storage.write_bytes(f"{tmp_path}/{name}", data)
+    for good in ("a.tar", "zz.tar", "zz.zip"):
+        storage.write_bytes(f"{tmp_path}/{good}", (zip_of if good.endswith("zip") else tar_of)([("a", b"good")]))
+    whole = {"cut.tar": ["a"], "cut-header.tar": ["a"], "garbage.tar": ["a"], "twice.tar": ["a", "b"]}
+    listing = read_manifest(f"{tmp_path}/*.{name[-3:]}", is_alone=False)
+    found = [uri for batch in listing for uri in batch.column(schema.URI).to_pylist()]
+    good = ["a.tar#a", "zz.tar#a"] if name.endswith("tar") else ["zz.zip#a"]
+    assert sorted(found) == sorted(
+        f"{tmp_path}/{each}" for each in [*good, *(f"{name}#{m}" for m in whole.get(name, []))]
+    )
+    (problem,) = listing.search.problems
+    assert (problem.kind, problem.uri) == ("archive", f"{tmp_path}/{name}")
+    assert message in problem.reason
+    alone = read_manifest(f"{tmp_path}/{name}")
+    if name in whole:
+        assert sum(batch.num_rows for batch in alone) == len(whole[name])
+    else:
+        with pytest.raises(ValueError, match="can't be listed"):
+            list(alone)
 
 
 def test_archives_with_flipped_bytes_are_listed_or_refused(tmp_path: Path) -> None:
@@ -300,7 +324,7 @@ def test_all_archives_of_a_folder(tmp_path: Path) -> None:
     listing = read_manifest(f"{tmp_path}/*.tar", include=["3/*.jpg", "4/"], exclude=["*/[45].JPG"])
     uris = [uri for batch in listing for uri in batch.column(schema.URI).to_pylist()]
     assert len(uris) == 8
-    assert listing.excluded == 64
+    assert listing.search.excluded == 64
 
 
 @pytest.mark.s3

@@ -131,7 +131,7 @@ def test_an_inventory_without_versions_and_etags(tmp_path: Path) -> None:
 def test_patterns_match_the_uri(tmp_path: Path) -> None:
     listing = read_manifest(put(str(tmp_path), "CSV", [csv_file(ROWS)]), include=["*.JPG"], exclude=["a b+c/"])
     assert [uri for batch in listing for uri in batch[schema.URI].to_pylist()] == [EXPECTED[1][0]]
-    assert listing.excluded == 2
+    assert listing.search.excluded == 2
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ class TestLocal:
         for name in ("b", "a/2", "a/1", "c"):
             storage.write_bytes(f"{tmp_path}/{name}", b"")
         listed = [entry.uri.removeprefix(f"{tmp_path}/") for entry in storage.list_files(str(tmp_path))]
-        assert listed == ["a/1", "a/2", "b", "c"]
+        assert listed == ["b", "c", "a/1", "a/2"]
         assert list(storage.list_files(f"{tmp_path}/missing")) == []
 
     def test_links_to_nowhere_are_listed_and_links_to_folders_named(

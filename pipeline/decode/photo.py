@@ -88,7 +88,7 @@ _MAX_ICC_BYTES = 4 << 20
 PngImagePlugin.MAX_TEXT_CHUNK = _MAX_ICC_BYTES  # Pillow's 1 MiB refuses pictures with real profiles and metadata
 _MAX_PNG_PROFILES = 8  # one is allowed; each may unfold a thousandfold, and a few may appear in picture data by chance
 _MAX_RUN_LENGTH_PIXELS = 1 << 25  # Pillow unfolds these BMPs in Python: 12 million pixels a second
-_BAND_PIXELS = 1 << 22
+_BAND_PIXELS = 1 << 21
 """So many pixels of an unusual mode are made RGB at a time."""
 _SRGB = ImageCms.createProfile("sRGB")
 

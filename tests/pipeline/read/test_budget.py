@@ -122,24 +122,18 @@ def test_no_more_is_held_than_the_budget_and_rows_keep_their_order(
 def test_small_photos_are_fetched_as_many_at_once_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for index in range(40):
         (tmp_path / f"{index:02d}").write_bytes(china_jpeg())
-    under_way, most, lock = 0, 0, threading.Lock()
-    real = storage.read
-
-    def slow(uri: str, *arguments: Any) -> storage.Blob:
-        nonlocal under_way, most
-        with lock:
-            under_way += 1
-            most = max(most, under_way)
-        time.sleep(0.02)
-        with lock:
-            under_way -= 1
-        return real(uri, *arguments)
-
-    monkeypatch.setattr(storage, "read", slow)
     for plan in (listing(tmp_path), without_sizes(listing(tmp_path))):
-        most = 0
-        Reader(ReaderSettings(TARGET))(plan)
-        assert most == 16
+        together = threading.Barrier(16)
+        real = storage.read
+
+        def slow(uri: str, *arguments: Any, real: Any = real, together: threading.Barrier = together) -> storage.Blob:
+            if int(uri[-2:]) < 16:
+                together.wait(60)
+            return real(uri, *arguments)  # type: ignore[no-any-return]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(storage, "read", slow)
+            assert Reader(ReaderSettings(TARGET))(plan).column(schema.ERROR_CODE).null_count == 40
 
 
 def test_a_bug_leaves_no_fetch_waiting(tmp_path: Path) -> None:

@@ -91,9 +91,10 @@ def check_head(head: bytes, limits: DecodeLimits) -> None:
         if error.code == ErrorCode.TRUNCATED:
             return
         raise DecodeFailure(error.code, error.message) from error
-    exif = read_exif(header.exif)
-    facts = facts_of("jpeg", (header.width_px, header.height_px), exif, exif.orientation)
-    refuse_too_large(facts, header.coefficient_bytes, limits)
+    size_px = (header.width_px, header.height_px)
+    if _is_too_large(size_px, header.coefficient_bytes, limits):
+        exif = read_exif(header.exif)
+        refuse_too_large(facts_of("jpeg", size_px, exif, exif.orientation), header.coefficient_bytes, limits)
 
 
 def check_size(format_name: str, data: bytes, limits: DecodeLimits) -> None:
@@ -102,10 +103,10 @@ def check_size(format_name: str, data: bytes, limits: DecodeLimits) -> None:
     `data`: a file, or its first bytes, of any format but JPEG.
     """
     size_px = _size_px(format_name, data)
-    if size_px is not None and min(size_px) >= 1:
+    needed_bytes = memory_bytes(format_name, size_px) if size_px is not None else 0
+    if size_px is not None and min(size_px) >= 1 and _is_too_large(size_px, needed_bytes, limits):
         exif = read_exif(data) if format_name == "tiff" else ExifFacts()
-        facts = facts_of(format_name, size_px, exif, exif.orientation)
-        refuse_too_large(facts, memory_bytes(format_name, size_px), limits)
+        refuse_too_large(facts_of(format_name, size_px, exif, exif.orientation), needed_bytes, limits)
     pieces = max(tiff_count(data, tag) for tag in _TIFF_PIECES) if format_name == "tiff" else 0
     if pieces > _MAX_TIFF_PIECES:
         raise DecodeFailure(ErrorCode.CORRUPT, f"tiff: says it has {pieces} strips or tiles")
@@ -131,6 +132,11 @@ def facts_of(format_name: str, size_px: tuple[int, int], exif: ExifFacts, turn: 
         raise PhotoError(ErrorCode.TOO_LARGE, f"{format_name}: says it is {size_px[0]} × {size_px[1]} pixels")
     width_px, height_px = reversed(size_px) if turn >= 5 else size_px
     return PhotoFacts(format_name, width_px, height_px, exif)
+
+
+def _is_too_large(size_px: tuple[int, int], needed_bytes: int, limits: DecodeLimits) -> bool:
+    is_beyond = size_px[0] * size_px[1] > limits.max_pixels or needed_bytes > limits.max_memory_bytes
+    return is_beyond or max(size_px) > _MAX_SIDE_PX
 
 
 def refuse_too_large(facts: PhotoFacts, needed_bytes: int, limits: DecodeLimits) -> None:

@@ -6,7 +6,6 @@ Nothing is unpacked: a member's name, whatever is in it, is only ever a name.
 from __future__ import annotations
 
 import collections
-import contextlib
 import io
 import logging
 import stat
@@ -348,8 +347,10 @@ def _zip_member(
         header = _local_header(head, stored_bytes)
         photo_head = head[header.start : header.start + header.packed_bytes]
         if header.is_deflated:
-            with contextlib.suppress(zlib.error):  # said below, once all of it is there
+            try:
                 photo_head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(photo_head, len(head))
+            except zlib.error:  # said once all of it is there
+                return
         if intake is not None and len(photo_head) > len(head) // 2:  # the extra field may take most of it
             intake(photo_head, header.packed_bytes if size_bytes is None else size_bytes)
 

@@ -112,9 +112,9 @@ class LocalStore:
 def _read(file: BinaryIO, start: int, size_bytes: int, intake: Intake | None) -> bytes:
     """Read so many bytes; of what `intake` refuses no more than the first."""
     if intake is not None and size_bytes > HEAD_BYTES:
+        intake(os.pread(file.fileno(), HEAD_BYTES, start), size_bytes)
+    if start:
         file.seek(start)
-        intake(file.read(HEAD_BYTES), size_bytes)
-    file.seek(start)
     return file.read(size_bytes)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import hashlib
 from dataclasses import dataclass
+from typing import Self
 
 import pyarrow as pa
 
@@ -64,6 +65,11 @@ class PhotoError(Exception):
     def __reduce__(self) -> tuple[type[PhotoError], tuple[object, ...]]:
         """Pickle by what it was made of: it travels between processes."""
         return PhotoError, (self.code, self.message)
+
+    def without_frames(self) -> Self:
+        """Return the error as a value to keep: the frames that it came through would hold the photo's bytes."""
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)
 
 
 class ProblemKind(enum.StrEnum):

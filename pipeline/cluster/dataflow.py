@@ -30,6 +30,7 @@ from pipeline.cluster.metrics import WorkerMetrics
 from pipeline.cluster.ray_cluster import ClusterSettings, ClusterSize, Driver, locator_pool, start_ray
 from pipeline.cluster.source_gone import Heartbeat, SourceGoneError
 from pipeline.cluster.supervise import Watch
+from pipeline.cluster.watchdog import FlowEndedError
 from pipeline.published import geoparquet
 from pipeline.published.records import PublishedFile
 from pipeline.read.fetch import shares
@@ -52,6 +53,9 @@ _ROWS_PER_SORTED_BLOCK = 50_000
 _FILE_INDEX = "file_index"
 _NOISE = re.compile(rb"core_worker\.cc:\d+: Actor with class name: .* constructor arguments in the object store")
 """Ray warns, past every logger, of how its own library starts actors."""
+_MOST_DEATHS = 20
+"""So often a reading task is begun again whose process died: of a node taken away it is, of a kernel that is short of
+memory time and again it must not be for ever."""
 _CPUS_A_WRITER = 8
 """Without a bound, Ray sets a third of the cluster's processors aside for writers, and readers do without them."""
 
@@ -112,6 +116,7 @@ def run_dataflow(
     reader = replace(reader, concurrent_fetches=fetches_each)
     is_bounded = cluster.readers is not None or reader.fetch.concurrent is not None
     at_once: dict[str, Any] = {"compute": TaskPoolStrategy(size=readers)} if is_bounded else {}
+    deaths = {"max_retries": _MOST_DEATHS}
     log.info("%d engine(s) over %d CPUs and %d GPUs", locators, size.cpus, size.gpus)
     # Ray fuses a task into the actor pool behind it when both ask for the same, and they would take turns: an engine
     # never asks for one CPU. Reading the plan is to be fused with reading its photos.
@@ -121,10 +126,12 @@ def run_dataflow(
     driver = driver or Driver.here(uses_local_paths=False)
     shared = _Shared(driver, index, logs.for_workers(), WorkerMetrics(stage.run_id), listed_below)
     source = _BlocksDatasource("Plan", [functools.partial(_plan_blocks, uri, shared) for uri in plan_files])
-    photos = ray.data.read_datasource(source, override_num_blocks=len(plan_files), num_cpus=1, **at_once)
+    photos = ray.data.read_datasource(
+        source, override_num_blocks=len(plan_files), num_cpus=1, ray_remote_args=deaths, **at_once
+    )
     batches: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     read_rows = functools.partial(_read_rows, shared=shared, settings=reader, stop_at_s=stop_at_s)
-    photos = photos.map_batches(read_rows, num_cpus=1, **at_once, **batches)
+    photos = photos.map_batches(read_rows, num_cpus=1, **deaths, **at_once, **batches)
     photos = photos.map_batches(
         _LocatorActor,
         fn_constructor_args=(shared, replace(locator, threads=locator.threads or threads), load),
@@ -183,6 +190,9 @@ def _plain_errors(stage: Stage) -> Iterator[None]:
     """Raise what a file system or store refused, in whichever process, as itself and with a note of what stays."""
     try:
         yield
+    except (ray.exceptions.OutOfMemoryError, ray.exceptions.WorkerCrashedError) as error:
+        log.critical("%s", _no_memory(stage))
+        raise NoMemoryError(str(error)) from None
     except (OSError, ray.exceptions.RayTaskError) as error:
         plain = error
         if isinstance(error, ray.exceptions.RayTaskError):
@@ -192,6 +202,20 @@ def _plain_errors(stage: Stage) -> Iterator[None]:
         with contextlib.suppress(OSError):
             plain.add_note(f"{stage.staged_count()} photos are staged and stay.")
         raise plain from None
+
+
+class NoMemoryError(FlowEndedError):
+    """A node's memory does not suffice, however often a task is begun again; what was staged stays."""
+
+
+def _no_memory(stage: Stage) -> str:
+    staged = ""
+    with contextlib.suppress(OSError):
+        staged = f" {stage.staged_count()} photos are staged and stay: the next run goes on from there."
+    return (
+        "a node's memory is too short: a process of this run was killed again and again. Give nodes 2 to 3 GB for each"
+        f" core, or have fewer photos read at once by --cluster.readers or --fetch.budget-bytes.{staged}"
+    )
 
 
 class _RefusedInWorkerError(Exception):

@@ -78,6 +78,13 @@ def tiff_number(tiff_file: bytes, tag: int) -> int | None:
     return tiff.integer(tiff.directory(tiff.first_directory).get(tag))
 
 
+def tiff_count(tiff_file: bytes, tag: int) -> int:
+    """Return how many values an entry of a TIFF file's first directory says it has, 0 when it is absent."""
+    tiff = _TiffTags(tiff_file)
+    entry = tiff.directory(tiff.first_directory).get(tag)
+    return entry.count if entry is not None else 0
+
+
 @dataclass(frozen=True)
 class _Entry:
     type: int

@@ -39,6 +39,11 @@ from PIL import (
 from model.backbones.framing import VIEWS, Box, Cut, boxes
 from pipeline.decode.codec_errors import codec_call, is_cut
 from pipeline.decode.exif import ExifFacts, read_exif, tiff_number
+from pipeline.decode.header import DecodeFailure as DecodeFailure
+from pipeline.decode.header import DecodeLimits as DecodeLimits
+from pipeline.decode.header import PhotoFacts as PhotoFacts
+from pipeline.decode.header import check_size, facts_of, memory_bytes, refuse_too_large
+from pipeline.decode.header import sniff_format as sniff_format
 from pipeline.decode.jpeg import decode_jpeg_shrunk, read_jpeg_header, shrink_eighths
 from pipeline.schema import ErrorCode, PhotoError
 
@@ -68,21 +73,6 @@ _READERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
     "heic": pillow_heif.HeifImageFile,
     "avif": AvifImagePlugin.AvifImageFile,
 }
-_BYTES_PER_PIXEL = {"webp": 12, "heic": 8, "avif": 8}
-_BYTES_PER_PIXEL_ELSE = 4
-_MAGICS = (
-    (b"\xff\xd8\xff", "jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "png"),
-    (b"GIF87a", "gif"),
-    (b"GIF89a", "gif"),
-    (b"BM", "bmp"),
-    (b"II\x2a\0", "tiff"),
-    (b"MM\0\x2a", "tiff"),
-    (b"II\x2b\0", "tiff"),
-    (b"MM\0\x2b", "tiff"),
-)
-_AVIF_BRANDS = {b"avif", b"avis"}
-_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _TURNED_BY_CODEC = {"tiff", "heic"}
 _TIFF_SUBFILE_TYPE, _TIFF_BITS, _TIFF_DNG_VERSION = 254, 258, 50706
 _TRANSPOSE = {
@@ -98,7 +88,8 @@ _MAX_ICC_BYTES = 4 << 20
 PngImagePlugin.MAX_TEXT_CHUNK = _MAX_ICC_BYTES  # Pillow's 1 MiB refuses pictures with real profiles and metadata
 _MAX_PNG_PROFILES = 8  # one is allowed; each may unfold a thousandfold, and a few may appear in picture data by chance
 _MAX_RUN_LENGTH_PIXELS = 1 << 25  # Pillow unfolds these BMPs in Python: 12 million pixels a second
-_MAX_SIDE_PX = (1 << 31) - 1
+_BAND_PIXELS = 1 << 21
+"""So many pixels of an unusual mode are made RGB at a time."""
 _SRGB = ImageCms.createProfile("sRGB")
 
 
@@ -158,30 +149,6 @@ class DecodeTarget:
         return self.resize_px if longest_px < short_px else self.image_size_px * short_px / longest_px
 
 
-@dataclass(frozen=True)
-class DecodeLimits:
-    """Above any of these a photo is refused as `too_large`, from its length and header alone.
-
-    `max_bytes`: of the file. `max_pixels`: of the picture, whatever its format; a sequential JPEG is decoded in rows,
-    so this bounds time. `max_memory_bytes`: what its decoder has to hold at once: all pixels (4 to 12 bytes each) for
-    formats that can't shrink on load, all frequencies for a progressive JPEG; the default admits 268 megapixels of PNG.
-    """
-
-    max_bytes: int = 512 << 20
-    max_pixels: int = 1_000_000_000
-    max_memory_bytes: int = 1 << 30
-
-
-@dataclass(frozen=True)
-class PhotoFacts:
-    """What a photo's header says; `width_px` and `height_px` as displayed, after the EXIF orientation."""
-
-    format: str
-    width_px: int
-    height_px: int
-    exif: ExifFacts
-
-
 @dataclass(frozen=True, eq=False)
 class DecodedPhoto:
     """`pixels_HWC`: uint8 RGB, of the target's `shape_HWC`, C-contiguous, upright. The rest as in `PhotoFacts`.
@@ -194,17 +161,6 @@ class DecodedPhoto:
     width_px: int
     height_px: int
     exif: ExifFacts
-
-
-class DecodeFailure(PhotoError):  # noqa: N818 - as PhotoError reads: a failure of the photo, not of the program
-    """Why a photo could not be decoded, with `facts` where its header could be read, else None."""
-
-    def __init__(self, code: ErrorCode, message: str, facts: PhotoFacts | None = None) -> None:
-        super().__init__(code, message)
-        self.facts = facts
-
-    def __reduce__(self) -> tuple[type[DecodeFailure], tuple[ErrorCode, str, PhotoFacts | None]]:
-        return DecodeFailure, (self.code, self.message, self.facts)
 
 
 def decode_photo(data: bytes, target: DecodeTarget, limits: DecodeLimits | None = None) -> DecodedPhoto:
@@ -221,35 +177,16 @@ def decode_photo(data: bytes, target: DecodeTarget, limits: DecodeLimits | None 
             raise PhotoError(ErrorCode.TOO_LARGE, f"{len(data)} bytes, more than the {limits.max_bytes} allowed")
         source = _open(sniff_format(data), data, limits)
         facts = source.facts
-        _refuse_too_large(facts, source.memory_bytes, limits)
+        refuse_too_large(facts, source.memory_bytes, limits)
         image, scale = source.load(target)
         facts = source.facts
         views = _upright_views(image, scale, source, target)
     except PhotoError as error:
+        facts = error.facts if isinstance(error, DecodeFailure) else facts
         raise DecodeFailure(error.code, error.message, facts) from error
     pixels_HWC = np.concatenate([np.asarray(view, dtype=np.uint8) for view in views])
     assert pixels_HWC.shape == target.shape_HWC
     return DecodedPhoto(pixels_HWC, facts.format, facts.width_px, facts.height_px, facts.exif)
-
-
-def sniff_format(data: bytes) -> str:
-    """Return the format that a file's first bytes show; raises `PhotoError` (unsupported_format) for all others."""
-    for magic, format_name in _MAGICS:
-        if data.startswith(magic):
-            if format_name == "tiff" and data[8:10] == b"CR":
-                break
-            return format_name
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    if data[4:8] == b"ftyp":
-        end = min(int.from_bytes(data[:4], "big"), 256)
-        brands = [data[8:12], *(data[i : i + 4] for i in range(16, end, 4))]
-        is_avif = not _AVIF_BRANDS.isdisjoint(brands)
-        if brands[0] in _AVIF_BRANDS or (is_avif and brands[0] in (b"mif1", b"msf1")):
-            return "avif"
-        if not _HEIC_BRANDS.isdisjoint(brands):
-            return "heic"
-    raise PhotoError(ErrorCode.UNSUPPORTED_FORMAT, "not a photo in a known format")
 
 
 class _Source:
@@ -266,13 +203,8 @@ class _Source:
         raise NotImplementedError
 
     def _set_facts(self, format_name: str, size_px: tuple[int, int], exif: ExifFacts) -> None:
-        if min(size_px) < 1:
-            raise PhotoError(ErrorCode.CORRUPT, f"{format_name}: has no width or no height")
-        if max(size_px) > _MAX_SIDE_PX:  # such a size does not even fit its column
-            raise PhotoError(ErrorCode.TOO_LARGE, f"{format_name}: says it is {size_px[0]} × {size_px[1]} pixels")
         self.turn = 1 if format_name in _TURNED_BY_CODEC else exif.orientation
-        width_px, height_px = reversed(size_px) if self.turn >= 5 else size_px
-        self.facts = PhotoFacts(format_name, width_px, height_px, exif)
+        self.facts = facts_of(format_name, size_px, exif, self.turn)
 
 
 class _JpegSource(_Source):
@@ -296,13 +228,14 @@ class _PillowSource(_Source):
             raise PhotoError(ErrorCode.CORRUPT, "png: has many colour profiles")
         with codec_call(format_name, data):
             self._image = _READERS[format_name](io.BytesIO(data))
-        width_px, height_px = self._image.size
-        self.memory_bytes = width_px * height_px * _BYTES_PER_PIXEL.get(format_name, _BYTES_PER_PIXEL_ELSE)
+        self.memory_bytes = memory_bytes(format_name, self._image.size)
         icc = self._image.info.get("icc_profile")
         self.icc = icc if isinstance(icc, bytes) else None  # a TIFF's may be of any type
         if format_name == "tiff":
             self.bits = tiff_number(data, _TIFF_BITS) or 16
         self._read_facts()
+        if format_name == "tiff" and self.facts.exif.orientation != 1:
+            self.memory_bytes *= 2  # Pillow turns it as it is loaded, into another picture
 
     def _read_facts(self) -> None:
         exif = read_exif(self._data if self._format == "tiff" else _exif_block(self._image.info))
@@ -332,39 +265,9 @@ class _PillowSource(_Source):
 
 
 def _open(format_name: str, data: bytes, limits: DecodeLimits) -> _Source:
-    if format_name == "gif":  # Pillow makes a picture of that size when it opens the file
-        width_px, height_px = _gif_extent_px(data)
-        facts = PhotoFacts(format_name, width_px, height_px, ExifFacts())
-        _refuse_too_large(facts, width_px * height_px * _BYTES_PER_PIXEL_ELSE, limits)
+    if format_name != "jpeg":  # opening alone may make a picture of the size that is claimed, or a tuple for each strip
+        check_size(format_name, data, limits)
     return _JpegSource(data) if format_name == "jpeg" else _PillowSource(format_name, data)
-
-
-def _gif_extent_px(data: bytes) -> tuple[int, int]:
-    """Return how far a GIF's screen or its first frame reaches; a file that ends before is left to the decoder."""
-    width_px, height_px = int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
-    flags = data[10] if len(data) > 10 else 0
-    at = 13 + (3 << ((flags & 7) + 1)) * (flags >> 7)
-    while at < len(data) and data[at] != ord(b","):
-        if data[at] != ord(b"!"):  # stray bytes, which decoders skip one by one
-            at = min((place for mark in b",!" if (place := data.find(mark, at)) >= 0), default=len(data))
-            continue
-        at += 2
-        while at < len(data) and data[at]:
-            at += 1 + data[at]
-        at += 1
-    left, top, frame_width_px, frame_height_px = (
-        int.from_bytes(data[at + i : at + i + 2], "little") for i in (1, 3, 5, 7)
-    )
-    return max(width_px, left + frame_width_px), max(height_px, top + frame_height_px)
-
-
-def _refuse_too_large(facts: PhotoFacts, memory_bytes: int, limits: DecodeLimits) -> None:
-    size = f"{facts.format}: {facts.width_px} × {facts.height_px} pixels"
-    if facts.width_px * facts.height_px > limits.max_pixels:
-        raise PhotoError(ErrorCode.TOO_LARGE, f"{size}, more than the {limits.max_pixels} pixels allowed")
-    if memory_bytes > limits.max_memory_bytes:
-        need = f"decoding needs {memory_bytes >> 20} MiB, more than the {limits.max_memory_bytes >> 20} MiB allowed"
-        raise PhotoError(ErrorCode.TOO_LARGE, f"{size}: {need}")
 
 
 def _exif_block(info: dict[Any, Any]) -> bytes | None:
@@ -398,12 +301,14 @@ def _upright_view(
         min((left + part.width_px) * scale, image.width),
         min((top + part.height_px) * scale, image.height),
     )
-    if image.mode not in ("RGB", "L", "CMYK"):
-        image, box = _to_eight_bits(image, box, source.bits)
     longest_px = max(part.width_px, part.height_px)
     view_width_px, view_height_px = (max(1, round(target.image_size_px * side / longest_px)) for side in part[:2])
+    view_px = (view_width_px, view_height_px)
     gap = _REDUCING_GAP if math.isfinite(target.shrink_margin) else None
-    view = _to_srgb(image.resize((view_width_px, view_height_px), Image.Resampling.BILINEAR, box, gap), source.icc)
+    if image.mode not in ("RGB", "L", "CMYK"):
+        image, box = _in_eight_bits(image, box, source.bits, view_px, gap)
+        gap = None
+    view = _to_srgb(image.resize(view_px, Image.Resampling.BILINEAR, box, gap), source.icc)
     turn = _TRANSPOSE.get(source.turn)
     return _letterboxed(view if turn is None else view.transpose(turn), target)
 
@@ -417,39 +322,83 @@ def _letterboxed(view: Image.Image, target: DecodeTarget) -> Image.Image:
     return square
 
 
-def _to_eight_bits(image: Image.Image, box: _Box, bits: int) -> tuple[Image.Image, _Box]:
-    """Cut `box` (rounded outwards) out of a picture of unusual mode and make it RGB or L; return it and its new box."""
+def _in_eight_bits(
+    image: Image.Image, box: _Box, bits: int, view_px: tuple[int, int], gap: float | None
+) -> tuple[Image.Image, _Box]:
+    """Cut `box` (rounded outwards) out of a picture of unusual mode and make it RGB or L; return it and its new box.
+
+    It is averaged down as `Image.resize` does it with a reducing gap, to the same values, but in bands of rows: frames
+    are as large as memory is meant for, and no copy of a whole one is made.
+    """
     left, top, right, bottom = int(box[0]), int(box[1]), int(np.ceil(box[2])), int(np.ceil(box[3]))
-    # Whole frames are as large as memory is meant for: no copy that can be done without.
-    cut = image if (left, top, right, bottom) == (0, 0, *image.size) else image.crop((left, top, right, bottom))
-    new_box = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
-    if cut.mode == "1":
-        return cut.convert("L"), new_box
-    if cut.mode.startswith(("I", "F")):
-        return Image.fromarray(_scale_to_uint8(np.asarray(cut), bits)), new_box
-    if cut.mode == "LAB":
-        transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), _SRGB, "LAB", "RGB")
-        converted = ImageCms.applyTransform(cut, transform)
-        assert converted is not None
-        return converted, new_box
-    if cut.has_transparency_data:
-        rgba = cut if cut.mode == "RGBA" else cut.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), new_box
-    return cut.convert("RGB"), new_box
+    factors = [int(side / view / gap) or 1 if gap else 1 for side, view in zip(_sides(box), view_px, strict=True)]
+    to_eight_bits = _eight_bits_of(image, (left, top, right, bottom), bits)
+    if factors == [1, 1]:
+        return to_eight_bits(left, top, right, bottom), (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+    band_px = max(1, _BAND_PIXELS // ((right - left) * factors[1])) * factors[1]
+    averaged: Image.Image | None = None
+    for start in range(top, bottom, band_px):
+        band = to_eight_bits(left, start, right, min(start + band_px, bottom)).reduce((factors[0], factors[1]))
+        if averaged is None:
+            averaged = Image.new(band.mode, (band.width, -(-(bottom - top) // factors[1])))
+        averaged.paste(band, (0, (start - top) // factors[1]))
+    assert averaged is not None
+    across, down = factors
+    new_box = ((box[0] - left) / across, (box[1] - top) / down, (box[2] - left) / across, (box[3] - top) / down)
+    return averaged, new_box
 
 
-def _scale_to_uint8(values_HW: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Scale grey samples to 0..255: 16-bit words by their number of bits, 32-bit ones by the range that holds them.
+def _sides(box: _Box) -> tuple[float, float]:
+    return box[2] - box[0], box[3] - box[1]
+
+
+def _eight_bits_of(
+    image: Image.Image, part: tuple[int, int, int, int], bits: int
+) -> Callable[[int, int, int, int], Image.Image]:
+    """Return what cuts a rectangle (left, top, right, bottom) out of a picture and makes it RGB or L.
+
+    White, where the file does not say it, is told from `part` of the picture.
+    """
+    white = _white(image, part, bits) if image.mode.startswith(("I", "F")) else 0.0
+
+    def convert(*rectangle: int) -> Image.Image:
+        cut = image if rectangle == (0, 0, *image.size) else image.crop(rectangle)  # type: ignore[arg-type]
+        if cut.mode == "1":
+            return cut.convert("L")
+        if white:
+            return Image.fromarray(_scale_to_uint8(np.asarray(cut), white))
+        if cut.mode == "LAB":
+            transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), _SRGB, "LAB", "RGB")
+            converted = ImageCms.applyTransform(cut, transform)
+            assert converted is not None
+            return converted
+        if cut.has_transparency_data:
+            rgba = cut if cut.mode == "RGBA" else cut.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return cut.convert("RGB")
+
+    return convert
+
+
+def _white(image: Image.Image, part: tuple[int, int, int, int], bits: int) -> float:
+    """Return what is white in grey samples: of 16-bit words by their number of bits, of 32-bit ones what holds them.
 
     32-bit and floating-point files don't say what white is: the smallest of 1 (floating point), 255, 65535 and their
-    own maximum that holds them is taken. NaN becomes black.
+    own maximum that holds them is taken.
     """
-    if values_HW.dtype.kind == "u" and values_HW.dtype.itemsize == 2:
-        white = float((1 << min(bits, 16)) - 1)
-    else:
-        top = float(np.nanmax(values_HW, initial=0))
-        steps = (1.0, 255.0, 65535.0) if values_HW.dtype.kind == "f" else (255.0, 65535.0)
-        white = next((step for step in steps if top <= step), top)
+    left, top, right, bottom = part
+    if image.mode.startswith("I;16"):
+        return float((1 << min(bits, 16)) - 1)
+    band_px = max(1, _BAND_PIXELS // (right - left))
+    starts = range(top, bottom, band_px)
+    bands = (np.asarray(image.crop((left, start, right, min(start + band_px, bottom)))) for start in starts)
+    highest = max(float(np.nanmax(band, initial=0)) for band in bands)
+    steps = (1.0, 255.0, 65535.0) if image.mode.startswith("F") else (255.0, 65535.0)
+    return next((step for step in steps if highest <= step), highest)
+
+
+def _scale_to_uint8(values_HW: np.ndarray[Any, Any], white: float) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Scale grey samples to 0..255; NaN becomes black."""
     scaled_HW = values_HW.astype(np.float32)
     scaled_HW *= 255.0 / white
     np.nan_to_num(scaled_HW, copy=False, nan=0.0, posinf=255.0, neginf=0.0)

@@ -6,6 +6,7 @@ it should be) is tried again until the photo's budget is spent; a photo that isn
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import tenacity
 
 from pipeline import schema, storage
+from pipeline.read.budget import Share
 from pipeline.schema import ErrorCode, PhotoError
 from pipeline.sources import archives, roots
 from pipeline.storage import web
@@ -48,6 +50,8 @@ class FetchSettings:
     Attributes:
         budget_s: how long one photo is tried; the attempt under way then may take attempt_timeout_s more.
         attempt_timeout_s: an attempt ends when no byte comes for so long.
+        budget_bytes: photos' bytes in each reading process, on their way or there and not decoded yet; a photo that is
+            larger goes alone.
         concurrent: photos on their way at once in the whole run; None for 16 in each reading process.
         allow_http: fetch what manifests name on web servers, from public addresses only.
         gone_after: so many photos, those read last, tell whether the source has gone away; a shorter run is judged as
@@ -58,6 +62,7 @@ class FetchSettings:
 
     budget_s: float = 120.0
     attempt_timeout_s: float = 30.0
+    budget_bytes: int = 256 << 20
     concurrent: int | None = None
     allow_http: bool = False
     gone_after: int = 200
@@ -67,6 +72,8 @@ class FetchSettings:
         for name, value in (("budget-s", self.budget_s), ("attempt-timeout-s", self.attempt_timeout_s)):
             if not value > 0:
                 raise ValueError(f"--fetch.{name} {value:g}: give more than 0 seconds")
+        if self.budget_bytes < 1:
+            raise ValueError(f"--fetch.budget-bytes {self.budget_bytes}: give at least 1, and better some 100000000")
         if self.concurrent is not None and self.concurrent < 1:
             raise ValueError(f"--fetch.concurrent {self.concurrent}: give at least 1")
         if self.gone_after < 1:
@@ -83,11 +90,20 @@ def shares(concurrent: int | None, readers: int) -> tuple[int, int]:
     return readers, min(concurrent // readers, _FETCHES_EACH)
 
 
+class _NoRoomError(Exception):
+    """A photo is larger than was listed, and others that were begun before it are to be decoded first."""
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(size_bytes)
+        self.size_bytes = size_bytes
+
+
 class Fetcher:
     """Fetches photos, rows of `schema.MANIFEST` as dictionaries; any thread may call it.
 
     `may_connect` is the gate before web servers, see `web.is_public`; `local_roots` the one before this machine's
-    files, see `roots.is_allowed`, with None for an open one.
+    files, see `roots.is_allowed`, with None for an open one. `judge` is given the first 64 KiB of a larger photo, and
+    raises PhotoError where the rest need not be fetched.
     """
 
     def __init__(
@@ -96,10 +112,12 @@ class Fetcher:
         max_bytes: int,
         may_connect: Callable[[web.Address, int], bool] = web.is_public,
         local_roots: Sequence[str] | None = None,
+        judge: Callable[[bytes], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._max_bytes = max_bytes
         self._local_roots = local_roots
+        self._judge = judge
         self._web = web.Web(may_connect) if settings.allow_http else None
         # The clients' own retries are off for these reads. They would not count towards the budget, and obstore's go on
         # in the middle of a body with a range request, which a store that gave a wrong length answers with 416.
@@ -110,34 +128,60 @@ class Fetcher:
             retry_error_callback=_give_up,
         )
 
-    def __call__(self, listed: Mapping[str, Any]) -> storage.Blob:
-        """Return the photo's bytes and the version read; PhotoError where it can't be had."""
+    def __call__(self, listed: Mapping[str, Any], share: Share | None = None) -> storage.Blob:
+        """Return the photo's bytes and the version read; PhotoError where it can't be had.
+
+        `share` is grown where the photo is larger than it was listed; where that has to wait, nothing is held.
+        """
         size_bytes = listed[schema.SIZE_BYTES]
         if size_bytes is not None and size_bytes > self._max_bytes:
             raise PhotoError(ErrorCode.TOO_LARGE, f"{size_bytes} bytes, more than the limit of {self._max_bytes}")
-        return self._tried(self._attempt, listed)
+        while True:
+            try:
+                return self._tried(functools.partial(self._attempt, share=share), listed)
+            except _NoRoomError as error:
+                assert share is not None
+                # Not with a connection held open meanwhile, nor at the cost of the photo's own time.
+                share.wait_for(error.size_bytes)
 
-    def together(self, group: Sequence[Mapping[str, Any]]) -> list[storage.Blob | PhotoError]:
+    def together(
+        self, group: Sequence[Mapping[str, Any]], share: Share | None = None
+    ) -> list[storage.Blob | PhotoError]:
         """Return the same of each photo of a group of `archives.lie_together`, several by one request.
 
         A request that fails in the end fails for all of them: it is the same archive that each would have asked.
         """
         if len(group) == 1 or any(row[schema.STORED_BYTES] > self._max_bytes for row in group):
-            return [self._outcome(row) for row in group]
+            return [self._outcome(row, share) for row in group]
         try:
             photos: list[bytes | PhotoError] = self._tried(self._attempt_together, group)
         except PhotoError as error:
-            return [error] * len(group)
+            return [error.without_frames()] * len(group)
         return [
             photo if isinstance(photo, PhotoError) else storage.Blob(photo, row[schema.ETAG] or "")
             for row, photo in zip(group, photos, strict=True)
         ]
 
-    def _outcome(self, listed: Mapping[str, Any]) -> storage.Blob | PhotoError:
+    def most_bytes(self, group: Sequence[Mapping[str, Any]]) -> int:
+        """Return how many bytes are held, as far as the listing tells, to fetch a group of `archives.lie_together`.
+
+        Of a photo whose size is not listed its first bytes; it is asked for the rest once its size is known.
+        """
+        if len(group) > 1:
+            return int(group[-1][schema.OFFSET_BYTES] - group[0][schema.OFFSET_BYTES] + group[-1][schema.STORED_BYTES])
+        (row,) = group
+        size_bytes: int | None = row[schema.SIZE_BYTES]
+        if size_bytes is None:
+            return storage.HEAD_BYTES
+        # A packed member is held beside what it unpacks to. What is too large is not fetched at all.
+        held_bytes = size_bytes + (row[schema.STORED_BYTES] or 0 if archives.is_packed(row) else 0)
+        return held_bytes if size_bytes <= self._max_bytes else 0
+
+    def _outcome(self, listed: Mapping[str, Any], share: Share | None) -> storage.Blob | PhotoError:
         try:
-            return self(listed)
+            return self(listed, share)
         except PhotoError as error:
-            return error
+            return error.without_frames()
 
     def _tried(self, attempt: Callable[[_Wanted, float], _Got], wanted: _Wanted) -> _Got:
         deadline_s = time.monotonic() + self._settings.budget_s
@@ -152,22 +196,26 @@ class Fetcher:
         with storage.one_attempt(self._settings.attempt_timeout_s, deadline_s):
             return archives.read_together(group)
 
-    def _attempt(self, listed: Mapping[str, Any], deadline_s: float) -> storage.Blob:
+    def _attempt(self, listed: Mapping[str, Any], deadline_s: float, share: Share | None) -> storage.Blob:
+        def intake(head: bytes, size_bytes: int) -> None:
+            self._judge(head)
+            if share is not None and not share.has_grown(size_bytes):
+                raise _NoRoomError(size_bytes)
+
         uri, container_uri = listed[schema.URI], listed[schema.CONTAINER_URI]
         timeout_s = self._settings.attempt_timeout_s
         if web.is_web(uri):
             if self._web is None:
                 raise PhotoError(ErrorCode.FORBIDDEN, "on a web server, which needs --fetch.allow-http")
-            return self._web.read(uri, self._max_bytes, timeout_s, deadline_s)
+            return self._web.read(uri, self._max_bytes, timeout_s, deadline_s, intake)
         if container_uri is None:
             self._check_name(uri)
         with storage.one_attempt(timeout_s, deadline_s):
             if container_uri is not None:
                 part = (listed[schema.OFFSET_BYTES], listed[schema.STORED_BYTES], listed[schema.CONTAINER_ETAG])
-                return storage.Blob(
-                    archives.read_member(container_uri, *part, self._max_bytes), listed[schema.ETAG] or ""
-                )
-            blob = storage.read(uri, self._max_bytes)
+                data = archives.read_member(container_uri, *part, self._max_bytes, listed[schema.SIZE_BYTES], intake)
+                return storage.Blob(data, listed[schema.ETAG] or "")
+            blob = storage.read(uri, self._max_bytes, intake)
         # Of one version there is one length. A listing without a version, or with one of its own, may be outdated.
         if blob.etag == listed[schema.ETAG] and listed[schema.SIZE_BYTES] not in (None, len(blob.data)):
             raise OSError(f"{len(blob.data)} bytes came, {listed[schema.SIZE_BYTES]} are listed: {uri}")

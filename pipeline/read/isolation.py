@@ -3,8 +3,9 @@
 A few photos' bytes at a time go to a child through shared memory, and pixels or refusals come back; the child decodes
 one after the other and marks which, so that the one under way when it ends is known. Fetching stays with the parent:
 nothing that was fetched is lost. The child limits itself: a timer whose signal ends it, with no Python needed, and a
-limit on the memory that a decode may add. It ends when the parent's end of their socket closes, at the latest once the
-photo under way is done or out of time.
+limit that the kernel holds on the memory that a photo's bytes and its decoding may add, whatever its header says; one
+that keeps memory after a photo ends itself, and the next photo starts another. It ends when the parent's end of their
+socket closes, at the latest once the photo under way is done or out of time.
 
 Why no library's pool: `pebble` 5.2.3, which has such time limits, hands bytes and pixels over as pickles in a pipe and
 from thread to thread; it cost 34 % more processor time than decoding alone on photos of 640 × 480, where this costs 6 %
@@ -28,7 +29,7 @@ import sys
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,8 @@ Answer = tuple[Decoded | PhotoError, float]
 _STARTS = 3
 _READY = b"ready"
 _MEMORY_STEP_BYTES = 16 << 20
+_MOST_KEPT_BYTES = 128 << 20
+"""A child that holds so much more between photos than at its start is replaced: 0.3 s for what may be a leak."""
 _MAX_MESSAGE_BYTES = 128 << 10
 _MAX_BUG_CHARS = 8000
 _MARK = struct.Struct("<Q")
@@ -71,7 +74,7 @@ class DecodeOrder:
 
     Attributes:
         timeout_s: how long one photo may take.
-        memory_bytes: how much memory its decoding may add to the process.
+        memory_bytes: how much memory its bytes and its decoding may add to the process.
     """
 
     target: DecodeTarget
@@ -175,32 +178,38 @@ def serve(socket_descriptor: int, memory_descriptor: int) -> None:
         memory = _PhotoMemory(memory_descriptor, order.target)
         link.send(_READY)
         while True:
-            layout: _Layout = pickle.loads(link.receive())
-            answers: list[tuple[PhotoFacts | PhotoError | _Bug, float]] = []
-            for index in range(len(layout.photo_bytes)):
-                memory.mark(layout, index)
-                start_s = time.perf_counter()
-                answer = _answer(memory.photo(layout, index), order, limit)
-                if isinstance(answer, DecodedPhoto):
-                    memory.put_pixels(layout, index, answer.pixels_HWC)
-                    facts = PhotoFacts(answer.format, answer.width_px, answer.height_px, answer.exif)
-                    answers.append((facts, time.perf_counter() - start_s))
-                    continue
-                answers.append((answer, time.perf_counter() - start_s))
-                if isinstance(answer, _Bug):
-                    break
-            link.send(pickle.dumps(answers))
+            link.send(_answers(pickle.loads(link.receive()), order, memory, limit))
+            if limit.kept_bytes() > _MOST_KEPT_BYTES and not limit.trimmed(_MOST_KEPT_BYTES):
+                return
     except (EOFError, ConnectionError):  # the parent is gone, or needs no child any more
         return
 
 
+def _answers(layout: _Layout, order: DecodeOrder, memory: _PhotoMemory, limit: _MemoryLimit) -> bytes:
+    """Decode the photos that lie in the memory; return what there is to say of each, as one message."""
+    answers: list[tuple[PhotoFacts | PhotoError | _Bug, float]] = []
+    for index in range(len(layout.photo_bytes)):
+        memory.mark(layout, index)
+        start_s = time.perf_counter()
+        answer = _answer(memory.photo(layout, index), order, limit)
+        if isinstance(answer, DecodedPhoto):
+            memory.put_pixels(layout, index, answer.pixels_HWC)
+            facts = PhotoFacts(answer.format, answer.width_px, answer.height_px, answer.exif)
+            answers.append((facts, time.perf_counter() - start_s))
+            continue
+        answers.append((answer, time.perf_counter() - start_s))
+        if isinstance(answer, _Bug):
+            break
+    return pickle.dumps(answers)
+
+
 def _answer(data: bytes, order: DecodeOrder, limit: _MemoryLimit) -> DecodedPhoto | PhotoError | _Bug:
-    limit.set(order.memory_bytes)
+    limit.set(order.memory_bytes - len(data))  # which are there already
     signal.setitimer(signal.ITIMER_REAL, order.timeout_s)
     try:
         return order.decode(data, order.target, order.limits)
     except PhotoError as error:
-        return error
+        return error.without_frames()
     except MemoryError:
         allowed = f"decoding needs more than the {order.memory_bytes >> 20} MiB of memory that it may take"
         return PhotoError(ErrorCode.TOO_LARGE, allowed)
@@ -282,13 +291,15 @@ class _Child:
         except (EOFError, ConnectionError):
             returncode = self.process.wait()
             return _Death(returncode, self._memory.marked(layout), time.perf_counter() - start_s)
-        return [
+        found = [
             (
                 (answer, self._memory.pixels(layout, index)) if isinstance(answer, PhotoFacts) else _raised(answer),
                 taken_s,
             )
             for index, (answer, taken_s) in enumerate(answers)
         ]
+        self._memory.give_back(layout)
+        return found
 
 
 def _raised(answer: PhotoError | _Bug) -> PhotoError:
@@ -313,9 +324,24 @@ class _MemoryLimit:
     def __init__(self) -> None:
         self._statm = os.open("/proc/self/statm", os.O_RDONLY)  # kept open: opening takes longer than all else here
         self._hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        self._at_start_bytes = self._data_bytes()
+
+    def _data_bytes(self) -> int:
+        return int(os.pread(self._statm, 200, 0).split()[5]) * _PAGE_BYTES
+
+    def kept_bytes(self) -> int:
+        """Return how much more data the process has than at its start."""
+        return self._data_bytes() - self._at_start_bytes
+
+    def trimmed(self, most_bytes: int) -> bool:
+        """Give free memory back to the system; return whether no more than `most_bytes` are kept then."""
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:  # not every C library has it
+            trim(_HEAP_KEPT_BYTES)
+        return self.kept_bytes() <= most_bytes
 
     def set(self, more_bytes: int) -> None:
-        soft = int(os.pread(self._statm, 200, 0).split()[5]) * _PAGE_BYTES + more_bytes
+        soft = self._data_bytes() + more_bytes
         soft = soft if self._hard == resource.RLIM_INFINITY else min(soft, self._hard)
         resource.setrlimit(resource.RLIMIT_DATA, (soft, self._hard))
 
@@ -348,6 +374,21 @@ class _Layout:
     photo_bytes: list[int]
 
 
+def _write_whole(descriptor: int, data: bytes, at: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(descriptor, rest, at)
+        rest, at = rest[written:], at + written
+
+
+def _read_on(descriptor: int, size_bytes: int, at: int) -> Iterator[bytes]:
+    while size_bytes:
+        piece = os.pread(descriptor, size_bytes, at)
+        assert piece, "the shared memory is shorter than its layout says"
+        yield piece
+        size_bytes, at = size_bytes - len(piece), at + len(piece)
+
+
 class _PhotoMemory:
     """The memory that parent and child share, as one of them sees it."""
 
@@ -366,14 +407,28 @@ class _PhotoMemory:
             os.ftruncate(self._descriptor, layout.memory_bytes)
         memory = self._mapped(layout)
         for data in photos:
-            memory[at : at + len(data)] = data
+            if len(data) <= _MEMORY_STEP_BYTES:
+                memory[at : at + len(data)] = data
+            else:  # not by way of pages that would then be this process', too
+                _write_whole(self._descriptor, data, at)
             at += len(data)
         self.mark(layout, 0)
         return layout
 
+    def give_back(self, layout: _Layout) -> None:
+        """Give back what a huge photo took: the next one may be long in coming."""
+        if layout.memory_bytes > _MEMORY_STEP_BYTES:
+            os.ftruncate(self._descriptor, 0)
+
     def photo(self, layout: _Layout, index: int) -> bytes:
         at = _MARK.size + len(layout.photo_bytes) * self._pixels_bytes + sum(layout.photo_bytes[:index])
-        return self._mapped(layout)[at : at + layout.photo_bytes[index]]
+        size_bytes = layout.photo_bytes[index]
+        if size_bytes <= _MEMORY_STEP_BYTES:
+            return self._mapped(layout)[at : at + size_bytes]
+        data = os.pread(self._descriptor, size_bytes, at)
+        if len(data) < size_bytes:  # beyond 2 GiB one call gives less
+            data += b"".join(_read_on(self._descriptor, size_bytes - len(data), at + len(data)))
+        return data
 
     def mark(self, layout: _Layout, index: int) -> None:
         """Say which photo is at work."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,10 +14,12 @@ import pyarrow as pa
 from blake3 import blake3
 
 from pipeline import schema, storage
+from pipeline.decode.header import check_head
 from pipeline.decode.photo import DecodeFailure, DecodeLimits, DecodeTarget, PhotoFacts, decode_photo
+from pipeline.read.budget import BytesInFlight, Share
 from pipeline.read.fetch import Fetcher, FetchSettings
 from pipeline.read.isolation import Answer, Decode, Decoded, DecodeOrder, IsolatedDecoder
-from pipeline.schema import PhotoError
+from pipeline.schema import ErrorCode, PhotoError
 from pipeline.sources import archives
 
 _Outcome = storage.Blob | PhotoError
@@ -36,9 +39,10 @@ class ReaderSettings:
     Attributes:
         target: the size the model wants.
         limits: what is refused as too large.
-        concurrent_fetches: requests on their way at once in each reading task; they also bound its memory.
+        concurrent_fetches: requests on their way at once in each reading task.
         decode_timeout_s: how long the decoding of one photo may take, once it is fetched.
-        fetch: how long each is tried, and from where; its `concurrent` is the whole run's affair.
+        fetch: how long each is tried, from where, and how many bytes are held; its `concurrent` is the whole run's
+            affair.
         local_roots: where local photos may be read, see `roots.is_allowed`; None for anywhere.
     """
 
@@ -55,12 +59,45 @@ class ReaderSettings:
 
     @property
     def decode_memory_bytes(self) -> int:
-        """How much memory the decoding of one photo may take, all in all.
+        """How much memory one photo may take in its decoder: its bytes, its pixels or frequencies, and our steps.
 
-        `limits.max_memory_bytes` is about the codec's own; with our steps behind it, up to 3.95 times that was measured
-        (32-bit grey). The rest is for the codecs' first use.
+        The defaults keep that process, of 0.1 GB itself, below 1.5 GB. What stands beside the pixels are bands of rows
+        where colours are unusual, and the codecs' first use.
         """
-        return 4 * self.limits.max_memory_bytes + (256 << 20)
+        return max(self.limits.max_memory_bytes, self.limits.max_bytes) + (192 << 20)
+
+
+@dataclass
+class _Group:
+    """Listed photos that are fetched together, and what they take of the budget."""
+
+    rows: list[dict[str, Any]]
+    fetched: Future[_Fetched]
+    share: Share
+
+
+class _Batch:
+    """Fetched photos that are decoded together, each with its listing and the seconds it took, and their shares."""
+
+    def __init__(self) -> None:
+        self.photos: list[tuple[dict[str, Any], _Outcome, float]] = []
+        self.shares: list[Share] = []
+        self._size_bytes = 0
+
+    def add(self, photo: tuple[dict[str, Any], _Outcome, float]) -> None:
+        self.photos.append(photo)
+        self._size_bytes += 0 if isinstance(photo[1], PhotoError) else len(photo[1].data)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.photos) == _BATCH_PHOTOS or self._size_bytes >= _BATCH_BYTES
+
+    def end(self) -> None:
+        """Let go of the photos, which are decoded, and of their part of the budget."""
+        self.photos.clear()
+        self._size_bytes = 0
+        while self.shares:
+            self.shares.pop().end()
 
 
 class Reader:
@@ -71,7 +108,10 @@ class Reader:
 
     def __init__(self, settings: ReaderSettings) -> None:
         self._settings = settings
-        self._fetcher = Fetcher(settings.fetch, settings.limits.max_bytes, local_roots=settings.local_roots)
+        judge = functools.partial(check_head, limits=settings.limits)
+        self._fetcher = Fetcher(
+            settings.fetch, settings.limits.max_bytes, local_roots=settings.local_roots, judge=judge
+        )
         self._fetchers = ThreadPoolExecutor(settings.concurrent_fetches, thread_name_prefix="fetch")
 
     def __call__(self, plan: pa.Table, note_read: NoteRead = lambda _: None) -> pa.Table:
@@ -80,51 +120,67 @@ class Reader:
         `note_read` is given a few rows at a time, as they are done: a slow store is not one that hangs.
         """
         rows = []
-        for batch in self._batches(plan.to_pylist()):
-            read = self._read(batch)
-            note_read(read)
-            rows += read
+        budget = BytesInFlight(self._settings.fetch.budget_bytes)
+        try:
+            for batch in self._batches(plan.to_pylist(), budget):
+                read = self._read(batch)
+                note_read(read)
+                rows += read
+                batch.end()
+        finally:
+            budget.close()
         return pa.Table.from_pylist(rows, schema=schema.READ)
 
-    def _batches(self, listed: list[dict[str, Any]]) -> Iterator[list[tuple[dict[str, Any], _Outcome, float]]]:
-        """Yield fetched photos, several at once where they are there already: nothing waits for a batch to be full."""
-        batch: list[tuple[dict[str, Any], _Outcome, float]] = []
-        size_bytes = 0
-        for group, fetched in self._fetch(listed):
-            if batch and not fetched.done():
+    def _batches(self, listed: list[dict[str, Any]], budget: BytesInFlight) -> Iterator[_Batch]:
+        """Yield fetched photos, several at once where they are there already: nothing waits for a batch to be full.
+
+        Whoever takes a batch ends it before the next one.
+        """
+        batch = _Batch()
+        for group in self._fetch(listed, budget):
+            if batch.photos and (group is None or not group.fetched.done()):
                 yield batch
-                batch, size_bytes = [], 0
-            outcomes, fetch_s = fetched.result()  # waits for it, where it begins a batch
-            for row, outcome in zip(group, outcomes, strict=True):
-                if batch and (len(batch) == _BATCH_PHOTOS or size_bytes >= _BATCH_BYTES):
+            if group is None:
+                continue
+            outcomes, fetch_s = group.fetched.result()  # waits for it, where it begins a batch
+            del group.fetched  # which would hold the photos
+            for row in group.rows:
+                if batch.is_full:
                     yield batch
-                    batch, size_bytes = [], 0
-                size_bytes += 0 if isinstance(outcome, PhotoError) else len(outcome.data)
-                batch.append((row, outcome, fetch_s))
-        if batch:
+                batch.add((row, outcomes.pop(0), fetch_s))
+            batch.shares.append(group.share)
+        if batch.photos:
             yield batch
 
-    def _fetch(self, listed: list[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any]], Future[_Fetched]]]:
+    def _fetch(self, listed: list[dict[str, Any]], budget: BytesInFlight) -> Iterator[_Group | None]:
         """Yield the listed photos, neighbours in a tar together, each with its outcome to come, no more than
-        `concurrent_fetches` requests ahead."""
-        ahead: collections.deque[tuple[list[dict[str, Any]], Future[_Fetched]]] = collections.deque()
-        for group in archives.lie_together(listed):
-            ahead.append((group, self._fetchers.submit(self._fetch_group, group)))
+        `concurrent_fetches` requests ahead, nor more than the budget; None where that has to be decoded first."""
+        ahead: collections.deque[_Group] = collections.deque()
+        overlapping = archives.overlapping(listed)
+        for rows in archives.lie_together(listed):
+            is_refused = rows[0][schema.URI] in overlapping
+            most_bytes = 0 if is_refused else self._fetcher.most_bytes(rows)
+            while not budget.fits(most_bytes):
+                yield ahead.popleft() if ahead else None
+            share = budget.begin(most_bytes)
+            fetched = self._fetchers.submit(_refuse_overlapping if is_refused else self._fetch_group, rows, share)
+            ahead.append(_Group(rows, fetched, share))
             if len(ahead) == self._settings.concurrent_fetches:
                 yield ahead.popleft()
-        yield from ahead
+        while ahead:
+            yield ahead.popleft()
 
-    def _fetch_group(self, group: list[dict[str, Any]]) -> _Fetched:
+    def _fetch_group(self, group: list[dict[str, Any]], share: Share) -> _Fetched:
         start_s = time.perf_counter()
-        outcomes = self._fetcher.together(group)
+        outcomes = self._fetcher.together(group, share)
         return outcomes, (time.perf_counter() - start_s) / len(group)
 
-    def _read(self, batch: list[tuple[dict[str, Any], _Outcome, float]]) -> list[dict[str, Any]]:
+    def _read(self, batch: _Batch) -> list[dict[str, Any]]:
         names = (schema.PHOTO_ID, schema.URI, schema.ETAG, schema.SIZE_BYTES)
         rows: list[dict[str, Any]] = []
         fetched_rows: list[dict[str, Any]] = []
         photos: list[bytes] = []
-        for listed, blob, fetch_s in batch:
+        for listed, blob, fetch_s in batch.photos:
             row: dict[str, Any] = {name: listed[name] for name in names} | {schema.FETCH_SECONDS: fetch_s}
             rows.append(row)
             if isinstance(blob, PhotoError):
@@ -158,7 +214,7 @@ class Reader:
         try:
             photo = decode_photo(data, self._settings.target, self._settings.limits)
         except PhotoError as error:
-            return error
+            return error.without_frames()
         return PhotoFacts(photo.format, photo.width_px, photo.height_px, photo.exif), photo.pixels_HWC.tobytes()
 
 
@@ -179,6 +235,12 @@ class IsolatedReader(Reader):
     def close(self) -> None:
         """End the decoder's process; the process' exit does the same."""
         self.decoder.close()
+
+
+def _refuse_overlapping(group: list[dict[str, Any]], share: Share) -> _Fetched:
+    del share
+    message = "shares its bytes with another member of its zip, which no archiver does: unpack it and look"
+    return [PhotoError(ErrorCode.CORRUPT, message) for _ in group], 0.0
 
 
 def _error_columns(error: PhotoError) -> dict[str, Any]:

@@ -20,9 +20,11 @@ from pipeline.storage import object_store
 from pipeline.storage.local_store import LocalStore
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.object_store import one_attempt as one_attempt
+from pipeline.storage.store import HEAD_BYTES as HEAD_BYTES
 from pipeline.storage.store import Blob as Blob
 from pipeline.storage.store import ChangedError as ChangedError
 from pipeline.storage.store import Entry as Entry
+from pipeline.storage.store import Intake as Intake
 from pipeline.storage.store import Store, is_plain
 from pipeline.storage.store import TooLargeError as TooLargeError
 from pipeline.storage.store import Visitor as Visitor
@@ -73,12 +75,13 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
-def read(uri: str, max_bytes: int | None = None) -> Blob:
+def read(uri: str, max_bytes: int | None = None, intake: Intake | None = None) -> Blob:
     """Return the whole object at `uri` and the version read; TooLargeError, unread, where it is more than `max_bytes`.
 
-    Raises FileNotFoundError, PermissionError, TimeoutError, RefusedError; any other OSError may be of the moment.
+    Raises FileNotFoundError, PermissionError, TimeoutError, RefusedError; any other OSError may be of the moment. What
+    `intake` raises, once the first 64 KiB are there, ends the read.
     """
-    return _store_of(uri).read(uri, max_bytes)
+    return _store_of(uri).read(uri, max_bytes, intake)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -91,12 +94,14 @@ def write_bytes(uri: str, data: bytes) -> None:
     _store_of(uri).write_bytes(uri, data)
 
 
-def read_range(uri: str, offset_bytes: int, length_bytes: int, etag: str | None = None) -> bytes:
+def read_range(
+    uri: str, offset_bytes: int, length_bytes: int, etag: str | None = None, intake: Intake | None = None
+) -> bytes:
     """Return a part of the object at `uri`, shorter where the object ends; ChangedError where it isn't version `etag`.
 
     Raises as `read` otherwise.
     """
-    return _store_of(uri).read_range(uri, offset_bytes, length_bytes, etag)
+    return _store_of(uri).read_range(uri, offset_bytes, length_bytes, etag, intake)
 
 
 def head(uri: str) -> Entry:

@@ -8,10 +8,10 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from pipeline.storage import local_files
-from pipeline.storage.store import Blob, ChangedError, Entry, Visitor, check_size, check_version
+from pipeline.storage.store import HEAD_BYTES, Blob, ChangedError, Entry, Intake, Visitor, check_size, check_version
 
 if TYPE_CHECKING:
     import duckdb
@@ -34,23 +34,26 @@ class LocalStore:
         """Return the path."""
         return Path(os.fsdecode(local_files.path_of(uri)))
 
-    def read(self, uri: str, max_bytes: int | None) -> Blob:
+    def read(self, uri: str, max_bytes: int | None, intake: Intake | None = None) -> Blob:
         """Return the whole file."""
         with local_files.open_file(uri) as file:
             size_bytes = os.fstat(file.fileno()).st_size
             check_size(uri, size_bytes, max_bytes)
-            data = file.read(size_bytes)  # no more: what the kernel makes up below /proc has no size, and may not end
+            # No more than its size: one that grows meanwhile, or that the kernel makes up (below /proc), has no end.
+            data = _read(file, 0, size_bytes, intake)
             status = os.fstat(file.fileno())
         if len(data) != status.st_size:
             raise OSError(f"is being written just now: {uri}")
         return Blob(data, local_files.etag_of(status))
 
-    def read_range(self, uri: str, offset_bytes: int, length_bytes: int, etag: str | None) -> bytes:
+    def read_range(
+        self, uri: str, offset_bytes: int, length_bytes: int, etag: str | None, intake: Intake | None = None
+    ) -> bytes:
         """Return a part of the file."""
         with local_files.open_file(uri) as file:
-            check_version(uri, local_files.etag_of(os.fstat(file.fileno())), etag)
-            file.seek(offset_bytes)
-            return file.read(length_bytes)
+            status = os.fstat(file.fileno())
+            check_version(uri, local_files.etag_of(status), etag)
+            return _read(file, offset_bytes, min(length_bytes, max(status.st_size - offset_bytes, 0)), intake)
 
     def head(self, uri: str) -> Entry:
         """Return the file as a listing would show it."""
@@ -105,6 +108,15 @@ class LocalStore:
 
     def let_duckdb_read(self, connection: duckdb.DuckDBPyConnection, uri: str) -> None:
         """Do nothing: DuckDB reads files by itself."""
+
+
+def _read(file: BinaryIO, start: int, size_bytes: int, intake: Intake | None) -> bytes:
+    """Read so many bytes; of what `intake` refuses no more than the first."""
+    if intake is not None and size_bytes > HEAD_BYTES:
+        intake(os.pread(file.fileno(), HEAD_BYTES, start), size_bytes)
+    if start:
+        file.seek(start)
+    return file.read(size_bytes)
 
 
 def _digest(data: bytes) -> str:

@@ -26,7 +26,17 @@ from pipeline.storage import clients
 from pipeline.storage.clients import builtin_errors
 from pipeline.storage.listing import Page, list_in_order
 from pipeline.storage.shared_file import SharedFile
-from pipeline.storage.store import Blob, ChangedError, Entry, Visitor, check_size, check_version, is_plain
+from pipeline.storage.store import (
+    Blob,
+    ChangedError,
+    Entry,
+    Intake,
+    Visitor,
+    check_size,
+    check_version,
+    is_plain,
+    taken_in,
+)
 
 if TYPE_CHECKING:
     import duckdb
@@ -93,17 +103,19 @@ class ObjectStore:
         """Return None: it is elsewhere."""
         return None
 
-    def read(self, uri: str, max_bytes: int | None) -> Blob:
+    def read(self, uri: str, max_bytes: int | None, intake: Intake | None = None) -> Blob:
         """Return the whole object."""
         with _opened(uri) as answer:
             check_size(uri, answer.size_bytes, max_bytes)
-            return Blob(_received(uri, answer), answer.etag)
+            return Blob(_received(uri, answer, intake), answer.etag)
 
-    def read_range(self, uri: str, offset_bytes: int, length_bytes: int, etag: str | None = None) -> bytes:
+    def read_range(
+        self, uri: str, offset_bytes: int, length_bytes: int, etag: str | None = None, intake: Intake | None = None
+    ) -> bytes:
         """Return a part of the object."""
         with _opened(uri, (offset_bytes, offset_bytes + length_bytes)) as answer:
             check_version(uri, answer.etag, etag)
-            return _received(uri, answer)
+            return _received(uri, answer, intake)
 
     def head(self, uri: str) -> Entry:
         """Return the object as a listing would show it."""
@@ -250,17 +262,19 @@ def _opened(uri: str, part: tuple[int, int] | None = None) -> Iterator[_Answer]:
             yield _Answer(answer["ContentLength"], _clean_etag(answer["ETag"]), body.iter_chunks(1 << 20))
 
 
-def _received(uri: str, answer: _Answer) -> bytes:
-    attempt = _ATTEMPT.get()
-    received = []
-    for chunk in answer.chunks:
-        if attempt and time.monotonic() > attempt.deadline_s:
-            raise TimeoutError(f"still coming at the deadline: {uri}")
-        received.append(chunk)
-    data = b"".join(received)
+def _received(uri: str, answer: _Answer, intake: Intake | None) -> bytes:
+    data = taken_in(_in_time(uri, answer.chunks), answer.size_bytes, intake)
     if len(data) != answer.size_bytes:
         raise OSError(f"{len(data)} bytes came instead of {answer.size_bytes}: {uri}")
     return data
+
+
+def _in_time(uri: str, chunks: Iterable[Any]) -> Iterator[Any]:
+    attempt = _ATTEMPT.get()
+    for chunk in chunks:
+        if attempt and time.monotonic() > attempt.deadline_s:
+            raise TimeoutError(f"still coming at the deadline: {uri}")
+        yield chunk
 
 
 def _s3_page(client: Any, bucket: str, prefix: str, token: str | None, after: str | None) -> Page[Entry]:

@@ -5,13 +5,23 @@ An object is bytes under a name. Every put is atomic: an object appears whole or
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import duckdb
+
+
+HEAD_BYTES = 64 << 10
+Intake = Callable[[bytes, int], None]
+"""Who looks at a body as it comes, with its first `HEAD_BYTES` and its size: what it raises ends the read.
+
+It is not asked about a body of no more than that. Where a server does not say the size, it is asked again with what has
+come by then, each time that has doubled.
+"""
 
 
 @dataclass(frozen=True)
@@ -72,10 +82,12 @@ class Store(Protocol):
     def local_path(self, uri: str) -> Path | None:
         """Return where on this machine the file or folder at `uri` lies, None if it is elsewhere."""
 
-    def read(self, uri: str, max_bytes: int | None) -> Blob:
+    def read(self, uri: str, max_bytes: int | None, intake: Intake | None) -> Blob:
         """Return the whole object."""
 
-    def read_range(self, uri: str, offset_bytes: int, length_bytes: int, etag: str | None) -> bytes:
+    def read_range(
+        self, uri: str, offset_bytes: int, length_bytes: int, etag: str | None, intake: Intake | None
+    ) -> bytes:
         """Return a part of the object."""
 
     def head(self, uri: str) -> Entry:
@@ -128,3 +140,21 @@ def check_version(uri: str, found: str, wanted: str | None) -> None:
     """Raise ChangedError for an object that is not the version `wanted`; any will do where that is None."""
     if wanted is not None and found != wanted:
         raise ChangedError(f"changed meanwhile: {uri}")
+
+
+def taken_in(chunks: Iterable[bytes], size_bytes: int | None, intake: Intake | None) -> bytes:
+    """Return all chunks of a body, of which the server said that it has `size_bytes`, held once.
+
+    Raises what `intake` raises, and asks for no more chunks then.
+    """
+    received, asked_at_bytes = io.BytesIO(), HEAD_BYTES
+    for chunk in chunks:
+        received.write(chunk)
+        come_bytes = received.tell()
+        # Of a body that has just its head there is no rest to be spared.
+        if intake is not None and come_bytes >= asked_at_bytes and (size_bytes or come_bytes + 1) > HEAD_BYTES:
+            intake(bytes(received.getbuffer()[:HEAD_BYTES]), size_bytes or come_bytes)
+            if size_bytes is not None:
+                intake = None
+            asked_at_bytes = 2 * come_bytes
+    return received.getvalue()

@@ -20,6 +20,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from pipeline import storage
 from pipeline.storage.clients import RefusedError, answered
+from pipeline.storage.store import taken_in
 
 _MAX_REDIRECTS = 5
 _CONNECT_TIMEOUT_S = 5.0
@@ -72,7 +73,9 @@ class Web:
         self._may_connect = may_connect
         self._tls = ssl.create_default_context()
 
-    def read(self, uri: str, max_bytes: int, timeout_s: float, deadline_s: float) -> storage.Blob:
+    def read(
+        self, uri: str, max_bytes: int, timeout_s: float, deadline_s: float, intake: storage.Intake | None = None
+    ) -> storage.Blob:
         """Return what is at `uri`, at most five redirects away, with its ETag, "" where it has none; one attempt.
 
         Raises as `storage.read` within `storage.one_attempt`, PermissionError for an address that isn't public, and
@@ -83,7 +86,7 @@ class Web:
             with self._opened(uri, timeout_s, deadline_s) as response:
                 location = response.getheader("Location")
                 if response.status not in (301, 302, 303, 307, 308) or not location:
-                    return _blob(uri, response, max_bytes)
+                    return _blob(uri, response, max_bytes, intake)
             try:
                 target = urljoin(uri, location.encode("latin-1").decode("utf-8", "replace"))
             except ValueError as error:
@@ -185,7 +188,7 @@ def _parsed(uri: str) -> SplitResult:
     return url
 
 
-def _blob(uri: str, response: http.client.HTTPResponse, max_bytes: int) -> storage.Blob:
+def _blob(uri: str, response: http.client.HTTPResponse, max_bytes: int, intake: storage.Intake | None) -> storage.Blob:
     status, message = response.status, f"{response.status} {response.reason}: {uri}"
     if status in (404, 410):
         raise FileNotFoundError(message)
@@ -197,16 +200,23 @@ def _blob(uri: str, response: http.client.HTTPResponse, max_bytes: int) -> stora
         raise answered(status, message)
     if status != 200:
         raise RefusedError(message)
-    received, size_bytes = [], 0
     expected_bytes = response.length  # None where it comes in chunks, or ends when the server closes
-    while size_bytes <= max_bytes and (expected_bytes or 0) <= max_bytes and (chunk := response.read1(_CHUNK_BYTES)):
-        received.append(chunk)
-        size_bytes += len(chunk)
-    if max(size_bytes, expected_bytes or 0) > max_bytes:
-        raise storage.TooLargeError(f"more than the limit of {max_bytes} bytes: {uri}")
-    if expected_bytes is not None and size_bytes != expected_bytes:
-        raise OSError(f"{size_bytes} bytes came instead of {expected_bytes}: {uri}")
-    return storage.Blob(b"".join(received), (response.getheader("ETag") or "").removeprefix("W/").strip('"'))
+    too_large = storage.TooLargeError(f"more than the limit of {max_bytes} bytes: {uri}")
+    if (expected_bytes or 0) > max_bytes:
+        raise too_large
+
+    def chunks() -> Iterator[bytes]:
+        size_bytes = 0
+        while chunk := response.read1(_CHUNK_BYTES):
+            size_bytes += len(chunk)
+            if size_bytes > max_bytes:
+                raise too_large
+            yield chunk
+
+    data = taken_in(chunks(), expected_bytes, intake)
+    if expected_bytes is not None and len(data) != expected_bytes:
+        raise OSError(f"{len(data)} bytes came instead of {expected_bytes}: {uri}")
+    return storage.Blob(data, (response.getheader("ETag") or "").removeprefix("W/").strip('"'))
 
 
 def _retry_after_s(text: str | None) -> float:

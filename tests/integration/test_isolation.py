@@ -17,7 +17,7 @@ from tests.support.photo_samples import china_jpeg, flower_jpeg
 BAD = {
     "crash": (CRASH, "decoder_crashed", "its decoder ended by SIGSEGV, twice"),
     "sleep": (SLEEP, "decoder_timeout", "not decoded within 2 s, twice"),
-    "bloat": (BLOAT, "too_large", "decoding needs more than the 320 MiB of memory that it may take"),
+    "bloat": (BLOAT, "too_large", "decoding needs more than the 704 MiB of memory that it may take"),
 }
 
 

@@ -14,9 +14,12 @@ import time
 from pipeline.decode import photo as pipeline_decode
 from pipeline.decode.photo import DecodedPhoto, DecodeLimits, DecodeTarget
 
-CRASH, ABORT, EXIT, SLEEP, SPIN, BLOAT, BUG, ONCE = (
-    b"!" + name for name in (b"crash", b"abort", b"exit", b"sleep", b"spin", b"bloat", b"bug", b"once")
+CRASH, ABORT, EXIT, SLEEP, SPIN, BLOAT, BUG, ONCE, LEAK = (
+    b"!" + name for name in (b"crash", b"abort", b"exit", b"sleep", b"spin", b"bloat", b"bug", b"once", b"leak")
 )
+
+
+_leaked: list[bytearray] = []
 
 
 def decode_photo(data: bytes, target: DecodeTarget, limits: DecodeLimits) -> DecodedPhoto:
@@ -35,6 +38,9 @@ def decode_photo(data: bytes, target: DecodeTarget, limits: DecodeLimits) -> Dec
         hoard = []
         while True:
             hoard.append(bytearray(16 << 20))
+    if data.startswith(LEAK):
+        _leaked.append(bytearray(200 << 20))
+        data = data.removeprefix(LEAK)
     if data.startswith(BUG):
         raise LookupError("a bug in our own code")
     if data.startswith(ONCE):

@@ -183,7 +183,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_read_again(tmp_path: Path, monke
         """What a reader sees of a file whose writer is not done: its end, then a larger size."""
 
         def __init__(self, file: Any) -> None:
-            self._file, self.fileno = file, file.fileno
+            self._file, self.fileno, self.seek = file, file.fileno, file.seek
 
         def __enter__(self) -> Growing:
             return self
@@ -472,7 +472,7 @@ def test_the_limit_is_shared_out(concurrent: int | None, readers: int, expected:
     assert shares(concurrent, readers) == expected
 
 
-@pytest.mark.parametrize("wrong", [{"budget_s": 0}, {"attempt_timeout_s": -1}, {"concurrent": 0}])
+@pytest.mark.parametrize("wrong", [{"budget_s": 0}, {"attempt_timeout_s": -1}, {"concurrent": 0}, {"budget_bytes": 0}])
 def test_settings_that_can_not_be_say_what_to_type(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"--fetch.{next(iter(wrong)).replace('_', '-')} "):
         FetchSettings(**wrong)

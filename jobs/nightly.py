@@ -148,6 +148,7 @@ def summary_text(night: dict[str, Any]) -> str:
         *(f"failed, {code:<18}{count}" for code, count in sorted(night["failed_by_code"].items())),
         f"of these changed photos   {night['changed']}",
         f"listed no more            {night['gone']}",
+        *([f"missing, maybe not gone   {night['held_back']}"] if night.get("held_back") else []),
         f"left for the next night   {night['left']}",
         *([f"failed, tried again later {night['waiting']}"] if night.get("waiting") else []),
         f"hours                     {night['hours']:.2f}",
@@ -215,7 +216,7 @@ def _finished(output: str, run_id: str, max_failed_fraction: float) -> _Done | N
 
 def _geotagged(archive: ArchiveSettings) -> _Done | None:
     """Run, and return how it ended; None where it stopped before its end."""
-    code, outcome = geotag_archive.geotag_and_tell(archive, count_gone=True)
+    code, outcome = geotag_archive.geotag_and_tell(archive)
     if outcome is None:
         return None
     record = outcome.record
@@ -261,6 +262,7 @@ def _described(date: str, started_at: dt.datetime, done: list[_Done], set_aside:
         "failed_by_code": dict(failed_by_code),
         "changed": sum(run.plan.changed for run in done),
         "gone": last.gone,
+        "held_back": last.held_back,
         # What the limit kept out of the last run, and what that run had no time for.
         "left": photos - last.already_done - last.staged - last.todo - waiting + last.left,
         "waiting": waiting,

@@ -29,7 +29,7 @@ from pipeline.decode.photo import DecodeTarget
 from pipeline.geotag_settings import GeotagSettings
 from pipeline.locate.locator import LocatorSettings, model_folder
 from pipeline.locate.precision import cell_count
-from pipeline.published import records
+from pipeline.published import gone, layout, records
 from pipeline.published.records import AlbumCounts, PhotoCounts, RunRecord
 from pipeline.read.reader import ReaderSettings
 from pipeline.run import albums, copies, publish, staging, sweep, tally
@@ -122,22 +122,27 @@ class Processed:
     metrics: RunMetrics | None = None
 
 
-def geotag(settings: GeotagSettings, count_gone: bool = False) -> Outcome:
-    """Give every photo of an archive its row, and say how it went; `count_gone` is `make_plan`'s.
+def geotag(settings: GeotagSettings) -> Outcome:
+    """Give every photo of an archive its row, and say how it went.
 
     Raises ValueError for the user's mistakes, and what `STOPPED` names where the run must be started again.
     """
     settings.check()
     with open_run(settings) as run:
-        plan = plan_run(run, count_gone)
+        plan = plan_run(run)
         outcome = Outcome(run.output, run.checkpoint.model_id, plan)
         if plan.todo == 0 and plan.staged == 0:
-            sweep.unneeded_run(run.held, run.stage)
-            return outcome
+            found = find_gone(run, plan)
+            if found.list is None:
+                sweep.unneeded_run(run.held, run.stage)
+                return replace(outcome, plan=replace(plan, gone=found.count, held_back=found.held_back))
+            nothing = Published((), 0, {}, plan.photos.fingerprint)
+            return replace(outcome, record=commit(run, plan, Processed(plan.photos), None, nothing, found))
         processed = process(run, plan)
         explained = explain(run)
         published = publish_rows(run, processed)
-        return replace(outcome, record=commit(run, plan, processed, explained, published))
+        found = find_gone(run, plan)
+        return replace(outcome, record=commit(run, plan, processed, explained, published, found))
 
 
 @contextlib.contextmanager
@@ -175,7 +180,7 @@ def open_run(settings: GeotagSettings) -> Iterator[Run]:
         )
 
 
-def plan_run(run: Run, count_gone: bool) -> Plan:
+def plan_run(run: Run) -> Plan:
     """List the sources, and write down what this run takes on."""
     copies.settle(run.stage, run.answering_files)  # of an earlier start: what is settled need not be planned
     log.info("listing %s", ", ".join(run.sources))
@@ -191,7 +196,7 @@ def plan_run(run: Run, count_gone: bool) -> Plan:
         exclude=run.settings.exclude,
         allow_http=run.settings.fetch.allow_http,
         order=run.settings.order,
-        count_gone=count_gone,
+        records=run.finished,
     )
     log.info("%d photos listed, %d done before, %d to do", plan.listed - plan.duplicates, plan.already_done, plan.todo)
     run.held.prove()  # listing and planning may have taken hours, and another run may go by this one's silence
@@ -260,11 +265,31 @@ def publish_rows(run: Run, processed: Processed) -> Published:
     return published
 
 
+def find_gone(run: Run, plan: Plan) -> gone.Gone:
+    """Decide which photos are gone, once it is known which bytes are still there under other names."""
+    return gone.settle(
+        plan.missing,
+        run.stage.row_files() if plan.missing.new else (),
+        layout.gone_list(run.held.epoch),
+        run.output,
+        run.sources,
+        is_complete=plan.is_complete,
+        max_fraction=run.settings.max_gone_fraction,
+        sequence=run.held.epoch,
+        since=run.started_at,
+    )
+
+
 def commit(
-    run: Run, plan: Plan, processed: Processed, explained: AlbumCounts | None, published: Published
+    run: Run,
+    plan: Plan,
+    processed: Processed,
+    explained: AlbumCounts | None,
+    published: Published,
+    found: gone.Gone,
 ) -> RunRecord:
     """Let the run count: put its record, through the lease; then remove what was staged."""
-    record = _record(run, plan, processed, explained, published)
+    record = _record(run, plan, processed, explained, published, found)
     try:
         run.held.commit(record.to_json())
     except lease.LeaseLostError:
@@ -277,7 +302,12 @@ def commit(
 
 
 def _record(
-    run: Run, plan: Plan, processed: Processed, explained: AlbumCounts | None, published: Published
+    run: Run,
+    plan: Plan,
+    processed: Processed,
+    explained: AlbumCounts | None,
+    published: Published,
+    found: gone.Gone,
 ) -> RunRecord:
     return RunRecord(
         run_id=run.stage.run_id,
@@ -296,7 +326,7 @@ def _record(
             "ray": importlib.metadata.version("ray"),
             "code": code_version(),
         },
-        plan=plan.counts(processed.left),
+        plan=plan.counts(processed.left, found),
         photos=PhotoCounts(
             located=published.located,
             undecided=published.undecided,
@@ -308,6 +338,7 @@ def _record(
             context=explained,
         ),
         files=published.files,
+        gone=found.list,
     )
 
 

@@ -293,6 +293,7 @@ ADDED_LATER = frozenset(
 LAST_ERROR_CODE = "last_error_code"
 LAST_ERROR_MESSAGE = "last_error_message"
 LAST_TRIED_AT = "last_tried_at"
+GONE_SINCE = "gone_since"
 
 LAST_TRY = pa.schema(
     [
@@ -302,6 +303,19 @@ LAST_TRY = pa.schema(
     ]
 )
 """What the view `photos` says, beside an answer, of a newer attempt to fetch the same version of the photo."""
+
+GONE = pa.schema(
+    [
+        PHOTOS.field(PHOTO_ID),
+        _column(
+            GONE_SINCE,
+            pa.timestamp("us", tz="UTC"),
+            "when a run first found that its sources list the photo no more; null while it is here",
+        ),
+        PHOTOS.field(RUN_SEQUENCE),
+    ]
+)
+"""The list of photos that are listed no more; the view `photos` says it by the column `gone_since`."""
 
 READ = pa.schema(
     [

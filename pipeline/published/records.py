@@ -70,7 +70,8 @@ class PlanCounts:
     `listed` counts manifest rows, `excluded` those that the sources' patterns left out before, `duplicates` those that
     repeat a photo; `already_done` the photos that have their row from an earlier run, `of_another_model` those of them
     whose row another model made; `waiting` those that failed in passing and are for a later run to try again; `gone`
-    the photos that have a row and are listed no more, where that was asked for. Of those this run takes on, `staged`
+    the photos that have a row and are listed no more, `held_back` those that are missing and were not taken for gone
+    (see `gone`). Of those this run takes on, `staged`
     have their row from before it was interrupted, `todo` are to process now, `changed` were published in another
     version, and `left` is how many the run had no time for.
     """
@@ -84,6 +85,7 @@ class PlanCounts:
     todo: int = 0
     changed: int = 0
     gone: int | None = None
+    held_back: int = 0
     waiting: int = 0
     left: int = 0
 
@@ -97,6 +99,7 @@ class RunRecord:
         finished_at: ISO time in UTC; None of a run that has not finished, which does not count.
         dataflow_s: how long the cluster read and located photos.
         settings: what the command line said, nested as its settings are.
+        gone: the list of photos that were listed no more, if this run has changed it.
         removed_at: when it was let go of; `files` is empty once they are removed.
         others: what a newer version says besides.
     """
@@ -116,6 +119,7 @@ class RunRecord:
     plan: PlanCounts | None = None
     photos: PhotoCounts | None = None
     files: tuple[PublishedFile, ...] = ()
+    gone: PublishedFile | None = None
     removed_at: str | None = None
     record_version: int = RECORD_VERSION
     others: Mapping[str, Any] = field(default_factory=dict)
@@ -138,6 +142,7 @@ class RunRecord:
             path = file.get("path") if isinstance(file, dict) else None
             if not isinstance(path, str) or not layout.is_published_file(path):
                 raise ValueError(f"names a file that can't be the run's: {path}")
+        _check_list(document.get("gone"))
         names = {part.name for part in dataclasses.fields(cls)} - {"others"}
         said = {name: value for name, value in document.items() if name in names and value is not None}
         if photos is not None:
@@ -145,6 +150,8 @@ class RunRecord:
             said["photos"] = _part(PhotoCounts, photos | {"context": context and _part(AlbumCounts, context)})
         if isinstance(said.get("plan"), dict):
             said["plan"] = _part(PlanCounts, said["plan"])
+        if "gone" in said:
+            said["gone"] = _part(PublishedFile, said["gone"])
         said["files"] = tuple(_part(PublishedFile, file) for file in files)
         said["sources"] = tuple(said.get("sources", ()))
         others = {name: value for name, value in document.items() if name not in names}
@@ -154,7 +161,7 @@ class RunRecord:
         """Return the record as a JSON document; what it does not say is left out."""
         document = dataclasses.asdict(self)
         others = document.pop("others")
-        for name in ("plan", "photos"):
+        for name in ("plan", "photos", "gone"):
             document[name] = _said(document[name] or {})
         document["files"] = [_said(file) for file in document["files"]]
         is_said = {name: value not in (None, "", (), {}) for name, value in document.items()}
@@ -177,6 +184,15 @@ class RunRecord:
     def file_uris(self, output: str) -> list[str]:
         """Return the URIs of its published files."""
         return [storage.join(output, file.path) for file in self.files]
+
+    @property
+    def objects(self) -> tuple[PublishedFile, ...]:
+        """All that it names: its published files and its list of photos that are gone."""
+        return (*self.files, *([self.gone] if self.gone else []))
+
+    def object_uris(self, output: str) -> list[str]:
+        """Return the URIs of all that it names."""
+        return [storage.join(output, file.path) for file in self.objects]
 
 
 def encoded(record: RunRecord) -> bytes:
@@ -283,6 +299,13 @@ def _records(uris: Iterable[str]) -> list[RunRecord]:
             except ValueError as error:
                 raise ValueError(f"{uri} {error}. See what jobs.geotag_archive --verify says of it") from error
     return found
+
+
+def _check_list(file: object) -> None:
+    """Raise ValueError for what can't be a list of photos: whoever reads and removes lists goes by it."""
+    path = file.get("path") if isinstance(file, dict) else None
+    if file is not None and (not isinstance(path, str) or layout.list_epoch(path) is None):
+        raise ValueError(f"names a list that can't be one: {path}")
 
 
 def _encoded(document: Mapping[str, Any]) -> bytes:

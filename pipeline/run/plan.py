@@ -11,7 +11,7 @@ import functools
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +19,8 @@ import duckdb
 import pyarrow as pa
 
 from pipeline import schema, storage
-from pipeline.published import layout
-from pipeline.published.records import PlanCounts
+from pipeline.published import gone, layout
+from pipeline.published.records import PlanCounts, RunRecord
 from pipeline.run import staging
 from pipeline.run.photo_set import PhotoSet, UnaccountedError
 from pipeline.sources import manifest
@@ -43,15 +43,26 @@ _LONGEST_WAIT_LOG2 = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(PlanCounts):
-    """A run's work: its counts, which `photos` it takes on, and the `files` that hold those to process now."""
+    """A run's work: its counts, which `photos` it takes on, and the `files` that hold those to process now.
+
+    `missing` are the photos that are not listed any more, or are again.
+    """
 
     files: tuple[str, ...]
     photos: PhotoSet
+    missing: gone.Missing = field(default_factory=gone.Missing)
 
-    def counts(self, left: int) -> PlanCounts:
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that the sources hold was listed: only then may what was not listed be taken for gone."""
+        return True
+
+    def counts(self, left: int, found: gone.Gone | None = None) -> PlanCounts:
         """Return what the run's record says of it; `left` is how many photos the run had no time for."""
-        counted = {part.name: getattr(self, part.name) for part in fields(PlanCounts)}
-        return PlanCounts(**counted | {"left": left})
+        counted = {part.name: getattr(self, part.name) for part in fields(PlanCounts)} | {"left": left}
+        if found is not None:
+            counted |= {"gone": found.count, "held_back": found.held_back}
+        return PlanCounts(**counted)
 
 
 def make_plan(
@@ -67,7 +78,7 @@ def make_plan(
     exclude: Sequence[str] = (),
     allow_http: bool = False,
     order: Order = "name",
-    count_gone: bool = False,
+    records: Sequence[RunRecord] | None = None,
 ) -> Plan:
     """List `sources`, leave out what is done, write the rest as the stage's plan, and say what was counted.
 
@@ -79,6 +90,7 @@ def make_plan(
     `limit` bounds how many photos this run takes on, and `order` says which ones, and in which order: by name, or
     by the time of their last change, those without one last; but what failed before comes after all else, the longest
     ago first. `include`, `exclude` and `allow_http` are `manifest.read_manifest`'s.
+    `records` are of the runs that published `published_files`: with them the plan says what is `missing`.
     Raises ValueError for a source that can't be read.
     """
     with _database(stage) as connection:
@@ -109,6 +121,10 @@ def make_plan(
             f" FROM {'judged' if limit is None else 'limited'} WHERE NOT is_done AND NOT is_waiting",
         )
         files, photos = _write_plan(connection, stage, taken, todo, order)
+        missing = gone.Missing()
+        if records is not None:
+            scope = gone.Scope(tuple(sources), tuple(include), tuple(exclude))
+            missing = gone.find(connection, stage.missing_uri, scope, records, stage.output)
         return Plan(
             listed=listed,
             excluded=listing.excluded,
@@ -120,8 +136,9 @@ def make_plan(
             changed=changed,
             files=files,
             photos=photos,
-            gone=_count_gone(connection) if count_gone else None,
+            gone=None if records is None else missing.kept + missing.new,
             waiting=waiting,
+            missing=missing,
         )
 
 
@@ -340,13 +357,6 @@ def _runs_since(published_files: Sequence[str], epoch: int) -> list[int]:
 
 def _is_one_of(codes: Sequence[schema.ErrorCode]) -> str:
     return f"coalesce(error_code IN ({', '.join(repr(str(code)) for code in codes)}), false)"
-
-
-def _count_gone(connection: duckdb.DuckDBPyConnection) -> int:
-    (gone,) = _one_row(
-        connection, "SELECT count(*) FROM (SELECT DISTINCT photo_id FROM published) ANTI JOIN listed USING (photo_id)"
-    )
-    return gone
 
 
 _AGAIN, _OWN, _OTHER, _FAILED = 0, 1, 2, 4

@@ -3,9 +3,9 @@
 Three rules keep a holder that has lost its lease, and does not know it yet, from doing harm:
 
 - Everybody may remove what it wrote itself: no other epoch writes under these names.
-- What can never count again may be removed at any time: a published file of an older epoch that no record names (an
-  older epoch can't commit any more, and the record of what it did commit was put before this holder's lease began), the
-  staging of a run that is finished, and the record of a run that is noted as removed.
+- What can never count again may be removed at any time: a published file or list of an older epoch that no record
+  names (an older epoch can't commit any more, and the record of what it did commit was put before this holder's lease
+  began), the staging of a run that is finished, and the record of a run that is noted as removed.
 - Anything else of an older epoch may be of use to a later one. Before each such removal the holder proves that it still
   has the lease, so that one that wakes up late removes one object at most, which the later one makes again.
 """
@@ -28,12 +28,15 @@ def at_start(held: lease.Lease, output: str) -> None:
             finished_run(staging.Stage(output, run_id))
     for record in removed:  # one that slept through its run's whole life may have put its record once more
         storage.delete(layout.record(output, record.run_id))
-    named = set(records.published_files(output, known))
-    for entry in storage.list_files(storage.join(output, layout.PHOTOS)):
-        epoch = layout.published_epoch(entry.uri)
-        if epoch is not None and epoch < held.epoch and entry.uri not in named:
-            storage.delete(entry.uri)
-    storage.remove_temporaries(storage.join(output, layout.PHOTOS))
+    named = {uri for record in known for uri in record.object_uris(output)}
+    for folder in (layout.PHOTOS, layout.GONE):
+        for entry in storage.list_files(storage.join(output, folder)):
+            epoch = layout.published_epoch(entry.uri)
+            if epoch is None:
+                epoch = layout.list_epoch(entry.uri.removeprefix(output + "/"))
+            if epoch is not None and epoch < held.epoch and entry.uri not in named:
+                storage.delete(entry.uri)
+        storage.remove_temporaries(storage.join(output, folder))
 
 
 def finished_run(stage: staging.Stage) -> None:

@@ -108,7 +108,7 @@ def verify_output(output: str) -> list[Problem]:
 
     named = removed_files(output)
     for where, record in records.items():
-        named |= {file.path for file in record.files}
+        named |= {file.path for file in record.objects}
         problems += _Run(output, where, record).problems()
     problems += listing.problems(named, {record.run_id for record in records.values()})
     return problems
@@ -119,12 +119,15 @@ class _Listing:
 
     def __init__(self, output: str) -> None:
         self.published: list[str] = []
+        self._lists: list[str] = []
         self._others: list[str] = []
         self._staged_runs: set[str] = set()
         for entry in storage.list_files(output):
             path = entry.uri.removeprefix(output + "/")
             folder, _, below = path.partition("/")
-            if folder == layout.PHOTOS and path.endswith(".parquet"):
+            if folder == layout.GONE and path.endswith(".parquet"):
+                self._lists.append(path)
+            elif folder == layout.PHOTOS and path.endswith(".parquet"):
                 self.published.append(path)
             elif folder == layout.STAGING and below:
                 self._staged_runs.add(layout.run_of(path))
@@ -140,6 +143,9 @@ class _Listing:
                 advice = "run the job again, which finishes the run" if is_unfinished else "remove the file"
                 what = f"no run's record names it, but whoever reads all of {layout.PHOTOS}/ would count it: {advice}"
                 yield Problem(path, what)
+        for path in self._lists:
+            if path not in named:
+                yield Problem(path, "no run's record names it: the next run removes it")
         for path in self._others:
             name = path.rsplit("/", 1)[-1]
             if name.endswith(".tmp") and layout.is_swept(path):
@@ -163,6 +169,8 @@ class _Run:
     def problems(self) -> list[Problem]:
         """Return all that is amiss."""
         with self._connection:
+            if self._record.gone is not None:
+                self._check_list(self._record.gone)
             unread = [file.path for file in self._record.files if not self._check_file(file)]
             if not unread:  # else the sums would only say again that something is missing
                 self._check_sums()
@@ -186,6 +194,18 @@ class _Run:
             return self._found(path, "is missing")
         except storage.ChangedError:
             return self._found(path, "was changed while it was read")
+
+    def _check_list(self, file: PublishedFile) -> None:
+        """Check a list of photos that are gone."""
+        try:
+            data = storage.read_bytes(storage.join(self._output, file.path))
+        except FileNotFoundError:
+            self._found(file.path, "is missing")
+            return
+        if hashlib.blake2b(data, digest_size=16).hexdigest() != file.digest:
+            self._found(file.path, "its bytes are not those that were written")
+        elif not pq.read_schema(pa.BufferReader(data)).equals(schema.GONE):
+            self._found(file.path, "has other columns than lists of photos have")
 
     def _check_content(self, path: str, local: Path, row_count: int | None) -> bool:
         try:

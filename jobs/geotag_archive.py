@@ -99,7 +99,8 @@ def _waiting(plan: Plan) -> str:
 
 def _gone(outcome: Outcome) -> str:
     counts = outcome.plan if outcome.record is None or outcome.record.plan is None else outcome.record.plan
-    said = f" {counts.gone} more are listed no more: the view photos_here leaves them out." if counts.gone else ""
+    said = f" {counts.forgotten} were forgotten and are left out." if counts.forgotten else ""
+    said += f" {counts.gone} more are listed no more: the view photos_here leaves them out." if counts.gone else ""
     return f"{said} {counts.held_back} are missing and not taken for gone." if counts.held_back else said
 
 
@@ -131,6 +132,8 @@ def _print_summary(outcome: Outcome, record: RunRecord) -> None:
         table.add_row("listed no more, in all (photos_here leaves them out)", str(record.plan.gone))
     if record.plan and record.plan.held_back:
         table.add_row("missing, and not taken for gone", str(record.plan.held_back))
+    if plan.forgotten:
+        table.add_row("forgotten, left out (jobs.forget)", str(plan.forgotten))
     if left:
         table.add_row("left for the next run (--max-hours)", str(left))
     Console(width=max(100, Console().width)).print(table)

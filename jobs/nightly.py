@@ -149,6 +149,7 @@ def summary_text(night: dict[str, Any]) -> str:
         f"of these changed photos   {night['changed']}",
         f"listed no more            {night['gone']}",
         *([f"missing, maybe not gone   {night['held_back']}"] if night.get("held_back") else []),
+        *([f"forgotten, left out       {night['forgotten']}"] if night.get("forgotten") else []),
         f"left for the next night   {night['left']}",
         *([f"failed, tried again later {night['waiting']}"] if night.get("waiting") else []),
         f"hours                     {night['hours']:.2f}",
@@ -263,6 +264,7 @@ def _described(date: str, started_at: dt.datetime, done: list[_Done], set_aside:
         "changed": sum(run.plan.changed for run in done),
         "gone": last.gone,
         "held_back": last.held_back,
+        "forgotten": last.forgotten,
         # What the limit kept out of the last run, and what that run had no time for.
         "left": photos - last.already_done - last.staged - last.todo - waiting + last.left,
         "waiting": waiting,

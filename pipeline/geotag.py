@@ -184,6 +184,7 @@ def plan_run(run: Run) -> Plan:
     """List the sources, and write down what this run takes on."""
     copies.settle(run.stage, run.answering_files)  # of an earlier start: what is settled need not be planned
     log.info("listing %s", ", ".join(run.sources))
+    forgotten = records.forgotten_list(run.output)
     plan = make_plan(
         run.sources,
         run.stage,
@@ -197,7 +198,10 @@ def plan_run(run: Run) -> Plan:
         allow_http=run.settings.fetch.allow_http,
         order=run.settings.order,
         records=run.finished,
+        forgotten=None if forgotten is None else storage.join(run.output, forgotten.path),
     )
+    if plan.forgotten:
+        log.info("%d listed photos were forgotten (jobs.forget) and are left out", plan.forgotten)
     log.info("%d photos listed, %d done before, %d to do", plan.listed - plan.duplicates, plan.already_done, plan.todo)
     run.held.prove()  # listing and planning may have taken hours, and another run may go by this one's silence
     return plan

@@ -317,6 +317,10 @@ GONE = pa.schema(
 )
 """The list of photos that are listed no more; the view `photos` says it by the column `gone_since`."""
 
+PHOTO_SHA256 = "photo_sha256"
+FORGOTTEN = pa.schema([_column(PHOTO_SHA256, pa.string(), "the SHA-256 of a forgotten photo's `photo_id`, in hex")])
+"""The list of photos that are never to be looked at again: it names none, and only tells of a known one."""
+
 READ = pa.schema(
     [
         *(PHOTOS.field(name) for name in (PHOTO_ID, URI, ETAG, SIZE_BYTES, CONTENT_HASH, ERROR_CODE, ERROR_MESSAGE)),

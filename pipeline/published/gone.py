@@ -162,7 +162,7 @@ def settle(
     held_back = missing.in_empty_folders
     if not (missing.new or missing.back):
         return Gone(missing.kept, held_back)
-    with connect(missing.uri, output) as connection:
+    with connect(output) as connection:
         connection.execute(f"CREATE TABLE found AS FROM read_parquet('{_quoted(missing.uri)}')")
         rows = "no_rows"
         connection.register(rows, schema.PHOTOS.empty_table())
@@ -200,13 +200,13 @@ def settle(
             """,
             params={"since": since, "sequence": sequence},
         ).to_arrow_reader(1_000_000)
-        file = put_list(output, place, gone)
+        file = put_list(output, place, gone, schema.GONE)
     return Gone(file.row_count or 0, held_back, file)
 
 
-def put_list(output: str, path: str, gone: pa.RecordBatchReader) -> PublishedFile:
-    """Put a list of `schema.GONE` at `path`, which is relative to the output, and return what a record says of it."""
-    data = _parquet(gone, schema.GONE)
+def put_list(output: str, path: str, rows: pa.RecordBatchReader, columns: pa.Schema) -> PublishedFile:
+    """Put a list of photos at `path`, which is relative to the output, and return what a record says of it."""
+    data = _parquet(rows, columns)
     storage.write_bytes(storage.join(output, path), data)
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     return PublishedFile(path, pq.read_metadata(pa.BufferReader(data)).num_rows, len(data), digest)

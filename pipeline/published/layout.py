@@ -5,6 +5,7 @@
     removed/RUN.json                           the note that a run was let go of
     staging/RUN/…                              an unfinished run: its plan, rows, copies and settings (see `staging`)
     gone/eEPOCH.parquet                        which photos are listed no more (see `gone`)
+    forgotten/eEPOCH.parquet                   which photos are never to be looked at again (see `forget`)
     nights/DATE.json                           what a night came to
     lease.json                                 who has the output
 
@@ -20,13 +21,14 @@ from pipeline import storage
 from pipeline.storage import lease
 
 PHOTOS, RUNS, REMOVED, STAGING, NIGHTS = "photos", "runs", "removed", "staging", "nights"
-GONE = "gone"
+GONE, FORGOTTEN = "gone", "forgotten"
+LISTS = (GONE, FORGOTTEN)
 LEASE = lease.FILE
 _SWEPT = (f".{LEASE}.tmp", RUNS, REMOVED)
 """Where the lease's next holder removes what a killed process left of a put."""
 _PUBLISHED = re.compile(r"part-(?:e(\d+)-)?\d+\.parquet")
 _PUBLISHED_PATH = re.compile(rf"{PHOTOS}/run=([^/]+)/[^/]+")
-_LIST_PATH = re.compile(rf"{GONE}/e(\d{{1,18}})\.parquet")
+_LIST_PATH = re.compile(rf"(?:{GONE}|{FORGOTTEN})/e(\d{{1,18}})\.parquet")
 _EPOCH = re.compile(r"(?:^|/|-)e(\d{1,18})[-./]")
 
 
@@ -55,6 +57,11 @@ def is_published_file(path: str, run_id: str | None = None) -> bool:
 def gone_list(epoch: int) -> str:
     """Return the path, relative to the output, of the list of photos that the holder number `epoch` found gone."""
     return f"{GONE}/e{epoch}.parquet"
+
+
+def forgotten_list(epoch: int) -> str:
+    """Return the path, relative to the output, of the list of forgotten photos by the holder number `epoch`."""
+    return f"{FORGOTTEN}/e{epoch}.parquet"
 
 
 def list_epoch(path: str) -> int | None:

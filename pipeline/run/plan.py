@@ -79,6 +79,7 @@ def make_plan(
     allow_http: bool = False,
     order: Order = "name",
     records: Sequence[RunRecord] | None = None,
+    forgotten: str | None = None,
 ) -> Plan:
     """List `sources`, leave out what is done, write the rest as the stage's plan, and say what was counted.
 
@@ -91,6 +92,7 @@ def make_plan(
     by the time of their last change, those without one last; but what failed before comes after all else, the longest
     ago first. `include`, `exclude` and `allow_http` are `manifest.read_manifest`'s.
     `records` are of the runs that published `published_files`: with them the plan says what is `missing`.
+    `forgotten` is the URI of the list of photos that are left out, whoever lists them.
     Raises ValueError for a source that can't be read.
     """
     with _database(stage) as connection:
@@ -98,6 +100,7 @@ def make_plan(
         listing = _Listing(sources, read)
         listing.load(connection, stage.output)
         (listed,) = _one_row(connection, "SELECT count(*) FROM listed")
+        left_out = _leave_out(connection, forgotten)
         if ours := listing.row_count - listed:
             log.info("%d files of the output lie below a source and are no photos of the archive", ours)
         if repeats := _find_repeats(connection):
@@ -126,7 +129,8 @@ def make_plan(
             scope = gone.Scope(tuple(sources), tuple(include), tuple(exclude))
             missing = gone.find(connection, stage.missing_uri, scope, records, stage.output)
         return Plan(
-            listed=listed,
+            listed=listed - left_out,
+            forgotten=left_out,
             excluded=listing.excluded,
             duplicates=repeats,
             already_done=done,
@@ -224,6 +228,20 @@ class _Listing:
         except Exception as error:  # DuckDB would tell its text only
             self._error = error
             raise
+
+
+def _leave_out(connection: duckdb.DuckDBPyConnection, forgotten: str | None) -> int:
+    """Take the photos that are on the list of the forgotten ones out of `listed`; return how many rows that were."""
+    if forgotten is None:
+        return 0
+    connection.execute(
+        "CREATE TABLE left_out AS SELECT rowid AS listed_row FROM listed"
+        f" WHERE sha256(photo_id) IN (SELECT {schema.PHOTO_SHA256} FROM read_parquet($forgotten))",
+        {"forgotten": forgotten},
+    )
+    connection.execute("DELETE FROM listed WHERE rowid IN (SELECT listed_row FROM left_out)")
+    (count,) = _one_row(connection, "SELECT count(*) FROM left_out")
+    return count
 
 
 def _find_repeats(connection: duckdb.DuckDBPyConnection) -> int:

@@ -38,7 +38,7 @@ def remove_replaced_runs(
         with records.held(output, "retention", settings) as held:
             sweep.at_start(held, output)
             removed = _let_go(held, output, older_than)
-            _delete_files(output, grace)
+            delete_files(output, grace)
             return removed
     except lease.LeaseHeldError as error:
         log.warning("old runs stay for now: %s", error)
@@ -67,7 +67,7 @@ def _let_go(held: lease.Lease, output: str, older_than: dt.timedelta) -> list[st
     return [record.run_id for record in gone]
 
 
-def _delete_files(output: str, grace: dt.timedelta) -> None:
+def delete_files(output: str, grace: dt.timedelta) -> None:
     """Remove the files of runs that were let go long enough ago: what will never count again needs no proof."""
     counting = {uri for record in records.run_records(output) for uri in record.object_uris(output)}
     for record in records.removed_records(output):

@@ -20,6 +20,7 @@ from pipeline.storage import lease
 
 def at_start(held: lease.Lease, output: str) -> None:
     """Remove what neither a reader nor a run will ever need; called first thing under the lease."""
+    finish_forgetting(held, output)
     removed = records.removed_records(output)
     known = [*records.run_records(output), *removed]
     finished = {record.run_id for record in known}
@@ -29,7 +30,9 @@ def at_start(held: lease.Lease, output: str) -> None:
     for record in removed:  # one that slept through its run's whole life may have put its record once more
         storage.delete(layout.record(output, record.run_id))
     named = {uri for record in known for uri in record.object_uris(output)}
-    for folder in (layout.PHOTOS, layout.GONE):
+    if (forgotten := records.forgotten_list(output)) is not None:
+        named.add(storage.join(output, forgotten.path))
+    for folder in (layout.PHOTOS, *layout.LISTS):
         for entry in storage.list_files(storage.join(output, folder)):
             epoch = layout.published_epoch(entry.uri)
             if epoch is None:
@@ -37,6 +40,15 @@ def at_start(held: lease.Lease, output: str) -> None:
             if epoch is not None and epoch < held.epoch and entry.uri not in named:
                 storage.delete(entry.uri)
         storage.remove_temporaries(storage.join(output, folder))
+
+
+def finish_forgetting(held: lease.Lease, output: str) -> None:
+    """Put the records that a forgetting has rewritten in their places: its own record has them, and counts already."""
+    for record in records.to_rewrite(output):
+        uri = layout.record(output, record.run_id)
+        found = storage.read_version(uri)
+        held.prove()  # after that was read: whoever has the output later changes it, and this put is refused
+        storage.replace_bytes(uri, records.encoded(record), found.etag)
 
 
 def finished_run(stage: staging.Stage) -> None:

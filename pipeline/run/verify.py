@@ -24,7 +24,7 @@ from pipeline import schema, storage
 from pipeline.locate.precision import wkb_points
 from pipeline.published import geoparquet, layout
 from pipeline.published.geoparquet import Bbox
-from pipeline.published.records import PublishedFile, RunRecord, read_record
+from pipeline.published.records import PublishedFile, RunRecord, as_rewritten, forgotten_list, read_record
 from pipeline.run.photo_set import PhotoSet
 from pipeline.run.retention import removed_files
 from pipeline.run.tally import outcomes
@@ -94,7 +94,7 @@ def verify_output(output: str) -> list[Problem]:
         if where.endswith(".json"):
             try:
                 record = read_record(entry.uri)
-                if not record.model_id:
+                if not record.model_id and record.forgetting is None:
                     raise ValueError("says no model, files or photos")
                 for file in record.files:
                     if not layout.is_published_file(file.path, record.run_id):
@@ -107,11 +107,28 @@ def verify_output(output: str) -> list[Problem]:
         raise ValueError(f"nothing is published at {output}: run jobs.geotag_archive with --output {output} first")
 
     named = removed_files(output)
-    for where, record in records.items():
+    if (forgotten := forgotten_list(output) if not problems else None) is not None:
+        named.add(forgotten.path)
+        problems += list_problems(output, forgotten, schema.FORGOTTEN)
+    rewritten = as_rewritten(list(records.values()))
+    for record in rewritten:
+        where = layout.record("", record.run_id).lstrip("/")
         named |= {file.path for file in record.objects}
         problems += _Run(output, where, record).problems()
     problems += listing.problems(named, {record.run_id for record in records.values()})
     return problems
+
+
+def list_problems(output: str, file: PublishedFile, columns: pa.Schema) -> list[Problem]:
+    """Return what is amiss with a list of photos that a record names."""
+    try:
+        data = storage.read_bytes(storage.join(output, file.path))
+    except FileNotFoundError:
+        return [Problem(file.path, "is missing")]
+    if hashlib.blake2b(data, digest_size=16).hexdigest() != file.digest:
+        return [Problem(file.path, "its bytes are not those that were written")]
+    is_right = pq.read_schema(pa.BufferReader(data)).equals(columns)
+    return [] if is_right else [Problem(file.path, "has other columns than lists of photos have")]
 
 
 class _Listing:
@@ -170,7 +187,7 @@ class _Run:
         """Return all that is amiss."""
         with self._connection:
             if self._record.gone is not None:
-                self._check_list(self._record.gone)
+                self._problems += list_problems(self._output, self._record.gone, schema.GONE)
             unread = [file.path for file in self._record.files if not self._check_file(file)]
             if not unread:  # else the sums would only say again that something is missing
                 self._check_sums()
@@ -194,18 +211,6 @@ class _Run:
             return self._found(path, "is missing")
         except storage.ChangedError:
             return self._found(path, "was changed while it was read")
-
-    def _check_list(self, file: PublishedFile) -> None:
-        """Check a list of photos that are gone."""
-        try:
-            data = storage.read_bytes(storage.join(self._output, file.path))
-        except FileNotFoundError:
-            self._found(file.path, "is missing")
-            return
-        if hashlib.blake2b(data, digest_size=16).hexdigest() != file.digest:
-            self._found(file.path, "its bytes are not those that were written")
-        elif not pq.read_schema(pa.BufferReader(data)).equals(schema.GONE):
-            self._found(file.path, "has other columns than lists of photos have")
 
     def _check_content(self, path: str, local: Path, row_count: int | None) -> bool:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,7 @@ class Nights:
         finished = records.run_records(self.output)
         number = 1 + max((record.sequence or 0 for record in finished), default=0)
         time = NOON + dt.timedelta(hours=number)
+        forgotten = records.forgotten_list(self.output)
         stage = Stage(self.output, f"r{number}", number)
         plan = make_plan(
             sources,
@@ -41,10 +43,12 @@ class Nights:
             False,
             None,
             records=finished,
+            forgotten=None if forgotten is None else storage.join(self.output, forgotten.path),
             **patterns,
         )
         for file in plan.files:
-            stage.put_rows(photos([_row(row, number, stage.run_id) for row in pq.read_table(file).to_pylist()]))
+            rows = pq.read_table(io.BytesIO(storage.read_bytes(file)))
+            stage.put_rows(photos([_row(row, number, stage.run_id) for row in rows.to_pylist()]))
         published = publish(stage)
         found = gone.settle(
             plan.missing,

@@ -27,7 +27,14 @@ def test_schedules(group: int) -> None:
         _, broken, trace, ended = play(seed)
         ends.update(ended)
         assert not broken, f"schedule {seed}: {broken}\n" + "\n".join(trace[-200:])
-    assert {"exit 0", "exit 1", "killed", "retention", "LeaseHeldError"} <= ends  # it is a world where things happen
+    assert {
+        "exit 0",
+        "exit 1",
+        "killed",
+        "retention",
+        "forgotten",
+        "LeaseHeldError",
+    } <= ends  # it is a world where things happen
 
 
 def _a_commit_without_the_lease(patched: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,8 @@ class Forgetting:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Forgetting:
         """Return what a JSON document says; ValueError where it names what can't be."""
+        if not (isinstance(document, dict) and isinstance(document.get("rewritten", []), list)):
+            raise ValueError("forgets what can't be forgotten")
         _check_list(document.get("list"))
         rewritten = tuple(RunRecord.from_json(record) for record in document.get("rewritten", ()))
         found: PublishedFile | None = _part(PublishedFile, document["list"]) if document.get("list") else None

@@ -27,7 +27,7 @@ from pipeline import storage
 from pipeline.decode.photo import DecodeTarget
 from pipeline.locate.locator import BUNDLED_MODEL, model_folder
 from pipeline.locate.places import Places
-from pipeline.report.page import Look
+from pipeline.report.elements import Look
 from training.data.dataset import PhotoStore
 from training.data.labelled import LabelledPhotos, labelled_photos
 from training.data.split import SplitConfig, fingerprint, split_photos

@@ -22,6 +22,7 @@ import tyro
 from jobs import run_command
 from jobs.query_prompt import Prompt
 from pipeline import storage
+from pipeline.answers.csv_text import harmless
 from pipeline.published.catalog import Catalog
 from pipeline.run.staging import parquet_bytes
 
@@ -71,15 +72,21 @@ def _written(rows: pa.Table, form: str) -> bytes:
     """Return the result as a file's bytes: csv and json write binary values in hexadecimal, csv nested ones as JSON."""
     if form == "parquet":
         return parquet_bytes(rows)
-    plain = [{name: _plain(value) for name, value in row.items()} for row in rows.to_pylist()]
     if form == "json":
+        plain = [_plain(row) for row in rows.to_pylist()]
         return (json.dumps(plain, indent=1, ensure_ascii=False) + "\n").encode()
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(rows.column_names)
-    for row in plain:
-        writer.writerow(json.dumps(value) if isinstance(value, list | dict) else value for value in row.values())
+    writer.writerow(map(harmless, rows.column_names))  # PIVOT makes names of data
+    for row in rows.to_pylist():
+        writer.writerow(_cell(value) for value in row.values())
     return text.getvalue().encode()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return harmless(value)
+    return json.dumps(_plain(value)) if isinstance(value, list | tuple | dict) else _plain(value)
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,7 @@ from pipeline.locate.locator import model_folder
 from pipeline.published.catalog import Catalog
 from pipeline.report import page as report_page
 from pipeline.report import thumbnails
+from pipeline.report.elements import Look
 from pipeline.report.gather import Report, gather
 from pipeline.schema import Status
 from training.evaluate import attention
@@ -71,7 +72,7 @@ def run(settings: ReportSettings) -> int:
     return 0
 
 
-def _looks(report: Report, settings: ReportSettings) -> list[report_page.Look]:
+def _looks(report: Report, settings: ReportSettings) -> list[Look]:
     """Return what the model looked at in some of the photos drawn by lot; ValueError for another model's checkpoint."""
     checkpoint = Checkpoint.load(model_folder(settings.model))
     if checkpoint.model_id not in map(weights_id, report.models):

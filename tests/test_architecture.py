@@ -7,6 +7,7 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,8 @@ HOMES = {
         "training/",
         "jobs/",
     ),
+    "jinja2": ("pipeline/report/templates.py",),
+    "markupsafe": ("pipeline/report/templates.py", "pipeline/report/charts.py"),
     "prometheus_client": ("jobs/",),
     "tyro": ("jobs/",),
     "rich": ("jobs/", "pipeline/cluster/progress.py"),
@@ -198,6 +201,24 @@ def test_stores_run_without_duckdb(module: str) -> None:
 def test_the_stages_run_with_ray_unimported(modules_below_ray: str) -> None:
     code = f"import {modules_below_ray}, sys; assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+@pytest.mark.parametrize("modules_without_pages", ["jobs.geotag_archive", "training.evaluate.attention"])
+def test_what_makes_no_page_starts_without_templates(modules_without_pages: str) -> None:
+    code = f"import {modules_without_pages}, sys; assert not {{'jinja2', 'markupsafe'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+def test_what_is_no_python_is_packaged_with_it() -> None:
+    """Files that modules read are installed only if pyproject.toml names them."""
+    setuptools = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packages = {package.replace(".", "/"): package for package in setuptools["packages"]}
+    for name in tracked_files():
+        path = Path(name)
+        if path.parts[0] in ("pipeline", "training") and path.suffix not in (".py", ".md"):
+            home = next(folder for folder in path.parents if str(folder) in packages)
+            patterns = setuptools["package-data"].get(packages[str(home)], [])
+            assert any(path.relative_to(home).match(pattern) for pattern in patterns), f"{name} is in no package-data"
 
 
 def test_only_schema_names_the_columns() -> None:

@@ -32,6 +32,7 @@ from jobs.benchmark.framing import FramingBenchmark
 from jobs.benchmark.places import PlacesBenchmark
 from jobs.benchmark.plan import PlanBenchmark
 from jobs.benchmark.query import QueryBenchmark
+from jobs.benchmark.readout import ReadOutBenchmark
 from jobs.benchmark.scale import ScaleBenchmark
 from jobs.benchmark.shrink import ShrinkBenchmark
 from jobs.benchmark.sizing import SizeClusterBenchmark
@@ -319,6 +320,7 @@ class Settings:
         | Annotated[DecodeBenchmark, tyro.conf.subcommand("decode")]
         | Annotated[ShrinkBenchmark, tyro.conf.subcommand("shrink")]
         | Annotated[FramingBenchmark, tyro.conf.subcommand("framing")]
+        | Annotated[ReadOutBenchmark, tyro.conf.subcommand("readout")]
         | Annotated[WaysBenchmark, tyro.conf.subcommand("ways")]
         | Annotated[FetchBenchmark, tyro.conf.subcommand("fetch")]
         | Annotated[IsolationBenchmark, tyro.conf.subcommand("isolation")]

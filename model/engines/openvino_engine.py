@@ -104,13 +104,18 @@ def converted(checkpoint: Checkpoint, cache_dir: Path, share: cache.Share | None
     """Return the file with OpenVINO's graph of `checkpoint` in fp32, converted if it is not in the cache."""
 
     def make(folder: Path) -> None:
-        program = export_program(ServingGraph(checkpoint))
-        with warnings.catch_warnings(), plain_attention():
-            # torch 2.13 warns about its own copy of a LeafSpec when OpenVINO decomposes the program.
-            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-            _save(openvino.convert_model(program), folder)
+        _save(openvino_graph(ServingGraph(checkpoint)), folder)
 
     return cache.entry(cache_dir, _name(checkpoint, "fp32"), _manifest(checkpoint, "fp32"), make, share) / GRAPH_FILE
+
+
+def openvino_graph(graph: ServingGraph) -> openvino.Model:
+    """Return `graph` as OpenVINO has it, in fp32."""
+    program = export_program(graph)
+    with warnings.catch_warnings(), plain_attention():
+        # torch 2.13 warns about its own copy of a LeafSpec when OpenVINO decomposes the program.
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        return openvino.convert_model(program)
 
 
 def quantise(

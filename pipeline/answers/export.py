@@ -14,10 +14,10 @@ from typing import BinaryIO, Literal
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 
 from pipeline import schema, storage
+from pipeline.answers.csv_text import harmless_column
 from pipeline.answers.xml_text import xml_text
 from pipeline.published.catalog import Catalog
 
@@ -206,20 +206,16 @@ def _json(value: object) -> bytes:
 def _write_csv(rows: pa.RecordBatchReader, file: BinaryIO) -> None:
     """Write a line a photo, texts in quotes, numbers plain, what is not known empty.
 
-    Spreadsheets compute a cell that begins with one of `= + - @`. A URI begins with a slash or a scheme, and is the
-    line's first cell and in quotes, so nothing in a name can begin one; any other text that does gets a `'` in front.
+    A URI begins with a slash or a scheme, and is the line's first cell and in quotes, so nothing in a name can begin a
+    cell that a spreadsheet computes; any other text that would has a `'` in front.
     """
     with pa.csv.CSVWriter(file, rows.schema, write_options=_CSV) as writer:
         for batch in rows:
-            writer.write(pa.record_batch([_harmless(column) for column in batch.columns], schema=batch.schema))
+            writer.write(pa.record_batch([harmless_column(column) for column in batch.columns], schema=batch.schema))
 
 
 _CSV = pa.csv.WriteOptions(quoting_style="needed")
 """Arrow's "needed" means: every text, no number and no null."""
-
-
-def _harmless(column: pa.Array) -> pa.Array:
-    return pc.replace_substring_regex(column, r"\A([=+\-@\t\r])", r"'\1") if pa.types.is_string(column.type) else column
 
 
 def _write_kml(rows: pa.RecordBatchReader, file: BinaryIO) -> None:

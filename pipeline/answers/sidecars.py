@@ -85,6 +85,7 @@ class Outcome(enum.StrEnum):
     GONE = "the photo is not there any more"
     PHOTO_CHANGED = "the photo has changed since its prediction"
     NO_NAME = "no sidecar can have such a name"
+    IS_LINK = "a link is in the sidecar's place, which is not followed"
     ELSEWHERE = "not below --relative-to"
     CHANGED_MEANWHILE = "another program wrote the sidecar meanwhile"
     FAILED = "could not be read or written"
@@ -125,6 +126,8 @@ class Sidecars:
         if isinstance(target, Outcome):
             return Done(target, f"{uri}.xmp")
         try:
+            if storage.is_link(target):
+                return Done(Outcome.IS_LINK, target)
             if self._undo:
                 return Done(self._taken_away(target), target)
             return Done(self._written(row, target), target)

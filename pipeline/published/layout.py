@@ -19,12 +19,13 @@ from collections.abc import Iterator
 
 from pipeline import storage
 from pipeline.storage import lease
+from pipeline.storage.store import is_plain
 
 PHOTOS, RUNS, REMOVED, STAGING, NIGHTS = "photos", "runs", "removed", "staging", "nights"
 GONE, FORGOTTEN = "gone", "forgotten"
 LISTS = (GONE, FORGOTTEN)
 LEASE = lease.FILE
-_SWEPT = (f".{LEASE}.tmp", RUNS, REMOVED)
+_SWEPT = re.compile(rf"(?:{RUNS}|{REMOVED})/.*|\.{re.escape(LEASE)}\.(?:[0-9a-f]+\.)?tmp", re.DOTALL)
 """Where the lease's next holder removes what a killed process left of a put."""
 _PUBLISHED = re.compile(r"part-(?:e(\d+)-)?\d+\.parquet")
 _PUBLISHED_PATH = re.compile(rf"{PHOTOS}/run=([^/]+)/[^/]+")
@@ -51,7 +52,7 @@ def published_epoch(uri: str) -> int | None:
 def is_published_file(path: str, run_id: str | None = None) -> bool:
     """Whether `path`, relative to the output, can be a published file, of that run if given: it leads nowhere else."""
     found = _PUBLISHED_PATH.fullmatch(path)
-    return found is not None and run_id in (None, found[1])
+    return found is not None and is_plain(path) and run_id in (None, found[1])
 
 
 def gone_list(epoch: int) -> str:
@@ -97,7 +98,7 @@ def night(output: str, date: str) -> str:
 
 def is_swept(path: str) -> bool:
     """Whether what a killed process left at `path`, relative to the output, is removed by the next holder."""
-    return path.partition("/")[0] in _SWEPT
+    return _SWEPT.fullmatch(path) is not None
 
 
 def epochs_in(path: str) -> Iterator[int]:

@@ -363,9 +363,9 @@ class RunLedger:
         return max(epochs)
 
     def remove_temporaries(self) -> None:
-        """Remove what puts of killed holders left beside the records."""
-        for folder in (layout.RUNS, layout.REMOVED):
-            storage.remove_temporaries(storage.join(self.output, folder))
+        """Remove what puts of killed holders left beside the records and the lease."""
+        for name in (layout.RUNS, layout.REMOVED, layout.LEASE):
+            storage.remove_temporaries(storage.join(self.output, name))
 
 
 def held(output: str, run_id: str, settings: lease.LeaseSettings) -> contextlib.AbstractContextManager[lease.Lease]:

@@ -1,6 +1,6 @@
 """Line, bar and column charts as inline SVG, in colours that the page's style sheet gives: they follow light and dark.
 
-Lines differ in dashes and marks too, not in colour alone. Every text is escaped here.
+Lines differ in dashes and marks too, not in colour alone. Markup's `format` escapes every text.
 """
 
 from __future__ import annotations
@@ -8,8 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
+from markupsafe import Markup
+
+from pipeline.schema import printable
+
+Chart = Markup
+"""HTML that is safe as it is."""
 STYLE = """
 .chart { display: block; max-width: 100%; height: auto; }
 .chart text { fill: var(--ink); font: 12px system-ui, sans-serif; }
@@ -38,6 +43,7 @@ STYLES = 6
 """How many lines of a chart can be told apart; a page gives as many colours, --line0 and on, as its charts have."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 22, 42
 _BAR_PX, _LABEL_PX, _NOTE_PX = 22, 230, 210
+_LINE_THROUGH = Markup('<polyline class="line line{}" points="{}"/>')
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,12 @@ class Axis:
         if self.logarithmic:
             low, high, value = math.log(low), math.log(high), math.log(value)
         return (value - low) / (high - low)
+
+
+def share_axis(label: str, highest: float = 1.0) -> Axis:
+    """Return an axis of shares up to `highest`, or a little more, in five steps."""
+    end = next((end for end in (0.05, 0.1, 0.25, 0.5) if highest <= end), 1.0)
+    return Axis(label, 0, end, [(end * fifths / 5, f"{end * fifths / 5:.0%}") for fifths in range(6)])
 
 
 @dataclass(frozen=True)
@@ -93,7 +105,7 @@ def line_chart(
     marks: Sequence[tuple[float, str]] = (),
     diagonal: bool = False,
     dots: bool = False,
-) -> str:
+) -> Chart:
     """Return an SVG element. `marks`: named places on the x axis; `diagonal`: where x and y are equal."""
     assert len(lines) <= STYLES
     width, height = size_px
@@ -118,19 +130,17 @@ def line_chart(
     if diagonal:
         parts.append(_line(*at(x.low, y.low), *at(x.high, y.high), "even"))
     parts.append(_text((_LEFT + right) / 2, height - 6, x.label, "middle"))
-    parts.append(
-        f'<text transform="rotate(-90)" x="{-(_TOP + bottom) / 2}" y="12" text-anchor="middle">{escape(y.label)}</text>'
-    )
+    parts.append(_text(-(_TOP + bottom) / 2, 12, y.label, "middle", turned=True))
     for number, line in enumerate(lines):
         places = [at(*point) for point in line.points]
         path = " ".join(f"{across},{down}" for across, down in places)
-        parts.append(f'<polyline class="line line{number}" points="{path}"/>')
+        parts.append(_LINE_THROUGH.format(number, path))
         if dots:
-            parts += [f'<circle class="dot{number}" cx="{a}" cy="{d}" r="4"/>' for a, d in places]
+            parts += [Markup('<circle class="dot{}" cx="{}" cy="{}" r="4"/>').format(number, a, d) for a, d in places]
     return _svg(title, width, height, parts)
 
 
-def bar_chart(title: str, bars: Sequence[Bar]) -> str:
+def bar_chart(title: str, bars: Sequence[Bar]) -> Chart:
     """Return an SVG element with one bar below the other."""
     width, height = 720, _BAR_PX * len(bars) + 6
     room = width - _LABEL_PX - _NOTE_PX
@@ -140,14 +150,15 @@ def bar_chart(title: str, bars: Sequence[Bar]) -> str:
         length = round(room * min(max(bar.share, 0.0), 1.0), 1)
         parts.append(_text(_LABEL_PX - 8, middle + 4, bar.label, "end"))
         parts.append(_line(_LABEL_PX, middle, _LABEL_PX + room, middle, "grid"))
-        parts.append(f'<rect class="bar" x="{_LABEL_PX}" y="{middle - 7}" width="{length}" height="14" rx="2"/>')
+        box = Markup('<rect class="bar" x="{}" y="{}" width="{}" height="14" rx="2"/>')
+        parts.append(box.format(_LABEL_PX, middle - 7, length))
         parts.append(_text(_LABEL_PX + room + 8, middle + 4, bar.note, "start"))
     return _svg(title, width, height, parts)
 
 
 def column_chart(
     title: str, x_label: str, y_label: str, columns: Sequence[Column], size_px: tuple[int, int] = (720, 280)
-) -> str:
+) -> Chart:
     """Return an SVG element with columns beside each other, and as many of their labels as there is room for."""
     width, height = size_px
     right, bottom = width - _RIGHT, height - _BOTTOM
@@ -164,9 +175,9 @@ def column_chart(
         across = _LEFT + number * step
         tall = round(column.count / top_count * (bottom - _TOP), 1)
         kind = "bar rest" if column.is_rest else "bar"
-        box = f'x="{across + step * 0.1:.1f}" y="{bottom - tall:.1f}" width="{step * 0.8:.1f}" height="{tall}"'
-        hint = escape(f"{column.label}: {column.count:,}")
-        parts.append(f'<rect class="{kind}" {box}><title>{hint}</title></rect>')
+        box = Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}"><title>{}</title></rect>')
+        hint = f"{printable(column.label)}: {column.count:,}"
+        parts.append(box.format(kind, across + step * 0.1, bottom - tall, step * 0.8, tall, hint))
         if number % every == 0:
             parts.append(_text(round(across + step / 2, 1), bottom + 18, column.label, "middle"))
     parts.append(_text((_LEFT + right) / 2, height - 6, x_label, "middle"))
@@ -174,29 +185,28 @@ def column_chart(
     return _svg(title, width, height, parts)
 
 
-def legend(names: Sequence[str]) -> str:
+def legend(names: Sequence[str]) -> Chart:
     """Return an HTML list of the lines' names, each beside its line."""
-    items = [
-        '<li><svg viewBox="0 0 40 10" aria-hidden="true">'
-        f'<polyline class="line line{number}" points="0,5 40,5"/></svg>{escape(name)}</li>'
-        for number, name in enumerate(names)
-    ]
-    return f'<ul class="legend">{"".join(items)}</ul>'
+    item = Markup('<li><svg viewBox="0 0 40 10" aria-hidden="true">{}</svg>{}</li>')
+    items = [item.format(_LINE_THROUGH.format(n, "0,5 40,5"), printable(name)) for n, name in enumerate(names)]
+    return Markup('<ul class="legend">{}</ul>').format(Markup().join(items))
 
 
-def _svg(title: str, width: float, height: float, parts: Sequence[str]) -> str:
-    # One picture to a screen reader, which finds its numbers in the table that follows.
-    label = escape(title, quote=True)
-    box = f'viewBox="0 0 {width} {height}" width="{width}"'  # no larger, or its letters would grow too
-    return f'<svg class="chart" {box} role="img" aria-label="{label}">{"".join(parts)}</svg>'
+def _svg(title: str, width: float, height: float, parts: Sequence[Markup]) -> Chart:
+    # One picture to a screen reader, which finds its numbers in the table that follows. The width keeps it from growing
+    # with the page, or its letters would grow too.
+    box = Markup('<svg class="chart" viewBox="0 0 {w} {h}" width="{w}" role="img" aria-label="{title}">{parts}</svg>')
+    return box.format(w=width, h=height, title=printable(title), parts=Markup().join(parts))
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
+    return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(kind, x1, y1, x2, y2)
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str, turned: bool = False) -> Markup:
+    turn = Markup(' transform="rotate(-90)"') if turned else ""
+    element = Markup('<text x="{}" y="{}" text-anchor="{}"{}>{}</text>')
+    return element.format(x, y, anchor, turn, printable(text))
 
 
 def _round_ticks(highest: int) -> list[int]:

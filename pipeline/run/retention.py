@@ -76,6 +76,11 @@ def delete_files(output: str, grace: dt.timedelta) -> None:
         if is_recent or not record.objects:
             continue
         for uri in set(record.object_uris(output)) - counting:
+            if not storage.is_within(uri, output):
+                raise ValueError(
+                    f"{layout.removed_note(output, record.run_id)} names {uri}, which a link leads out of the output:"
+                    " nothing there is removed. See who has put the link, and remove it"
+                )
             storage.delete(uri)
         note = RunRecord(run_id=record.run_id, sequence=record.sequence, removed_at=record.removed_at)
         storage.write_bytes(layout.removed_note(output, record.run_id), records.encoded(note))

@@ -128,9 +128,24 @@ def delete(uri: str) -> None:
     _store_of(uri).delete(uri)
 
 
-def remove_temporaries(folder_uri: str) -> None:
-    """Remove what puts of killed processes left below a folder, for whoever alone writes there; stores keep nothing."""
-    _store_of(folder_uri).remove_temporaries(folder_uri)
+def remove_temporaries(uri: str) -> None:
+    """Remove what puts of killed processes left below a folder, for whoever alone writes there, or what they left
+    beside a file when they replaced it; object stores keep nothing of such."""
+    _store_of(uri).remove_temporaries(uri)
+
+
+def is_within(uri: str, folder: str) -> bool:
+    """Whether the object at `uri` really is below `folder`, where no link leads elsewhere."""
+    path, top = _store_of(uri).local_path(uri), _store_of(folder).local_path(folder)
+    if path is None or top is None:
+        return path is top and uri.startswith(join(folder, ""))
+    return path.parent.resolve().is_relative_to(top.resolve())
+
+
+def is_link(uri: str) -> bool:
+    """Whether a link to another file is at `uri`."""
+    path = _store_of(uri).local_path(uri)
+    return path is not None and path.is_symlink()
 
 
 def delete_folder(uri: str) -> None:

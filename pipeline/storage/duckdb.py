@@ -1,15 +1,19 @@
 """Open DuckDB for whoever computes with more rows than fit into memory, and let it read files of photos' rows.
 
-A connection keeps to an eighth of the memory and spills the rest into a folder that only its user can read: the rows
-that it holds are of people's photos.
+A connection keeps to an eighth of the memory and spills the rest into a folder of its own that only its user can read:
+the rows that it holds are of people's photos.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import shutil
 import stat
 import tempfile
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import duckdb
@@ -27,11 +31,12 @@ DuckDB takes as many threads as there are cores.
 def connect(*uris: str) -> duckdb.DuckDBPyConnection:
     """Open an in-memory DuckDB that spills to disk, knows UTC only, and can read every scheme among `uris`.
 
-    Raises ValueError where the folder that it would spill into is not the user's own.
+    DuckDB lets every query read the folder that it spills into. So each connection has one for itself, which goes with
+    it: no query reads what another has spilled. Raises ValueError where the folder of them all is not the user's own.
     """
     connection = duckdb.connect()
     connection.execute(f"SET memory_limit = '{_MEMORY_LIMIT}'")
-    connection.execute("SET temp_directory = ?", [str(spill_folder())])
+    connection.execute("SET temp_directory = ?", [str(_own_folder(connection))])
     connection.execute("SET preserve_insertion_order = false")
     connection.execute("SET enable_progress_bar = false")
     connection.execute("SET TimeZone = 'UTC'")
@@ -58,6 +63,36 @@ def spill_folder() -> Path:
                 " or name another temporary folder as TMPDIR"
             ) from None
     return folder
+
+
+def _own_folder(connection: duckdb.DuckDBPyConnection) -> Path:
+    """Make a folder for one connection, which is removed with it; and remove those that killed processes left."""
+    parent = spill_folder()
+    with _locked(parent, fcntl.LOCK_EX):  # nobody tidies between the making of a folder and its lock
+        for left in parent.iterdir():
+            with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):  # else it is in use
+                shutil.rmtree(left)
+        folder = Path(tempfile.mkdtemp(prefix="connection-", dir=parent))
+        held = contextlib.ExitStack()
+        held.enter_context(_locked(folder, fcntl.LOCK_SH))
+    weakref.finalize(connection, _remove, folder, held)
+    return folder
+
+
+def _remove(folder: Path, held: contextlib.ExitStack) -> None:
+    with held:
+        shutil.rmtree(folder, ignore_errors=True)  # its user may have removed it, as temporary folders are
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Lock a folder against others that do, as the kernel does until this process ends; OSError where it can't be."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def view_rows(

@@ -1,6 +1,9 @@
 """Files of this machine's file system, by path or `file://` URI: what `storage` does there.
 
 Names that are no UTF-8 travel as percent-encoded `file://` URIs. A put is a temporary file that is renamed.
+
+Files are put beside other people's, where anything may lie under any name. So what is written is always a new file, in
+the folder that was opened, under a name that nobody can guess; and no link is followed for the last part of a name.
 """
 
 from __future__ import annotations
@@ -18,9 +21,13 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from pipeline.storage.store import LinkError
+
 log = logging.getLogger(__name__)
 
-_TEMPORARY = re.compile(r"/\.[0-9a-f]{32}\.tmp$")
+_TEMPORARY = re.compile(rb"\.(?:.*\.)?[0-9a-f]{32}\.tmp", re.DOTALL)
+_LONGEST_IN_TEMPORARY = 200
+"""So many bytes of a file's name are in its temporary one: a file system takes 255."""
 _FOLDER_ATTEMPTS = 9
 
 
@@ -42,14 +49,21 @@ def etag_of(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
-def open_file(uri: str) -> BinaryIO:
-    """Open a regular file to read; FileNotFoundError also for names that no file can have."""
+def open_file(uri: str, follow_links: bool = True) -> BinaryIO:
+    """Open a regular file to read; FileNotFoundError also for names that no file can have.
+
+    Raises LinkError for a link that is not to be followed.
+    """
     path = path_of(uri)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        status = os.stat(path, follow_symlinks=follow_links)
+        if stat.S_ISLNK(status.st_mode):
+            raise LinkError(f"a link, which is not followed: {uri}")
+        if not stat.S_ISREG(status.st_mode):
             raise IsADirectoryError(f"not a regular file: {uri}")
         # Not blocking: a named pipe that takes the file's place must not hang the run.
-        return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+        flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
+        return open(os.open(path, flags), "rb")
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
             raise FileNotFoundError(error.errno, error.strerror, error.filename) from error
@@ -58,53 +72,54 @@ def open_file(uri: str) -> BinaryIO:
         raise FileNotFoundError(f"no file can have this name: {uri}") from error
 
 
-def put(uri: str, data: bytes, is_locked: bool = False) -> None:
+def put(uri: str, data: bytes) -> None:
     """Put `data` at `uri` atomically, over whatever is there, and make the folders on the way.
 
-    A process killed meanwhile leaves its temporary file behind: the next put of who has the file `locked` writes over
-    it, `remove_temporaries` removes the others.
+    A process killed meanwhile leaves its temporary file behind: `remove_temporaries` removes it.
     """
-    path = Path(os.fsdecode(path_of(uri)))
-    temporary = path.parent / f".{path.name if is_locked else uuid.uuid4().hex}.tmp"
+    path = _path(uri)
     try:
-        with _opened_in_made_folder(temporary, "wb" if is_locked else "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno is not None:  # a full disk doesn't say which
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+        with _put_temporary(path, data) as (folder, temporary):
+            os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError as error:
+        raise _about(path, error) from error
 
 
 def create(uri: str, data: bytes) -> None:
     """Put `data` at `uri` as `put` does, but only where nothing is there: FileExistsError otherwise."""
-    path = Path(os.fsdecode(path_of(uri)))
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
-    put(uri_of(os.fsencode(temporary)), data)
+    path = _path(uri)
     try:
-        os.link(temporary, path)
+        with _put_temporary(path, data) as (folder, temporary):
+            try:
+                os.link(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                    raise
+                with locked(uri):  # a file system without hard links
+                    if os.path.lexists(path):
+                        raise FileExistsError(errno.EEXIST, f"already there: {uri}") from None
+                    os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-            raise
-        with locked(uri):  # a file system without hard links
-            if os.path.lexists(path):
-                raise FileExistsError(f"already there: {uri}") from None
-            put(uri, data, is_locked=True)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        raise _about(path, error) from error
 
 
-def remove_temporaries(folder_uri: str) -> None:
-    """Remove what killed processes' puts left below a folder: for whoever alone puts anything there."""
-    for uri, _, _, _ in walk(os.fsencode(path_of(folder_uri))):
-        if _TEMPORARY.search(uri):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path_of(uri))
+def remove_temporaries(uri: str) -> None:
+    """Remove what killed processes' puts left below a folder, for whoever alone puts anything there; or beside a file,
+    of those that had that file `locked`."""
+    path = _path(uri)
+    if path.is_dir():
+        for found, _, _, _ in walk(os.fsencode(path)):
+            left = os.fsencode(path_of(found))
+            if _TEMPORARY.fullmatch(os.path.basename(left)):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(left)
+    elif path.is_file():
+        with locked(uri) as folder:
+            for name in os.listdir(folder):
+                is_left = name.startswith(f".{path.name}.") and _TEMPORARY.fullmatch(os.fsencode(name))
+                if is_left or name == f".{path.name}.tmp":  # as older versions called it
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(name, dir_fd=folder)
 
 
 def remove_empty_folders(folder_uri: str) -> None:
@@ -128,25 +143,33 @@ def is_left_empty(uri: str) -> bool:
 
 
 @contextlib.contextmanager
-def locked(uri: str) -> Iterator[None]:
-    """Keep other processes that lock the same file out: a file system has no conditional put. Leaves no file behind."""
-    path = Path(os.fsdecode(path_of(uri)))
-    lock_path = path.parent / f".{path.name}.lock"
+def locked(uri: str) -> Iterator[int]:
+    """Keep other processes that lock the same file out: a file system has no conditional put. Leaves no file behind.
+
+    Yields the descriptor of the file's folder. Raises OSError where something else than a lock has the lock's name; it
+    stays as it is.
+    """
+    path = _path(uri)
+    name = f".{path.name}.lock"
     while True:
-        with _opened_in_made_folder(lock_path, "wb") as lock:
+        with _opened_in(path.parent, name, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK) as (folder, lock):
+            # Nothing is written into it: a lock is an empty file of one name.
+            status = os.fstat(lock)
+            if not stat.S_ISREG(status.st_mode) or status.st_size:
+                raise FileExistsError(errno.EEXIST, "this is no lock of ours", str(path.with_name(name)))
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _is_at(lock, lock_path):  # whoever had it before has removed it: this one keeps nobody out
+            if not _is_at(lock, name, folder):  # whoever had it before has removed it: this one keeps nobody out
                 continue
             try:
-                yield
+                yield folder
             finally:
-                lock_path.unlink()
+                os.unlink(name, dir_fd=folder)
             return
 
 
-def _is_at(file: BinaryIO, path: Path) -> bool:
+def _is_at(descriptor: int, name: str, folder: int) -> bool:
     try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+        return os.path.samestat(os.fstat(descriptor), os.stat(name, dir_fd=folder, follow_symlinks=False))
     except FileNotFoundError:
         return False
 
@@ -176,11 +199,56 @@ def walk(folder: bytes) -> Iterator[tuple[str, int, str, int]]:
             yield uri_of(child.path), status.st_size, etag_of(status), status.st_mtime_ns // 1000
 
 
-def _opened_in_made_folder(path: Path, mode: str) -> BinaryIO:
-    """Open a file to write, and make the folders on the way, again where another process removes an empty one."""
-    for _ in range(_FOLDER_ATTEMPTS):
-        with contextlib.suppress(FileNotFoundError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return open(path, mode)  # type: ignore[return-value]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return open(path, mode)  # type: ignore[return-value]
+def _path(uri: str) -> Path:
+    return Path(os.fsdecode(path_of(uri)))
+
+
+def _about(path: Path, error: OSError) -> OSError:
+    """Return the same error with the file's name: a full disk doesn't say which, and nobody knows a temporary one's."""
+    return error if error.errno is None else OSError(error.errno, error.strerror, str(path))
+
+
+@contextlib.contextmanager
+def _put_temporary(path: Path, data: bytes) -> Iterator[tuple[int, str]]:
+    """Put a new file beside `path`, which is gone afterwards unless it was renamed; yields its folder and name."""
+    name = f".{os.fsdecode(os.fsencode(path.name)[:_LONGEST_IN_TEMPORARY])}.{uuid.uuid4().hex}.tmp"
+    with _opened_in(path.parent, name, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as (folder, descriptor):
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(data)
+                file.flush()
+                os.fsync(descriptor)
+            yield folder, name
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=folder)
+
+
+@contextlib.contextmanager
+def _opened_in(parent: Path, name: str, flags: int) -> Iterator[tuple[int, int]]:
+    """Open a file, itself no link, in a folder, made again where another process removes an empty one; their
+    descriptors."""
+    for attempt in range(_FOLDER_ATTEMPTS + 1):
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            if attempt == _FOLDER_ATTEMPTS:
+                raise
+            continue
+        try:
+            descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=folder)
+        except FileNotFoundError:
+            os.close(folder)
+            if attempt == _FOLDER_ATTEMPTS:
+                raise
+            continue
+        except BaseException:
+            os.close(folder)
+            raise
+        try:
+            yield folder, descriptor
+        finally:
+            os.close(descriptor)
+            os.close(folder)
+        return

@@ -75,8 +75,9 @@ class LocalStore:
         return _digest(data)
 
     def read_version(self, uri: str) -> Blob:
-        """Return the file with its digest."""
-        data = self.read(uri, None).data
+        """Return the file, itself no link, with its digest."""
+        with local_files.open_file(uri, follow_links=False) as file:
+            data = file.read()
         return Blob(data, _digest(data))
 
     def replace_bytes(self, uri: str, data: bytes, version: str) -> str:
@@ -85,7 +86,7 @@ class LocalStore:
             if not self.exists(uri):
                 raise ChangedError(f"removed meanwhile: {uri}")
             check_version(uri, self.read_version(uri).etag, version)
-            local_files.put(uri, data, is_locked=True)
+            local_files.put(uri, data)
         return _digest(data)
 
     def delete(self, uri: str) -> None:
@@ -93,9 +94,9 @@ class LocalStore:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(local_files.path_of(uri))
 
-    def remove_temporaries(self, folder_uri: str) -> None:
+    def remove_temporaries(self, uri: str) -> None:
         """Remove temporary files that killed processes left."""
-        local_files.remove_temporaries(folder_uri)
+        local_files.remove_temporaries(uri)
 
     def remove_empty_folders(self, uri: str) -> None:
         """Remove a folder and those below it, if they are empty."""

@@ -192,7 +192,7 @@ class ObjectStore:
         with builtin_errors(uri), contextlib.suppress(FileNotFoundError):
             obstore.delete(clients.store(bucket), key)
 
-    def remove_temporaries(self, folder_uri: str) -> None:
+    def remove_temporaries(self, uri: str) -> None:
         """Do nothing: a put that was not finished leaves nothing that a listing shows."""
 
     def remove_empty_folders(self, uri: str) -> None:

@@ -39,6 +39,10 @@ class ChangedError(OSError):
     """The object is not the version that was asked for."""
 
 
+class LinkError(OSError):
+    """A link is where a file should be that is to be replaced: what it leads to is somebody else's."""
+
+
 class TooLargeError(OSError):
     """The object has more bytes than were allowed."""
 
@@ -88,8 +92,8 @@ class Store(Protocol):
     def delete(self, uri: str) -> None:
         """Remove the object, if it is there."""
 
-    def remove_temporaries(self, folder_uri: str) -> None:
-        """Remove what puts of killed processes left below a folder."""
+    def remove_temporaries(self, uri: str) -> None:
+        """Remove what puts of killed processes left below a folder, or beside a file that is replaced."""
 
     def remove_empty_folders(self, uri: str) -> None:
         """Remove a folder and those below it, if they are empty."""

@@ -180,3 +180,13 @@ def test_prompt(terminal: Terminal, tmp_path: Path) -> None:
 def test_prompt_ends_with_the_input(terminal: Terminal) -> None:
     os.write(terminal._file, b"\x04")
     assert terminal.exit_code() == 0
+
+
+def test_no_cell_of_csv_is_a_formula(output: str) -> None:
+    texts = "(VALUES ('=1+1'), ('+1'), ('-1'), ('@x'), ('a=b')) texts(text)"
+    sql = f'SELECT text AS "=1+1", -1.5 AS number, [text] AS list FROM {texts}'
+    header, *rows = csv.reader(io.StringIO(query(output, sql, "--format", "csv").stdout.decode()))
+    assert header == ["'=1+1", "number", "list"]
+    assert [row[0] for row in rows] == ["'=1+1", "'+1", "'-1", "'@x", "a=b"]
+    assert {row[1] for row in rows} == {"-1.5"}
+    assert rows[0][2] == '["=1+1"]'

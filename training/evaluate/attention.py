@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from model.decoder import Attention
 from model.geodecoder import GeoDecoder
 from model.networks import Network
-from pipeline.report.page import Look
+from pipeline.report.elements import Look
 from training.evaluate.evaluation import normalised
 
 _HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))

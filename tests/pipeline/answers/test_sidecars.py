@@ -227,6 +227,21 @@ def test_photos_that_can_have_no_sidecar(tmp_path: Path) -> None:
     assert "china.jpg.xmp" in done.detail
 
 
+@pytest.mark.parametrize("leads_to", ["another sidecar", "nothing"])
+def test_a_link_in_the_sidecars_place_is_left(tmp_path: Path, leads_to: str) -> None:
+    """Whoever supplies the photos would get a copy of any sidecar that the exporting user can read."""
+    theirs = tmp_path / "home" / "private.xmp"
+    theirs.parent.mkdir()
+    if leads_to == "another sidecar":
+        theirs.write_text(OTHERS)
+    taken, link = photo(tmp_path / "photos"), tmp_path / "photos" / "china.jpg.xmp"
+    link.symlink_to(theirs)
+    for undo in (False, True):
+        assert sidecars(undo=undo)(taken).outcome == Outcome.IS_LINK
+    assert link.is_symlink()
+    assert theirs.exists() == (leads_to == "another sidecar")
+
+
 def test_hostile_names_beside_and_below_a_folder(tmp_path: Path) -> None:
     undecodable = local_files.uri_of(bytes(tmp_path) + b"/a/\xff%41 #?<&\n.jpg")
     storage.write_bytes(undecodable, china_jpeg())

@@ -33,6 +33,7 @@ def test_what_is_made_is_recognised() -> None:
         "photos/run=r1/a/b.parquet",
         "photos/b.parquet",
         "photos/run=r1/../../b",
+        "photos/run=r1/..",
         "runs/run=r1/b",
         "../b",
     ):
@@ -42,7 +43,14 @@ def test_what_is_made_is_recognised() -> None:
 
 @pytest.mark.parametrize(
     ("path", "is_swept"),
-    [("runs/.0.tmp", True), ("removed/.0.tmp", True), (".lease.json.tmp", True), ("nights/.0.tmp", False)],
+    [
+        ("runs/.0.tmp", True),
+        ("removed/.0.tmp", True),
+        (".lease.json.tmp", True),
+        (".lease.json.0f.tmp", True),
+        (".lease.jsonx.tmp", False),
+        ("nights/.0.tmp", False),
+    ],
 )
 def test_where_the_next_holder_sweeps(path: str, is_swept: bool) -> None:
     assert layout.is_swept(path) == is_swept

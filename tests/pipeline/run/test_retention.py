@@ -195,3 +195,16 @@ def test_nothing_goes_while_a_run_is_at_work(output: str, caplog: pytest.LogCapt
         assert remove_replaced_runs(output, DAY, LeaseSettings()) == []
     assert "old runs stay for now: run r9" in caplog.text
     assert len(Catalog(output).records) == 3
+
+
+def test_no_file_is_removed_to_which_a_link_leads(tmp_path: Path) -> None:
+    output, home = tmp_path / "output", tmp_path / "home"
+    publish_run(str(output), 0, "a")
+    publish_run(str(output), 1, "a")
+    assert remove_replaced_runs(str(output), DAY, LeaseSettings()) == ["day-0"]
+    (output / "photos/run=day-0").rename(home)
+    (output / "photos/run=day-0").symlink_to(home)
+    kept = sorted(path for path in home.rglob("*") if path.is_file())
+    with pytest.raises(ValueError, match=r"removed/day-0\.json names .* a link leads out of the output"):
+        remove_replaced_runs(str(output), DAY, LeaseSettings(), grace=0 * DAY)
+    assert sorted(path for path in home.rglob("*") if path.is_file()) == kept

@@ -8,15 +8,18 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline.report.charts import Axis, Bar, Line, bar_chart, line_chart
+from pipeline.report.elements import Look
+from tests.support.browser import Browser
 from training.evaluate.calibration import Judged
 from training.evaluate.evaluation import Measured, Predictions, Truth
-from training.evaluate.page import Look, page
+from training.evaluate.page import page
 from training.evaluate.summary import Kinds, Summary, summarise
 
 PHOTOS, LEVELS = 40, 2
@@ -166,8 +169,10 @@ def test_the_page_stands_alone_and_runs_nothing(html: str) -> None:
         assert (attributes.get("src") or "data:").startswith("data:")
     assert "url(" not in html
     assert "@import" not in html
-    policy = next(attributes for tag, attributes in reader.tags if "http-equiv" in attributes)
-    assert str(policy["content"]).startswith("default-src 'none'")
+    policy = next(str(attributes["content"]) for _, attributes in reader.tags if "http-equiv" in attributes)
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert "unsafe" not in policy
+    assert "script-src" not in policy
     assert "prefers-color-scheme: dark" in html
 
 
@@ -177,6 +182,32 @@ def test_names_are_text_whatever_they_are(html: str) -> None:
     (image,) = (attributes for tag, attributes in reader.tags if tag == "img")
     assert str(image["alt"]).startswith(NASTY)
     assert "No such file <b>" in "".join(reader.text)
+
+
+def test_names_hide_no_character_and_can_be_written(summary: Summary) -> None:
+    """A name that turns text around, or that is no UTF-8, is told; it may be a country's or a scene's of a table."""
+    odd = "a\u202egpj.\udcff (3)"
+    kinds = tuple(dataclasses.replace(line, kind=odd) for line in summary.by_scene)
+    ways = tuple(dataclasses.replace(way, name=odd) for way in summary.ways)
+    about = {**summary.about, "model_id": odd, "odd": {odd: [odd]}}
+    of_odd = dataclasses.replace(summary, about=about, unreadable={odd: odd}, ways=ways, by_scene=kinds)
+    written = page(of_odd, [Look(odd, odd, b"", [odd])]).encode().decode()
+    reader = read(written)
+    assert "\u202e" not in written
+    assert "a\\u202egpj.\\udcff (3)" in "".join(reader.text)
+    # Intervals are in small print, what a name has in brackets is not.
+    small = [tag for tag, _ in reader.tags].count("small")
+    assert small == [tag for tag, _ in read(page(summary, [])).tags].count("small")
+
+
+def test_a_browser_shows_it_in_its_own_style(html: str, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(html, encoding="utf-8")
+    with Browser(tmp_path / "profile") as browser:
+        browser.look(1280, 900, "light")
+        browser.open(tmp_path / "page.html")
+        assert browser.evaluate("getComputedStyle(document.body).maxWidth") == "960px"
+        assert browser.problems == []
+        assert {url for url in browser.requested if not url.startswith("data:")} == {(tmp_path / "page.html").as_uri()}
 
 
 def test_a_screen_reader_gets_a_name_for_every_picture_and_a_table_of_it(html: str) -> None:

@@ -255,3 +255,11 @@ def test_verify_finds_a_list_that_is_damaged_or_that_nobody_names(nights: Nights
     found = {problem.where: problem.what for problem in verify_output(nights.output)}
     assert found["gone/e1.parquet"].startswith("no run's record names it")
     assert found["gone/e2.parquet"] == "its bytes are not those that were written"
+
+
+def test_the_nearest_folder_that_is_there_tells_whether_a_disk_may_be_away(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert storage.is_left_empty(f"{tmp_path}/empty/below/it")
+    assert not storage.is_left_empty(f"{tmp_path}/none/below/it")
+    for uri in ("", "/", "/no-such-folder/at-all", "s3://bucket/none"):
+        assert not storage.is_left_empty(uri)

@@ -46,6 +46,8 @@ class ExportSettings:
     """Photos too of which no place is more likely right than not, with status and the best guess; not for xmp."""
     all: bool = False
     """Every photo: the undecided ones and those that failed too, with status and error_code; not for xmp."""
+    with_gone: bool = False
+    """Photos too that their sources list no more."""
     relative_to: str | None = None
     """xmp with --to: names below it begin below this folder, else with the photos' whole path."""
     write: bool = False
@@ -73,6 +75,7 @@ def run(settings: ExportSettings) -> int:
         settings.max_radius_km,
         with_failed=settings.all,
         with_undecided=settings.all or settings.undecided,
+        with_gone=settings.with_gone,
     )
     to = storage.canonical(settings.to)
     catalog = Catalog(storage.absolute(settings.output))
@@ -93,11 +96,13 @@ def _run_sidecars(settings: ExportSettings) -> int:
     if settings.undo:
         if settings.min_confidence is not None or settings.max_radius_km is not None:
             raise ValueError("--undo looks at every photo's sidecar: choose with --where only")
-        selection, chosen = Selection(settings.where, with_failed=True, with_undecided=True), ""
+        selection, chosen = Selection(settings.where, with_failed=True, with_undecided=True, with_gone=True), ""
     else:
         confidence = _SIDECAR_MIN_CONFIDENCE if settings.min_confidence is None else settings.min_confidence
         radius_km = _SIDECAR_MAX_RADIUS_KM if settings.max_radius_km is None else settings.max_radius_km
-        selection = Selection(settings.where, confidence, radius_km, without_camera_position=True)
+        selection = Selection(
+            settings.where, confidence, radius_km, with_gone=settings.with_gone, without_camera_position=True
+        )
         chosen = f" with a confidence of at least {confidence:g} within at most {radius_km:g} km"
     each = Sidecars(settings.to, settings.relative_to, undo=settings.undo, is_dry=not settings.write)
     catalog = Catalog(storage.absolute(settings.output))

@@ -62,16 +62,16 @@ def run(settings: ArchiveSettings) -> int:
     return geotag_and_tell(settings)[0]
 
 
-def geotag_and_tell(settings: GeotagSettings, count_gone: bool = False) -> tuple[int, Outcome | None]:
-    """Geotag, print how it went, and return the exit code with the outcome; `count_gone` is `plan_listed`'s."""
+def geotag_and_tell(settings: GeotagSettings) -> tuple[int, Outcome | None]:
+    """Geotag, print how it went, and return the exit code with the outcome."""
     try:
-        outcome = geotag.geotag(settings, count_gone)
+        outcome = geotag.geotag(settings)
     except FlowEndedError:  # it has been said why
         return 1, None
     except geotag.STOPPED as error:
         log.error("%s", error)
         return 1, None
-    if outcome.record is None:
+    if outcome.record is None or not outcome.record.counts.published:
         _print_nothing_to_do(outcome)
     else:
         _print_summary(outcome, outcome.record)
@@ -116,7 +116,7 @@ def _print_nothing_to_do(outcome: Outcome) -> None:
         said = f"{which} have their row at {outcome.output}{_whose(plan, outcome.model_id)}."
     else:
         said = "no photo could be listed." if not plan.listed else "no photo is to be tried now."
-    print(f"Nothing to do: {said}{_waiting(plan)}")
+    print(f"Nothing to do: {said}{_waiting(plan)}{_gone(outcome)}")
     for what, count in _left_out(plan):
         print(f"{what}: {count}")
     _print_problems(plan)
@@ -152,6 +152,13 @@ def _waiting(plan: Plan) -> str:
     return f" {plan.waiting} more failed in passing; later runs try them again (--retry-failed does so now)."
 
 
+def _gone(outcome: Outcome) -> str:
+    counts = outcome.plan if outcome.record is None or outcome.record.plan is None else outcome.record.plan
+    said = f" {counts.forgotten} were forgotten and are left out." if counts.forgotten else ""
+    said += f" {counts.gone} more are listed no more: the view photos_here leaves them out." if counts.gone else ""
+    return f"{said} {counts.held_back} are missing and not taken for gone." if counts.held_back else said
+
+
 def _whose(plan: Plan, model_id: str) -> str:
     if not plan.of_another_model:
         return f" under {model_id}"
@@ -176,6 +183,12 @@ def _print_summary(outcome: Outcome, record: RunRecord) -> None:
         table.add_row("failed in passing before, left for later runs to try", str(plan.waiting))
     for what, number in _left_out(plan):
         table.add_row(what, number)
+    if record.plan and record.plan.gone:
+        table.add_row("listed no more, in all (photos_here leaves them out)", str(record.plan.gone))
+    if record.plan and record.plan.held_back:
+        table.add_row("missing, and not taken for gone", str(record.plan.held_back))
+    if plan.forgotten:
+        table.add_row("forgotten, left out (jobs.forget)", str(plan.forgotten))
     if left:
         table.add_row("left for the next run (--max-hours)", str(left))
     Console(width=max(100, Console().width)).print(table)

@@ -150,6 +150,8 @@ def summary_text(night: dict[str, Any]) -> str:
         *(f"failed, {code:<18}{count}" for code, count in sorted(night["failed_by_code"].items())),
         f"of these changed photos   {night['changed']}",
         f"listed no more            {night['gone']}",
+        *([f"missing, maybe not gone   {night['held_back']}"] if night.get("held_back") else []),
+        *([f"forgotten, left out       {night['forgotten']}"] if night.get("forgotten") else []),
         f"left for the next night   {night['left']}",
         *(
             [f"could not be listed       {problems}: see the log, or source_problems of the catalogue"]
@@ -222,7 +224,7 @@ def _finished(output: str, run_id: str, max_failed_fraction: float) -> _Done | N
 
 def _geotagged(archive: ArchiveSettings) -> _Done | None:
     """Run, and return how it ended; None where it stopped before its end."""
-    code, outcome = geotag_archive.geotag_and_tell(archive, count_gone=True)
+    code, outcome = geotag_archive.geotag_and_tell(archive)
     if outcome is None:
         return None
     record = outcome.record
@@ -269,6 +271,8 @@ def _described(date: str, started_at: dt.datetime, done: list[_Done], set_aside:
         "changed": sum(run.plan.changed for run in done),
         "gone": last.gone,
         "source_problems": last.source_problems,
+        "held_back": last.held_back,
+        "forgotten": last.forgotten,
         # What the limit kept out of the last run, and what that run had no time for.
         "left": photos - last.already_done - last.staged - last.todo - waiting + last.left,
         "waiting": waiting,

@@ -39,6 +39,8 @@ class ReportSettings:
     """The page's heading."""
     where: str | None = None
     """SQL condition on the columns of photos: the page is about those for which it is true."""
+    with_gone: bool = False
+    """The page is about photos too that their sources list no more."""
     thumbnails: int = 0
     """How many of the photos that are listed singly are read and shown, in the page's order."""
     attention: int = 0
@@ -55,7 +57,7 @@ def run(settings: ReportSettings) -> int:
         raise ValueError(f"--attention {settings.attention}: give 0 or more")
     output = storage.absolute(settings.output)
     to = storage.canonical(settings.to)
-    report = gather(Catalog(output), output, settings.where)
+    report = gather(Catalog(output), output, settings.where, settings.with_gone)
     shown = {x.photo_id: x.uri for x in (*report.wrong, *report.at_sea, *report.unsure, *report.sample)}
     pictures = thumbnails.thumbnails(list(shown.values())[: settings.thumbnails]) if settings.thumbnails else {}
     looks = _looks(report, settings) if settings.attention else []

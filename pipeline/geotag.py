@@ -29,7 +29,7 @@ from pipeline.decode.photo import DecodeTarget
 from pipeline.geotag_settings import GeotagSettings
 from pipeline.locate.locator import LocatorSettings, model_folder
 from pipeline.locate.precision import cell_count
-from pipeline.published import layout, records
+from pipeline.published import gone, layout, records
 from pipeline.published.records import AlbumCounts, PhotoCounts, RunRecord
 from pipeline.read.reader import ReaderSettings
 from pipeline.run import albums, copies, publish, staging, sweep, tally
@@ -141,33 +141,21 @@ class Prepared:
     checkpoint: Checkpoint
     sources: tuple[str, ...]
 
-    @property
-    def listing(self) -> manifest.ListSettings:
-        """How the sources are listed."""
-        settings = self.settings
-        return manifest.ListSettings(
-            include=settings.include,
-            exclude=settings.exclude,
-            allow_http=settings.fetch.allow_http,
-            honours_marks=not settings.ignore_marks,
-            photos_root=settings.photos_root,
-        )
 
-
-def geotag(settings: GeotagSettings, count_gone: bool = False) -> Outcome:
-    """Give every photo of an archive its row, and say how it went; `count_gone` is `plan_listed`'s.
+def geotag(settings: GeotagSettings) -> Outcome:
+    """Give every photo of an archive its row, and say how it went.
 
     Raises ValueError for the user's mistakes, and what `STOPPED` names where the run must be started again.
     """
     ready = prepare(settings)
-    listing = list_sources(ready.sources, ready.output, ready.listing)
+    listing = list_sources(ready.sources, ready.output, settings.listing)
     with contextlib.ExitStack() as kept:
         # Where nothing is yet, a wrong source is to leave nothing; where others may be at work, they are asked first.
         is_new = not storage.exists(storage.join(ready.output, layout.LEASE))
         early = kept.enter_context(listing) if is_new else None
         with open_run(ready) as run:
             try:
-                plan = plan_run(run, early or kept.enter_context(listing), count_gone)
+                plan = plan_run(run, early or kept.enter_context(listing))
             except ValueError:
                 if not run.stage.row_files() and not run.stage.copy_files():
                     sweep.unneeded_run(run.held, run.stage)
@@ -175,12 +163,23 @@ def geotag(settings: GeotagSettings, count_gone: bool = False) -> Outcome:
             kept.close()  # what was listed is in the plan now
             outcome = Outcome(run.output, run.checkpoint.model_id, plan)
             if plan.todo == 0 and plan.staged == 0:
-                sweep.unneeded_run(run.held, run.stage)
-                return outcome
+                return close_without_rows(run, outcome)
             processed = process(run, plan)
             explained = explain(run)
             published = publish_rows(run, processed)
-            return replace(outcome, record=commit(run, plan, processed, explained, published))
+            found = find_gone(run, plan)
+            return replace(outcome, record=commit(run, plan, processed, explained, published, found))
+
+
+def close_without_rows(run: Run, outcome: Outcome) -> Outcome:
+    """End a run that has no photo to process: what it counts for is only which photos are gone, if those are others."""
+    plan = outcome.plan
+    found = find_gone(run, plan)
+    if found.list is None:
+        sweep.unneeded_run(run.held, run.stage)
+        return replace(outcome, plan=replace(plan, gone=found.count, held_back=found.held_back))
+    nothing = Published((), 0, {}, plan.photos.fingerprint)
+    return replace(outcome, record=commit(run, plan, Processed(plan.photos), None, nothing, found))
 
 
 def prepare(settings: GeotagSettings) -> Prepared:
@@ -227,9 +226,10 @@ def open_run(ready: Prepared) -> Iterator[Run]:
         )
 
 
-def plan_run(run: Run, listed: Listed, count_gone: bool) -> Plan:
+def plan_run(run: Run, listed: Listed) -> Plan:
     """Compare what the sources list with what is done, and write down what this run takes on."""
     copies.settle(run.stage, run.answering_files)  # of an earlier start: what is settled need not be planned
+    forgotten = records.forgotten_list(run.output)
     plan = plan_listed(
         listed,
         run.stage,
@@ -239,8 +239,11 @@ def plan_run(run: Run, listed: Listed, count_gone: bool) -> Plan:
         run.settings.limit,
         run.settings.retag,
         run.settings.order,
-        count_gone=count_gone,
+        records=run.finished,
+        forgotten=None if forgotten is None else storage.join(run.output, forgotten.path),
     )
+    if plan.forgotten:
+        log.info("%d listed photos were forgotten (jobs.forget) and are left out", plan.forgotten)
     log.info("%d photos listed, %d done before, %d to do", plan.listed - plan.duplicates, plan.already_done, plan.todo)
     run.held.prove()  # listing and planning may have taken hours, and another run may go by this one's silence
     return plan
@@ -308,11 +311,31 @@ def publish_rows(run: Run, processed: Processed) -> Published:
     return published
 
 
+def find_gone(run: Run, plan: Plan) -> gone.Gone:
+    """Decide which photos are gone, once it is known which bytes are still there under other names."""
+    return gone.settle(
+        plan.missing,
+        run.stage.row_files() if plan.missing.new else (),
+        layout.gone_list(run.held.epoch),
+        run.output,
+        run.sources,
+        is_complete=plan.names_all,
+        max_fraction=run.settings.max_gone_fraction,
+        sequence=run.held.epoch,
+        since=run.started_at,
+    )
+
+
 def commit(
-    run: Run, plan: Plan, processed: Processed, explained: AlbumCounts | None, published: Published
+    run: Run,
+    plan: Plan,
+    processed: Processed,
+    explained: AlbumCounts | None,
+    published: Published,
+    found: gone.Gone,
 ) -> RunRecord:
     """Let the run count: put its record, through the lease; then remove what was staged."""
-    record = _record(run, plan, processed, explained, published)
+    record = _record(run, plan, processed, explained, published, found)
     try:
         run.held.commit(record.to_json())
     except lease.LeaseLostError:
@@ -325,7 +348,12 @@ def commit(
 
 
 def _record(
-    run: Run, plan: Plan, processed: Processed, explained: AlbumCounts | None, published: Published
+    run: Run,
+    plan: Plan,
+    processed: Processed,
+    explained: AlbumCounts | None,
+    published: Published,
+    found: gone.Gone,
 ) -> RunRecord:
     return RunRecord(
         run_id=run.stage.run_id,
@@ -344,7 +372,8 @@ def _record(
             "ray": importlib.metadata.version("ray"),
             "code": code_version(),
         },
-        plan=plan.counts(processed.left),
+        plan=plan.counts(processed.left, found),
+        gone=found.list,
         source_problems=plan.problems[:MOST_PROBLEMS],
         photos=PhotoCounts(
             located=published.located,

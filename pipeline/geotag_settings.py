@@ -16,6 +16,7 @@ from pipeline.locate.locator import AtLeast
 from pipeline.locate.precision import PrecisionName
 from pipeline.read.fetch import FetchSettings
 from pipeline.run.plan import Order
+from pipeline.sources.manifest import ListSettings
 from pipeline.storage.lease import LeaseSettings
 
 
@@ -66,6 +67,9 @@ class GeotagSettings:
     """Which photos come first, and which ones --limit takes: by name, or those changed last or first."""
     max_failed_fraction: float = 0.5
     """Exit with 3 when more than this share of the run's photos failed."""
+    max_gone_fraction: float = 0.5
+    """Take photos that a source lists no more for gone, unless more than this share of it is missing and was not moved:
+    then its disk may be away. 1 believes every listing."""
     engine_precision: Precision = "auto"
     """What the network computes in: auto is bf16 where the machine computes in it, else fp32."""
     batch_size: int | None = None
@@ -90,8 +94,12 @@ class GeotagSettings:
             raise ValueError("give --photos a folder, an object prefix, or a manifest")
         if not self.output:
             raise ValueError("give --output a folder or an object prefix for the answers")
-        if not 0 <= self.max_failed_fraction <= 1:
-            raise ValueError(f"--max-failed-fraction {self.max_failed_fraction}: give a share between 0 and 1")
+        for name, share in (
+            ("--max-failed-fraction", self.max_failed_fraction),
+            ("--max-gone-fraction", self.max_gone_fraction),
+        ):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} {share}: give a share between 0 and 1")
         for name, value in (("--limit", self.limit), ("--batch-size", self.batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value}: give at least 1")
@@ -101,6 +109,17 @@ class GeotagSettings:
             raise ValueError(f"--max-silence-minutes {self.max_silence_minutes:g}: give more than 0")
         if self.run_id is not None and not self.run_id.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"--run-id {self.run_id!r}: use letters, digits, - and _ only")
+
+    @property
+    def listing(self) -> ListSettings:
+        """How the sources are listed."""
+        return ListSettings(
+            include=self.include,
+            exclude=self.exclude,
+            allow_http=self.fetch.allow_http,
+            honours_marks=not self.ignore_marks,
+            photos_root=self.photos_root,
+        )
 
     def paths(self, output: str, model_uri: str) -> list[NamedPath]:
         """Return what the run reads and writes, of which local paths must be the same ones on every node."""

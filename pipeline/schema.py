@@ -328,6 +328,7 @@ ADDED_LATER = frozenset(
 LAST_ERROR_CODE = "last_error_code"
 LAST_ERROR_MESSAGE = "last_error_message"
 LAST_TRIED_AT = "last_tried_at"
+GONE_SINCE = "gone_since"
 
 LAST_TRY = pa.schema(
     [
@@ -337,6 +338,23 @@ LAST_TRY = pa.schema(
     ]
 )
 """What the view `photos` says, beside an answer, of a newer attempt to fetch the same version of the photo."""
+
+GONE = pa.schema(
+    [
+        PHOTOS.field(PHOTO_ID),
+        _column(
+            GONE_SINCE,
+            pa.timestamp("us", tz="UTC"),
+            "when a run first found that its sources list the photo no more; null while it is here",
+        ),
+        PHOTOS.field(RUN_SEQUENCE),
+    ]
+)
+"""The list of photos that are listed no more; the view `photos` says it by the column `gone_since`."""
+
+PHOTO_SHA256 = "photo_sha256"
+FORGOTTEN = pa.schema([_column(PHOTO_SHA256, pa.string(), "the SHA-256 of a forgotten photo's `photo_id`, in hex")])
+"""The list of photos that are never to be looked at again: it names none, and only tells of a known one."""
 
 READ = pa.schema(
     [

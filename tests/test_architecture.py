@@ -76,7 +76,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("storage", "decode"),
         ("sources", "locate", "published"),
         ("read", "run"),
-        ("answers", "cluster"),
+        ("answers", "cluster", "forget"),
         ("report", "geotag_settings"),
         ("geotag",),
     ),

@@ -45,6 +45,8 @@ class Selection:
     with_failed: bool = False
     with_undecided: bool = False
     """Take photos, too, whose best guess is not more likely right than not."""
+    with_gone: bool = False
+    """Take photos, too, that their sources list no more."""
     without_camera_position: bool = False
     """Only photos whose camera wrote no position into the file."""
 
@@ -59,6 +61,10 @@ class Selection:
         reasons = []
         if self.where is not None:
             reasons.append(f"WHEN NOT coalesce(({self.where}\n), false) THEN 'not --where'")  # it may end in a comment
+        if not self.with_gone:
+            reasons.append(
+                "WHEN gone_since IS NOT NULL THEN 'gone: its source lists it no more (--with-gone takes it)'"
+            )
         if not self.with_failed:
             reasons.append("WHEN status = 'failed' THEN 'failed, no place'")
         if not self.with_undecided:

@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from pipeline import schema, storage
-from pipeline.published import catalog_sql, records
+from pipeline.published import catalog_sql, gone, records
 from pipeline.published.records import RunRecord
 from pipeline.storage.duckdb import connect
 
@@ -49,6 +49,7 @@ class Catalog:
 
     photos    the newest row of every photo; or its answer, if all that is newer failed to fetch the same version again,
               and in `last_error_code` and so on what happened then
+    photos_here  those of them that were not found gone from their sources: `gone_since` is null
     history   every row, of older runs too
     failures  photos without a place
     levels    a row for each photo and geographic level
@@ -70,20 +71,22 @@ class Catalog:
         self.connection.register("no_photos", schema.PHOTOS.empty_table())
         self.connection.execute("CREATE SCHEMA internal; CREATE TABLE internal.empty AS FROM no_photos")
         self.connection.unregister("no_photos")
+        self._gone = gone.newest_list(self.records)
         self._make_photos(output)
         self._make_runs()
         self._make_source_problems()
         self.connection.execute(catalog_sql.DEFINITIONS)
         for column in schema.PHOTOS:
             doc = _literal(column.metadata[b"doc"].decode())
-            for view in ("photos", "history", "failures"):
+            for view in ("photos", "photos_here", "history", "failures"):
                 self.connection.execute(f"COMMENT ON COLUMN {view}.{column.name} IS {doc}")
         for column in schema.SOURCE_PROBLEMS:
             doc = _literal(column.metadata[b"doc"].decode())
             self.connection.execute(f"COMMENT ON COLUMN source_problems.{column.name} IS {doc}")
-        for column in schema.LAST_TRY:
+        for column in (*schema.LAST_TRY, schema.GONE.field(schema.GONE_SINCE)):
             doc = _literal(column.metadata[b"doc"].decode())
-            self.connection.execute(f"COMMENT ON COLUMN photos.{column.name} IS {doc}")
+            for view in ("photos", "photos_here"):
+                self.connection.execute(f"COMMENT ON COLUMN {view}.{column.name} IS {doc}")
         self.connection.execute("SET python_enable_replacements = false")
         self.connection.execute("SET allowed_directories = ?", [[storage.join(output, "")]])
         self.connection.execute("SET enable_external_access = false")
@@ -118,9 +121,10 @@ class Catalog:
         return Reading(*(sum(int(scan[name]) for scan in scans) for name in names))
 
     def needed_runs(self) -> set[str]:
-        """Return the runs that a photo's answer or its newest row is from."""
+        """Return the runs that a photo's answer, its newest row, or the list of what is gone, is from."""
         query = "SELECT DISTINCT run_id FROM photos UNION SELECT run_id FROM internal.superseded WHERE is_newest"
-        return {str(run_id) for (run_id,) in self.connection.sql(query).fetchall()}
+        needed = {str(run_id) for (run_id,) in self.connection.sql(query).fetchall()}
+        return needed | {record.run_id for record in self.records if record.gone and record.gone == self._gone}
 
     def interrupt(self) -> None:
         """Stop the query that another thread is computing, if one is."""
@@ -150,9 +154,16 @@ class Catalog:
         # No window over all rows: what a query asks of a place goes past these joins to the files.
         [(superseded,)] = self.connection.sql("SELECT count(*) FROM internal.superseded").fetchall()
         shown = "history ANTI JOIN internal.superseded USING (photo_id, run_id)" if superseded else "history"
+        since, gone_photos = f"NULL::TIMESTAMPTZ AS {schema.GONE_SINCE}", ""
+        if self._gone is not None:
+            listed = _literal(storage.join(output, self._gone.path))
+            self.connection.execute(
+                f"CREATE TABLE internal.gone AS SELECT photo_id, gone_since FROM read_parquet({listed})"
+            )
+            since, gone_photos = schema.GONE_SINCE, "LEFT JOIN internal.gone USING (photo_id)"
         self.connection.execute(
-            f"CREATE VIEW photos AS SELECT history.*, {', '.join(schema.LAST_TRY.names)}"
-            f" FROM {shown} LEFT JOIN internal.missed USING (photo_id)"
+            f"CREATE VIEW photos AS SELECT history.*, {', '.join(schema.LAST_TRY.names)}, {since}"
+            f" FROM {shown} LEFT JOIN internal.missed USING (photo_id) {gone_photos}"
         )
 
     def _all_rows(self, output: str, with_rows: list[RunRecord]) -> str:

@@ -54,6 +54,7 @@ CREATE MACRO in_cell(token) AS TABLE
             AND _cell_of(token) + (_lowest_bit(_cell_of(token)) - 1)
         ELSE error('in_cell(token): ''' || token || ''' is not the token of an S2 cell, such as 4716') END;
 
+CREATE VIEW photos_here AS FROM photos WHERE gone_since IS NULL;
 CREATE VIEW failures AS FROM photos WHERE status = 'failed';
 CREATE VIEW levels AS
     SELECT photo_id, uri, cell.level, cell.s2_level, cell.cell_id, cell.cell_token, cell.lat_deg, cell.lon_deg,

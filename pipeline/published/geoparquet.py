@@ -40,11 +40,11 @@ def metadata(bbox: Bbox | None) -> dict[str, Any]:
     return {"version": _VERSION, "primary_column": schema.GEOMETRY, "columns": {schema.GEOMETRY: column}}
 
 
-def write(path: Path, tables: Iterable[pa.Table], bbox: Bbox | None) -> None:
-    """Write sorted `tables` of `schema.PHOTOS`, each a row group, as one local file whose points lie in `bbox`."""
+def write(path: Path, tables: Iterable[pa.Table], bbox: Bbox | None, columns: pa.Schema = schema.PHOTOS) -> None:
+    """Write sorted `tables` of `columns`, each a row group, as one local file whose points lie in `bbox`."""
     # It belongs into the schema, not only beside it: pyarrow's readers, geopandas among them, look there.
-    with_geo = schema.PHOTOS.with_metadata({"geo": json.dumps(metadata(bbox))})
-    order = pq.SortingColumn.from_ordering(schema.PHOTOS, [(schema.CELL_ID, "ascending")], null_placement="at_end")
+    with_geo = columns.with_metadata({"geo": json.dumps(metadata(bbox))})
+    order = pq.SortingColumn.from_ordering(columns, [(schema.CELL_ID, "ascending")], null_placement="at_end")
     with pq.ParquetWriter(path, with_geo, compression="zstd", sorting_columns=order) as writer:
         for table in tables:
             # The same rows make the same bytes, in whatever pieces they come.

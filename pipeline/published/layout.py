@@ -4,6 +4,8 @@
     runs/RUN.json                              the record that makes a run count
     removed/RUN.json                           the note that a run was let go of
     staging/RUN/…                              an unfinished run: its plan, rows, copies and settings (see `staging`)
+    gone/eEPOCH.parquet                        which photos are listed no more (see `gone`)
+    forgotten/eEPOCH.parquet                   which photos are never to be looked at again (see `forget`)
     nights/DATE.json                           what a night came to
     lease.json                                 who has the output
 
@@ -20,11 +22,14 @@ from pipeline.storage import lease
 from pipeline.storage.store import is_plain
 
 PHOTOS, RUNS, REMOVED, STAGING, NIGHTS = "photos", "runs", "removed", "staging", "nights"
+GONE, FORGOTTEN = "gone", "forgotten"
+LISTS = (GONE, FORGOTTEN)
 LEASE = lease.FILE
 _SWEPT = re.compile(rf"(?:{RUNS}|{REMOVED})/.*|\.{re.escape(LEASE)}\.(?:[0-9a-f]+\.)?tmp", re.DOTALL)
 """Where the lease's next holder removes what a killed process left of a put."""
 _PUBLISHED = re.compile(r"part-(?:e(\d+)-)?\d+\.parquet")
 _PUBLISHED_PATH = re.compile(rf"{PHOTOS}/run=([^/]+)/[^/]+")
+_LIST_PATH = re.compile(rf"(?:{GONE}|{FORGOTTEN})/e(\d{{1,18}})\.parquet")
 _EPOCH = re.compile(r"(?:^|/|-)e(\d{1,18})[-./]")
 
 
@@ -48,6 +53,22 @@ def is_published_file(path: str, run_id: str | None = None) -> bool:
     """Whether `path`, relative to the output, can be a published file, of that run if given: it leads nowhere else."""
     found = _PUBLISHED_PATH.fullmatch(path)
     return found is not None and is_plain(path) and run_id in (None, found[1])
+
+
+def gone_list(epoch: int) -> str:
+    """Return the path, relative to the output, of the list of photos that the holder number `epoch` found gone."""
+    return f"{GONE}/e{epoch}.parquet"
+
+
+def forgotten_list(epoch: int) -> str:
+    """Return the path, relative to the output, of the list of forgotten photos by the holder number `epoch`."""
+    return f"{FORGOTTEN}/e{epoch}.parquet"
+
+
+def list_epoch(path: str) -> int | None:
+    """Return the epoch in the name of a list, whose path is relative to the output; None where it can't be one."""
+    found = _LIST_PATH.fullmatch(path)
+    return int(found[1]) if found else None
 
 
 def run_of(path: str) -> str:

@@ -11,7 +11,7 @@ import dataclasses
 import datetime as dt
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from pipeline import storage
@@ -20,6 +20,9 @@ from pipeline.schema import SourceProblem
 from pipeline.storage import lease
 
 RECORD_VERSION = 1
+FORGETTING_VERSION = 2
+"""The version of records of forgettings: older readers, who know no forgotten photos, are to refuse the output."""
+_CONSISTENT_READS = 5
 Part = TypeVar("Part")
 
 
@@ -72,10 +75,11 @@ class PlanCounts:
     what they kept from being opened), `marked` and `marked_folders` what owners' marks left out, `source_problems` the
     parts of sources that could not be listed, `duplicates` those that
     repeat a photo; `already_done` the photos that have their row from an earlier run, `of_another_model` those of them
-    whose row another model made; `waiting` those that failed in passing and are for a later run to try again; `gone`
-    the photos that have a row and are listed no more, where that was asked for. Of those this run takes on, `staged`
-    have their row from before it was interrupted, `todo` are to process now, `changed` were published in another
-    version, and `left` is how many the run had no time for.
+    whose row another model made; `waiting` those that failed in passing and are for a later run to try again;
+    `forgotten` those that jobs.forget has forgotten, which are left out; `gone` the photos that have a row and are
+    listed no more, `held_back` those that are missing and were not taken for gone (see `gone`). Of those this run takes
+    on, `staged` have their row from before it was interrupted, `todo` are to process now, `changed` were published in
+    another version, and `left` is how many the run had no time for.
     """
 
     listed: int = 0
@@ -91,6 +95,8 @@ class PlanCounts:
     todo: int = 0
     changed: int = 0
     gone: int | None = None
+    held_back: int = 0
+    forgotten: int = 0
     waiting: int = 0
     left: int = 0
 
@@ -101,8 +107,42 @@ class PlanCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Forgetting:
+    """What was forgotten at once: it counts, for all runs, as soon as the record is there that says it.
+
+    Attributes:
+        photos: how many photos lost their rows.
+        rows_by_run: how many rows were removed from which run.
+        list: all photos forgotten so far, of `schema.FORGOTTEN`; None where none is any more.
+        rewritten: the records of the runs without those rows, which stand for those that are in their places still.
+    """
+
+    photos: int = 0
+    rows_by_run: Mapping[str, int] = field(default_factory=dict)
+    list: PublishedFile | None = None
+    rewritten: tuple[RunRecord, ...] = ()
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Forgetting:
+        """Return what a JSON document says; ValueError where it names what can't be."""
+        if not (isinstance(document, dict) and isinstance(document.get("rewritten", []), list)):
+            raise ValueError("forgets what can't be forgotten")
+        _check_list(document.get("list"))
+        rewritten = tuple(RunRecord.from_json(record) for record in document.get("rewritten", ()))
+        found: PublishedFile | None = _part(PublishedFile, document["list"]) if document.get("list") else None
+        photos, rows_by_run = int(document.get("photos", 0)), dict(document.get("rows_by_run", {}))
+        return cls(photos=photos, rows_by_run=rows_by_run, list=found, rewritten=rewritten)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as a JSON document."""
+        listed = None if self.list is None else _said(dataclasses.asdict(self.list))
+        rewritten = [record.to_json() for record in self.rewritten]
+        return {"photos": self.photos, "rows_by_run": dict(self.rows_by_run), "list": listed, "rewritten": rewritten}
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One finished run, or one that was let go of: see `removed_at`.
+    """One finished run, or one that was let go of: see `removed_at`; or a `forgetting`, which is no run.
 
     Attributes:
         sequence: its place in the order of runs, which the lease hands out.
@@ -110,6 +150,8 @@ class RunRecord:
         dataflow_s: how long the cluster read and located photos.
         settings: what the command line said, nested as its settings are.
         source_problems: what of the sources could not be listed; of very many the first, `plan` has their number.
+        gone: the list of photos that were listed no more, if this run has changed it.
+        rewritten_by: the sequence of the forgetting that has rewritten it last.
         removed_at: when it was let go of; `files` is empty once they are removed.
         others: what a newer version says besides.
     """
@@ -130,6 +172,9 @@ class RunRecord:
     photos: PhotoCounts | None = None
     source_problems: tuple[SourceProblem, ...] = ()
     files: tuple[PublishedFile, ...] = ()
+    gone: PublishedFile | None = None
+    rewritten_by: int | None = None
+    forgetting: Forgetting | None = None
     removed_at: str | None = None
     record_version: int = RECORD_VERSION
     others: Mapping[str, Any] = field(default_factory=dict)
@@ -143,8 +188,10 @@ class RunRecord:
         if not isinstance(document, dict) or not isinstance(document.get("run_id"), str):
             raise ValueError("is no record of a run")
         version = document.get("record_version", 0)
-        if not isinstance(version, int) or version > RECORD_VERSION:
-            raise ValueError(f"is a record of version {version}, and this Graticule reads {RECORD_VERSION}: update it")
+        if not isinstance(version, int) or version > FORGETTING_VERSION:
+            raise ValueError(
+                f"is a record of version {version}, and this Graticule reads {FORGETTING_VERSION}: update it"
+            )
         files, photos, model_id = document.get("files", []), document.get("photos"), document.get("model_id", "")
         if not (isinstance(files, list) and isinstance(model_id, str) and isinstance(photos, dict | None)):
             raise ValueError("says no model, files or photos")
@@ -155,6 +202,7 @@ class RunRecord:
         problems = document.get("source_problems") or []
         if not (isinstance(problems, list) and all(map(_is_problem, problems))):
             raise ValueError("says no source problems")
+        _check_list(document.get("gone"))
         names = {part.name for part in dataclasses.fields(cls)} - {"others"}
         said = {name: value for name, value in document.items() if name in names and value is not None}
         if photos is not None:
@@ -162,6 +210,10 @@ class RunRecord:
             said["photos"] = _part(PhotoCounts, photos | {"context": context and _part(AlbumCounts, context)})
         if isinstance(said.get("plan"), dict):
             said["plan"] = _part(PlanCounts, said["plan"])
+        if "gone" in said:
+            said["gone"] = _part(PublishedFile, said["gone"])
+        if "forgetting" in said:
+            said["forgetting"] = Forgetting.from_json(said["forgetting"])
         said["files"] = tuple(_part(PublishedFile, file) for file in files)
         said["source_problems"] = tuple(_part(SourceProblem, each) for each in problems)
         said["sources"] = tuple(said.get("sources", ()))
@@ -170,9 +222,10 @@ class RunRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as a JSON document; what it does not say is left out."""
-        document = dataclasses.asdict(self)
+        document = dataclasses.asdict(replace(self, forgetting=None))
+        document["forgetting"] = None if self.forgetting is None else self.forgetting.to_json()
         others = document.pop("others")
-        for name in ("plan", "photos"):
+        for name in ("plan", "photos", "gone"):
             document[name] = _said(document[name] or {})
         document["files"] = [_said(file) for file in document["files"]]
         is_said = {name: value not in (None, "", (), {}) for name, value in document.items()}
@@ -195,6 +248,15 @@ class RunRecord:
     def file_uris(self, output: str) -> list[str]:
         """Return the URIs of its published files."""
         return [storage.join(output, file.path) for file in self.files]
+
+    @property
+    def objects(self) -> tuple[PublishedFile, ...]:
+        """All that it names: its published files and its list of photos that are gone."""
+        return (*self.files, *([self.gone] if self.gone else []))
+
+    def object_uris(self, output: str) -> list[str]:
+        """Return the URIs of all that it names."""
+        return [storage.join(output, file.path) for file in self.objects]
 
 
 def encoded(record: RunRecord) -> bytes:
@@ -221,13 +283,52 @@ def read_record(uri: str) -> RunRecord:
 def run_records(output: str) -> list[RunRecord]:
     """Return the records of the runs that count, in the order in which they were published.
 
-    A run that was removed does not count, though one that slept may have put its record again. Raises ValueError,
-    naming it, for what is no record.
+    A run that was removed does not count, though one that slept may have put its record again. Each is as the newest
+    forgetting left it. Raises ValueError, naming it, for what is no record.
     """
-    removed = {_name(entry.uri) for entry in storage.list_files(storage.join(output, layout.REMOVED))}
-    entries = storage.list_files(storage.join(output, layout.RUNS))
-    found = _records(entry.uri for entry in entries if _name(entry.uri) not in removed)
+    found = as_rewritten(_read_records(output))
     return sorted((record for record in found if record.finished_at is not None), key=_place)
+
+
+def as_rewritten(found: Sequence[RunRecord]) -> list[RunRecord]:
+    """Return the runs among the records of an output, each as the newest forgetting left it."""
+    runs = {record.run_id: record for record in found if record.forgetting is None}
+    for forgetting in sorted((record for record in found if record.forgetting is not None), key=_place):
+        assert forgetting.forgetting is not None
+        for new in forgetting.forgetting.rewritten:
+            if new.run_id in runs and (runs[new.run_id].rewritten_by or 0) < (new.rewritten_by or 0):
+                runs[new.run_id] = new
+    return list(runs.values())
+
+
+def to_rewrite(output: str) -> list[RunRecord]:
+    """Return the records, as forgettings have rewritten them, that are not in their places yet."""
+    found = _read_records(output)
+    there = {record.run_id: record.rewritten_by for record in found}
+    return [record for record in as_rewritten(found) if record.rewritten_by != there[record.run_id]]
+
+
+def forgotten_list(output: str) -> PublishedFile | None:
+    """Return the list of all forgotten photos; None where there is none."""
+    forgettings = [record for record in _read_records(output) if record.forgetting is not None]
+    newest = max(forgettings, key=_place, default=None)
+    return None if newest is None or newest.forgetting is None else newest.forgetting.list
+
+
+def _read_records(output: str) -> list[RunRecord]:
+    """Return the records of an output but those of removed runs, forgettings too, as they are in their places.
+
+    They are read again where one was rewritten by a forgetting whose own record was not there yet: all or none of what
+    a forgetting changes is seen.
+    """
+    for _ in range(_CONSISTENT_READS):
+        removed = {_name(entry.uri) for entry in storage.list_files(storage.join(output, layout.REMOVED))}
+        entries = storage.list_files(storage.join(output, layout.RUNS))
+        found = _records(entry.uri for entry in entries if _name(entry.uri) not in removed)
+        seen = max((record.sequence or 0 for record in found if record.forgetting is not None), default=0)
+        if max((record.rewritten_by or 0 for record in found), default=0) <= seen:
+            break
+    return found
 
 
 def removed_records(output: str) -> list[RunRecord]:
@@ -301,6 +402,13 @@ def _records(uris: Iterable[str]) -> list[RunRecord]:
             except ValueError as error:
                 raise ValueError(f"{uri} {error}. See what jobs.geotag_archive --verify says of it") from error
     return found
+
+
+def _check_list(file: object) -> None:
+    """Raise ValueError for what can't be a list of photos: whoever reads and removes lists goes by it."""
+    path = file.get("path") if isinstance(file, dict) else None
+    if file is not None and (not isinstance(path, str) or layout.list_epoch(path) is None):
+        raise ValueError(f"names a list that can't be one: {path}")
 
 
 def _encoded(document: Mapping[str, Any]) -> bytes:

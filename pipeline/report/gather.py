@@ -152,16 +152,19 @@ class Report:
         return sorted(found)
 
 
-def gather(catalog: Catalog, output: str, where: str | None = None) -> Report:
-    """Return the report on the photos for which the SQL condition `where` is true; ValueError for a bad one."""
-    return _Gathering(catalog, where).report(output)
+def gather(catalog: Catalog, output: str, where: str | None = None, with_gone: bool = False) -> Report:
+    """Return the report on the photos for which the SQL condition `where` is true; ValueError for a bad one.
+
+    Those that their sources list no more are among them only `with_gone`.
+    """
+    return _Gathering(catalog, where, "photos" if with_gone else "photos_here").report(output)
 
 
 class _Gathering:
-    def __init__(self, catalog: Catalog, where: str | None) -> None:
+    def __init__(self, catalog: Catalog, where: str | None, view: str) -> None:
         self._catalog = catalog
         # The line break ends a comment that the condition may end with.
-        self._photos = f"(SELECT * FROM photos WHERE ({where}\n))" if where else "photos"
+        self._photos = f"(SELECT * FROM {view} WHERE ({where}\n))" if where else view
         self._where = where
         self._names = country_names()
         self._places = Places()

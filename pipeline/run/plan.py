@@ -10,7 +10,7 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -18,8 +18,8 @@ import duckdb
 import pyarrow as pa
 
 from pipeline import schema, storage
-from pipeline.published import layout
-from pipeline.published.records import PlanCounts
+from pipeline.published import gone, layout
+from pipeline.published.records import PlanCounts, RunRecord
 from pipeline.run import staging
 from pipeline.run.photo_set import PhotoSet, UnaccountedError
 from pipeline.sources import manifest
@@ -45,17 +45,26 @@ _LONGEST_WAIT_LOG2 = 5
 class Plan(PlanCounts):
     """A run's work: its counts, which `photos` it takes on, and the `files` that hold those to process now.
 
-    `problems` are what of the sources could not be listed.
+    `problems` are what of the sources could not be listed; `missing` the photos that are not listed any more, or are
+    again.
     """
 
     files: tuple[str, ...]
     photos: PhotoSet
     problems: tuple[schema.SourceProblem, ...] = ()
+    missing: gone.Missing = field(default_factory=gone.Missing)
 
-    def counts(self, left: int) -> PlanCounts:
+    @property
+    def names_all(self) -> bool:
+        """Whether all photos have names: of a manifest's row without one nobody knows which photo it is."""
+        return not any(problem.kind == schema.ProblemKind.ROW for problem in self.problems)
+
+    def counts(self, left: int, found: gone.Gone | None = None) -> PlanCounts:
         """Return what the run's record says of it; `left` is how many photos the run had no time for."""
-        counted = {part.name: getattr(self, part.name) for part in fields(PlanCounts)}
-        return PlanCounts(**counted | {"left": left})
+        counted = {part.name: getattr(self, part.name) for part in fields(PlanCounts)} | {"left": left}
+        if found is not None:
+            counted |= {"gone": found.count, "held_back": found.held_back}
+        return PlanCounts(**counted)
 
 
 def make_plan(
@@ -69,7 +78,8 @@ def make_plan(
     retag: bool = False,
     listing: manifest.ListSettings | None = None,
     order: Order = "name",
-    count_gone: bool = False,
+    records: Sequence[RunRecord] | None = None,
+    forgotten: str | None = None,
 ) -> Plan:
     """List `sources`, as `listing` says if given, and plan as `plan_listed` does.
 
@@ -77,7 +87,16 @@ def make_plan(
     """
     with list_sources(sources, stage.output, listing or manifest.ListSettings()) as listed:
         return plan_listed(
-            listed, stage, published_files, model_id, retry_failed, limit, retag, order, count_gone=count_gone
+            listed,
+            stage,
+            published_files,
+            model_id,
+            retry_failed,
+            limit,
+            retag,
+            order,
+            records=records,
+            forgotten=forgotten,
         )
 
 
@@ -91,7 +110,8 @@ def plan_listed(
     retag: bool = False,
     order: Order = "name",
     *,
-    count_gone: bool = False,
+    records: Sequence[RunRecord] | None = None,
+    forgotten: str | None = None,
 ) -> Plan:
     """Leave out what is done of what is listed, write the rest as the stage's plan, and say what was counted.
 
@@ -103,8 +123,11 @@ def plan_listed(
     `limit` bounds how many photos this run takes on, and `order` says which ones, and in which order: by name, or
     by the time of their last change, those without one last; but what failed before comes after all else, the longest
     ago first.
+    `records` are of the runs that published `published_files`: with them the plan says what is `missing`. `forgotten`
+    is the URI of the list of photos that are left out, whoever lists them.
     """
     connection, sources = listed.connection, listed.sources
+    left_out = _leave_out(connection, forgotten)
     if repeats := _find_repeats(connection):
         log.info("%d rows of the manifest repeat a photo: each photo gets one row", repeats)
     _judge(connection, stage, published_files, model_id, retry_failed, retag)
@@ -126,8 +149,14 @@ def plan_listed(
         f" FROM {'judged' if limit is None else 'limited'} WHERE NOT is_done AND NOT is_waiting",
     )
     files, photos = _write_plan(connection, stage, taken, todo, order)
+    missing = gone.Missing()
+    if records is not None:
+        scope = gone.Scope(sources.sources, tuple(sources.settings.include), tuple(sources.settings.exclude))
+        unseen = [problem.uri for problem in sources.problems]
+        missing = gone.find(connection, stage.missing_uri, scope, records, stage.output, unseen)
     return Plan(
-        listed=listed.count,
+        listed=listed.count - left_out,
+        forgotten=left_out,
         excluded=sources.counted("excluded"),
         excluded_folders=sources.counted("excluded_folders"),
         marked=sources.counted("marked") + listed.marked,
@@ -142,8 +171,9 @@ def plan_listed(
         changed=changed,
         files=files,
         photos=photos,
-        gone=_count_gone(connection, sources.problems) if count_gone else None,
+        gone=None if records is None else missing.kept + missing.new,
         waiting=waiting,
+        missing=missing,
     )
 
 
@@ -250,6 +280,20 @@ def _remove_marked(connection: duckdb.DuckDBPyConnection, prefixes: Sequence[str
     condition = "FROM listed JOIN marks ON listed.uri >= marks.low AND listed.uri < marks.high"
     (count,) = _one_row(connection, f"SELECT count(DISTINCT listed.rowid) {condition}")
     connection.execute(f"DELETE FROM listed WHERE rowid IN (SELECT listed.rowid {condition})")
+    return count
+
+
+def _leave_out(connection: duckdb.DuckDBPyConnection, forgotten: str | None) -> int:
+    """Take the photos that are on the list of the forgotten ones out of `listed`; return how many rows that were."""
+    if forgotten is None:
+        return 0
+    connection.execute(
+        "CREATE TABLE left_out AS SELECT rowid AS listed_row FROM listed"
+        f" WHERE sha256(photo_id) IN (SELECT {schema.PHOTO_SHA256} FROM read_parquet($forgotten))",
+        {"forgotten": forgotten},
+    )
+    connection.execute("DELETE FROM listed WHERE rowid IN (SELECT listed_row FROM left_out)")
+    (count,) = _one_row(connection, "SELECT count(*) FROM left_out")
     return count
 
 
@@ -384,18 +428,6 @@ def _runs_since(published_files: Sequence[str], epoch: int) -> list[int]:
 
 def _is_one_of(codes: Sequence[schema.ErrorCode]) -> str:
     return f"coalesce(error_code IN ({', '.join(repr(str(code)) for code in codes)}), false)"
-
-
-def _count_gone(connection: duckdb.DuckDBPyConnection, problems: Sequence[schema.SourceProblem]) -> int:
-    """Count the published photos that are listed no more; what lies where nobody could look may be there still."""
-    begins = [f"{problem.uri}{sign}" for problem in problems for sign in "/#"]
-    connection.register("unseen", pa.table({"begin": pa.array(begins, pa.string())}))
-    (gone,) = _one_row(
-        connection,
-        "SELECT count(DISTINCT photo_id) FROM published ANTI JOIN listed USING (photo_id)"
-        + (" ANTI JOIN unseen ON starts_with(published.uri, unseen.begin)" if begins else ""),
-    )
-    return gone
 
 
 _AGAIN, _OWN, _OTHER, _FAILED = 0, 1, 2, 4

@@ -38,7 +38,7 @@ def remove_replaced_runs(
         with records.held(output, "retention", settings) as held:
             sweep.at_start(held, output)
             removed = _let_go(held, output, older_than)
-            _delete_files(output, grace)
+            delete_files(output, grace)
             return removed
     except lease.LeaseHeldError as error:
         log.warning("old runs stay for now: %s", error)
@@ -47,7 +47,7 @@ def remove_replaced_runs(
 
 def removed_files(output: str) -> set[str]:
     """Return the paths below `output` of files that belong to runs that were let go, and that may still be there."""
-    return {file.path for record in records.removed_records(output) for file in record.files}
+    return {file.path for record in records.removed_records(output) for file in record.objects}
 
 
 def _let_go(held: lease.Lease, output: str, older_than: dt.timedelta) -> list[str]:
@@ -67,15 +67,15 @@ def _let_go(held: lease.Lease, output: str, older_than: dt.timedelta) -> list[st
     return [record.run_id for record in gone]
 
 
-def _delete_files(output: str, grace: dt.timedelta) -> None:
+def delete_files(output: str, grace: dt.timedelta) -> None:
     """Remove the files of runs that were let go long enough ago: what will never count again needs no proof."""
-    counting = set(records.published_files(output, records.run_records(output)))
+    counting = {uri for record in records.run_records(output) for uri in record.object_uris(output)}
     for record in records.removed_records(output):
         assert record.removed_at is not None, record.run_id
         is_recent = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(record.removed_at) < grace
-        if is_recent or not record.files:
+        if is_recent or not record.objects:
             continue
-        for uri in set(record.file_uris(output)) - counting:
+        for uri in set(record.object_uris(output)) - counting:
             if not storage.is_within(uri, output):
                 raise ValueError(
                     f"{layout.removed_note(output, record.run_id)} names {uri}, which a link leads out of the output:"

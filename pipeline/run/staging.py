@@ -48,6 +48,11 @@ class Stage:
         """URI of file number `index` of the plan's part `name`."""
         return storage.join(self.folder, "plan", f"e{self.epoch}", f"{name}-{index:05d}.parquet")
 
+    @property
+    def missing_uri(self) -> str:
+        """URI of what this epoch's plan has found missing: see `published.gone`."""
+        return storage.join(self.folder, "missing", f"e{self.epoch}.parquet")
+
     def plan_files(self) -> list[str]:
         """URIs of this epoch's plan."""
         return [entry.uri for entry in storage.list_files(storage.join(self.folder, "plan", f"e{self.epoch}"))]

@@ -24,7 +24,7 @@ from pipeline import schema, storage
 from pipeline.locate.precision import wkb_points
 from pipeline.published import geoparquet, layout
 from pipeline.published.geoparquet import Bbox
-from pipeline.published.records import PublishedFile, RunRecord, read_record
+from pipeline.published.records import PublishedFile, RunRecord, as_rewritten, forgotten_list, read_record
 from pipeline.run.photo_set import PhotoSet
 from pipeline.run.retention import removed_files
 from pipeline.run.tally import outcomes
@@ -94,7 +94,7 @@ def verify_output(output: str) -> list[Problem]:
         if where.endswith(".json"):
             try:
                 record = read_record(entry.uri)
-                if not record.model_id:
+                if not record.model_id and record.forgetting is None:
                     raise ValueError("says no model, files or photos")
                 for file in record.files:
                     if not layout.is_published_file(file.path, record.run_id):
@@ -107,11 +107,28 @@ def verify_output(output: str) -> list[Problem]:
         raise ValueError(f"nothing is published at {output}: run jobs.geotag_archive with --output {output} first")
 
     named = removed_files(output)
-    for where, record in records.items():
-        named |= {file.path for file in record.files}
+    if (forgotten := forgotten_list(output) if not problems else None) is not None:
+        named.add(forgotten.path)
+        problems += list_problems(output, forgotten, schema.FORGOTTEN)
+    rewritten = as_rewritten(list(records.values()))
+    for record in rewritten:
+        where = layout.record("", record.run_id).lstrip("/")
+        named |= {file.path for file in record.objects}
         problems += _Run(output, where, record).problems()
     problems += listing.problems(named, {record.run_id for record in records.values()})
     return problems
+
+
+def list_problems(output: str, file: PublishedFile, columns: pa.Schema) -> list[Problem]:
+    """Return what is amiss with a list of photos that a record names."""
+    try:
+        data = storage.read_bytes(storage.join(output, file.path))
+    except FileNotFoundError:
+        return [Problem(file.path, "is missing")]
+    if hashlib.blake2b(data, digest_size=16).hexdigest() != file.digest:
+        return [Problem(file.path, "its bytes are not those that were written")]
+    is_right = pq.read_schema(pa.BufferReader(data)).equals(columns)
+    return [] if is_right else [Problem(file.path, "has other columns than lists of photos have")]
 
 
 class _Listing:
@@ -119,12 +136,15 @@ class _Listing:
 
     def __init__(self, output: str) -> None:
         self.published: list[str] = []
+        self._lists: list[str] = []
         self._others: list[str] = []
         self._staged_runs: set[str] = set()
         for entry in storage.list_files(output):
             path = entry.uri.removeprefix(output + "/")
             folder, _, below = path.partition("/")
-            if folder == layout.PHOTOS and path.endswith(".parquet"):
+            if folder == layout.GONE and path.endswith(".parquet"):
+                self._lists.append(path)
+            elif folder == layout.PHOTOS and path.endswith(".parquet"):
                 self.published.append(path)
             elif folder == layout.STAGING and below:
                 self._staged_runs.add(layout.run_of(path))
@@ -140,6 +160,9 @@ class _Listing:
                 advice = "run the job again, which finishes the run" if is_unfinished else "remove the file"
                 what = f"no run's record names it, but whoever reads all of {layout.PHOTOS}/ would count it: {advice}"
                 yield Problem(path, what)
+        for path in self._lists:
+            if path not in named:
+                yield Problem(path, "no run's record names it: the next run removes it")
         for path in self._others:
             name = path.rsplit("/", 1)[-1]
             if name.endswith(".tmp") and layout.is_swept(path):
@@ -163,6 +186,8 @@ class _Run:
     def problems(self) -> list[Problem]:
         """Return all that is amiss."""
         with self._connection:
+            if self._record.gone is not None:
+                self._problems += list_problems(self._output, self._record.gone, schema.GONE)
             unread = [file.path for file in self._record.files if not self._check_file(file)]
             if not unread:  # else the sums would only say again that something is missing
                 self._check_sums()

@@ -95,14 +95,14 @@ class SourceList:
     """
 
     def __init__(self, sources: Sequence[str], output: str, settings: ListSettings) -> None:
-        self.sources, self._output, self._settings = tuple(sources), output, settings
+        self.sources, self._output, self.settings = tuple(sources), output, settings
         self.searches: list[Search] = []
         self.error: Exception | None = None
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield batches of `schema.MANIFEST`."""
-        patterns = Patterns(self._settings.include, self._settings.exclude)
-        more = self._settings.photos_root
+        patterns = Patterns(self.settings.include, self.settings.exclude)
+        more = self.settings.photos_root
         roots = None if more is None else local_roots(self.sources, more)
         try:
             for source in self.sources:
@@ -110,8 +110,8 @@ class SourceList:
                     patterns=patterns,
                     output=self._output,
                     is_alone=len(self.sources) == 1,
-                    allow_http=self._settings.allow_http,
-                    honours_marks=self._settings.honours_marks,
+                    allow_http=self.settings.allow_http,
+                    honours_marks=self.settings.honours_marks,
                     roots=roots,
                 )
                 self.searches.append(search)

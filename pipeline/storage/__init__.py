@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.storage import object_store
+from pipeline.storage import local_files, object_store
 from pipeline.storage.local_store import LocalStore
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.object_store import one_attempt as one_attempt
@@ -165,6 +165,11 @@ def delete_folder(uri: str) -> None:
 def remove_empty_folders(uri: str) -> None:
     """Remove a local folder and those below it, if they are empty; stores have none."""
     _store_of(uri).remove_empty_folders(uri)
+
+
+def is_left_empty(uri: str) -> bool:
+    """Whether the nearest local folder that there is, `uri` or one above it, has nothing in it; stores have none."""
+    return not is_remote(uri) and local_files.is_left_empty(uri)
 
 
 def exists(uri: str) -> bool:

@@ -131,6 +131,19 @@ def remove_empty_folders(folder_uri: str) -> None:
             os.rmdir(folder)
 
 
+def is_left_empty(uri: str) -> bool:
+    """Whether the nearest folder that there is, `uri` or one above it, has nothing in it: maybe no disk is mounted."""
+    path = os.fsencode(path_of(uri)) or b"/"  # what a file of the root lies in
+    while True:
+        try:
+            with os.scandir(path) as children:
+                return next(children, None) is None
+        except (FileNotFoundError, NotADirectoryError):
+            path = os.path.dirname(path) or b"/"
+        except OSError:  # whatever is below can't be seen
+            return True
+
+
 @contextlib.contextmanager
 def locked(uri: str) -> Iterator[int]:
     """Keep other processes that lock the same file out: a file system has no conditional put. Leaves no file behind.

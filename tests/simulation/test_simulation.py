@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline import storage
-from pipeline.run import publish
+from pipeline.run import plan, publish
 from pipeline.run.staging import Stage
 from pipeline.storage import lease
 from tests.simulation.world import play
@@ -27,7 +27,14 @@ def test_schedules(group: int) -> None:
         _, broken, trace, ended = play(seed)
         ends.update(ended)
         assert not broken, f"schedule {seed}: {broken}\n" + "\n".join(trace[-200:])
-    assert {"exit 0", "exit 1", "killed", "retention", "LeaseHeldError"} <= ends  # it is a world where things happen
+    assert {
+        "exit 0",
+        "exit 1",
+        "killed",
+        "retention",
+        "forgotten",
+        "LeaseHeldError",
+    } <= ends  # it is a world where things happen
 
 
 def _a_commit_without_the_lease(patched: pytest.MonkeyPatch) -> None:
@@ -62,6 +69,11 @@ def _a_plan_that_anybody_removes(patched: pytest.MonkeyPatch) -> None:
     patched.setattr(publish, "check_all_published", lambda *_: None)
 
 
+def _a_plan_that_forgets_what_was_forgotten(patched: pytest.MonkeyPatch) -> None:
+    """Forgotten photos are listed still, and taken again."""
+    patched.setattr(plan, "_leave_out", lambda *_: 0)
+
+
 def _holders_without_numbers(patched: pytest.MonkeyPatch) -> None:
     """Everybody writes under the same names, and nobody can tell which run is the newest."""
     patched.setattr(lease.Lease, "epoch", property(lambda _: 1))
@@ -73,6 +85,7 @@ def _holders_without_numbers(patched: pytest.MonkeyPatch) -> None:
         (_a_commit_without_the_lease, "located by several runs|its files are gone|verify"),
         (_a_discard_of_what_may_count, "its files are gone"),
         (_a_plan_that_anybody_removes, "exit 0 with"),
+        (_a_plan_that_forgets_what_was_forgotten, "traces of them are left"),
         (_holders_without_numbers, "."),
     ],
 )

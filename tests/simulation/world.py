@@ -11,6 +11,7 @@ import collections
 import contextlib
 import datetime as dt
 import functools
+import hashlib
 import io
 import json
 import logging
@@ -31,13 +32,16 @@ from jobs import geotag_archive
 from model.backbones.backbone import Preprocessing
 from pipeline import geotag, schema, storage
 from pipeline.cluster import dataflow
+from pipeline.forget import forget
 from pipeline.geotag_settings import GeotagSettings
-from pipeline.published import catalog
+from pipeline.published import catalog, records
+from pipeline.published.records import RunRecord
 from pipeline.run import publish, retention, verify
 from pipeline.run.staging import Stage
 from pipeline.storage import lease
 from tests.simulation.memory_store import MemoryStore
 from tests.simulation.scheduler import Chances, Killed, Process, Scheduler, as_threading, as_time
+from tests.support.bytes_below import traces
 from tests.support.photo_rows import failed_row, located_row, photos
 
 PHOTOS, OUTPUT = "s3://world/photos", "s3://world/out"
@@ -72,6 +76,7 @@ class World:
         self._checked: set[str] = set()
         self.ends: list[str] = []
         self._versions = 1
+        self._forgotten: set[str] = set()
         for index in range(faults.photos):
             self.store.objects[f"{PHOTOS}/{index}.jpg"] = b"1"
 
@@ -112,7 +117,10 @@ class World:
             elif chance < 0.3:
                 self.store.objects.pop(f"{PHOTOS}/{self._random.randrange(self._faults.photos)}.jpg", None)
             try:
-                if chance > 0.8:
+                if chance > 0.9:
+                    self._forget()
+                    self.ends.append("forgotten")
+                elif chance > 0.8:
                     retention.remove_replaced_runs(
                         OUTPUT, dt.timedelta(0), lease.LeaseSettings(LEASE_S), grace=dt.timedelta(0)
                     )
@@ -126,6 +134,13 @@ class World:
                 self.ends.append(type(error).__name__)
             except lease.LeaseLostError:
                 self.ends.append("LeaseLostError")
+
+    def _forget(self) -> None:
+        """Forget a photo; what was asked for once is asked for until it is done, as people would."""
+        uri = f"{PHOTOS}/{self._random.randrange(self._faults.photos)}.jpg"
+        chosen = pa.table([pa.array([schema.photo_id(uri)], pa.binary(16)), pa.array([uri])], schema=forget.PHOTOS)
+        forget.forget(OUTPUT, chosen, lease.LeaseSettings(LEASE_S))
+        self._forgotten.add(uri)
 
     def _once(self) -> int:
         settings = GeotagSettings(photos=(PHOTOS,), output=OUTPUT, lease=lease.LeaseSettings(LEASE_S))
@@ -142,30 +157,42 @@ class World:
     def _after_step(self) -> None:
         if self._random.random() < 0.02:
             self.store.arrive()
-        for name, data in list(self.store.objects.items()):
-            if name.startswith(f"{OUTPUT}/runs/"):
-                record = json.loads(data)
-                if f"{OUTPUT}/removed/{record['run_id']}.json" in self.store.objects:
-                    continue
-                missing = [
-                    file["path"] for file in record["files"] if f"{OUTPUT}/{file['path']}" not in self.store.objects
-                ]
-                if missing:
-                    raise BrokenError(f"run {record['run_id']} counts, and its files are gone: {missing}")
+        found = [
+            RunRecord.from_json(json.loads(data))
+            for name, data in list(self.store.objects.items())
+            if name.startswith(f"{OUTPUT}/runs/") and name.replace("/runs/", "/removed/") not in self.store.objects
+        ]
+        for record in records.as_rewritten(found):
+            missing = [file.path for file in record.objects if f"{OUTPUT}/{file.path}" not in self.store.objects]
+            if missing:
+                raise BrokenError(f"run {record.run_id} counts, and its files are gone: {missing}")
 
     def _check_peace(self) -> None:
         """Everything was done: all is verified, each photo has its row, and no version of one was located twice."""
         with self._quiet():
             problems = verify.verify_output(OUTPUT)
             history = catalog.Catalog(OUTPUT).rows("SELECT uri, etag, status, run_id FROM history").to_pylist()
+            kept = {uri: found for uri in self._forgotten if (found := traces(OUTPUT, uri, schema.photo_id(uri)))}
         if problems:
             raise BrokenError("verify: " + "; ".join(map(str, problems)))
-        names = {name for name in self.store.objects if name.startswith(PHOTOS)}
+        if kept:
+            raise BrokenError(f"these photos were forgotten, and traces of them are left: {kept}")
+        names = {name for name in self.store.objects if name.startswith(PHOTOS)} - self._given_up()
         if missing := names - {row["uri"] for row in history}:
             raise BrokenError(f"everything was done, and these photos have no row: {sorted(missing)}")
         located = collections.Counter((row["uri"], row["etag"]) for row in history if row["status"] == "located")
         if several := {version: count for version, count in located.items() if count > 1}:
             raise BrokenError(f"one version of a photo was located by several runs that count: {several}")
+
+    def _given_up(self) -> set[str]:
+        """Return the photos that somebody has forgotten, though it may not have been told that it had succeeded."""
+        with self._quiet():
+            listed = records.forgotten_list(OUTPUT)
+            if listed is None:
+                return set()
+            hashes = pq.read_table(pa.BufferReader(storage.read_bytes(f"{OUTPUT}/{listed.path}"))).column(0).to_pylist()
+        photos_there = {name for name in self.store.objects if name.startswith(PHOTOS)}
+        return {uri for uri in photos_there if hashlib.sha256(schema.photo_id(uri)).hexdigest() in hashes}
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:

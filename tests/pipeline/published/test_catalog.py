@@ -64,7 +64,11 @@ def test_the_newest_row_of_runs_that_count(catalog: Catalog) -> None:
 
 
 def test_columns_are_the_documented_ones(catalog: Catalog) -> None:
-    assert catalog.rows("FROM photos LIMIT 0").column_names == [*schema.PHOTOS.names, *schema.LAST_TRY.names]
+    assert catalog.rows("FROM photos LIMIT 0").column_names == [
+        *schema.PHOTOS.names,
+        *schema.LAST_TRY.names,
+        schema.GONE_SINCE,
+    ]
     assert catalog.rows("FROM history LIMIT 0").column_names == schema.PHOTOS.names
     documented = catalog.sql("SELECT comment FROM duckdb_columns() WHERE table_name = 'photos'").fetchall()
     assert all(comment for (comment,) in documented)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,22 @@ import pytest
 from pipeline import storage
 from pipeline.published import layout
 from pipeline.published.records import (
+    FORGETTING_VERSION,
     RECORD_VERSION,
     AlbumCounts,
+    Forgetting,
     PhotoCounts,
     PlanCounts,
     PublishedFile,
     RunLedger,
     RunRecord,
+    encoded,
+    forgotten_list,
     put_record,
     read_record,
     removed_records,
     run_records,
+    to_rewrite,
 )
 from pipeline.schema import SourceProblem
 
@@ -68,8 +74,52 @@ def test_an_older_record_says_less_and_is_written_as_it_was() -> None:
 def test_what_a_newer_version_says_besides_is_kept_and_one_that_would_be_misunderstood_is_refused() -> None:
     newer = RECORD.to_json() | {"weather": "fine"}
     assert RunRecord.from_json(newer).to_json() == newer
-    with pytest.raises(ValueError, match=rf"version {RECORD_VERSION + 1}, and this Graticule reads .*: update it"):
-        RunRecord.from_json(newer | {"record_version": RECORD_VERSION + 1})
+    with pytest.raises(ValueError, match=rf"version {FORGETTING_VERSION + 1}, and this Graticule reads .*: update it"):
+        RunRecord.from_json(newer | {"record_version": FORGETTING_VERSION + 1})
+
+
+def test_a_forgetting_stands_for_the_records_that_it_has_rewritten(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    listed = PublishedFile("forgotten/e9.parquet", 1, 100, "00")
+    new = replace(RECORD, files=(), gone=PublishedFile("gone/e9.parquet", 1, 100, "00"), rewritten_by=9)
+    forgetting = RunRecord(
+        run_id="forget-9",
+        sequence=9,
+        finished_at="2026-01-02T00:00:00+00:00",
+        record_version=FORGETTING_VERSION,
+        forgetting=Forgetting(photos=1, rows_by_run={"r1": 3}, list=listed, rewritten=(new,)),
+    )
+    put_record(output, RECORD)
+    assert read_record(put_record(output, forgetting)) == forgetting
+    assert run_records(output) == [new]
+    assert to_rewrite(output) == [new]
+    assert forgotten_list(output) == listed
+    storage.write_bytes(layout.record(output, "r1"), encoded(new))
+    assert run_records(output) == [new]
+    assert to_rewrite(output) == []
+
+
+def test_records_are_read_again_where_a_forgetting_came_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own record was not there when the folder was listed, and one that it has rewritten was read afterwards."""
+    output, other = str(tmp_path), replace(RECORD, run_id="r0", sequence=6)
+    new = [replace(record, files=(), rewritten_by=9) for record in (other, RECORD)]
+    forgetting = Forgetting(rewritten=tuple(new))
+    for record in (other, RECORD):
+        put_record(output, record)
+    read = storage.read_bytes
+
+    def read_late(uri: str) -> bytes:
+        data = read(uri)
+        if uri.endswith("/r0.json"):
+            put_record(output, RunRecord(run_id="z", sequence=9, finished_at="2026-01-02", forgetting=forgetting))
+            for record in new:
+                storage.write_bytes(layout.record(output, record.run_id), encoded(record))
+        return data
+
+    monkeypatch.setattr(storage, "read_bytes", read_late)
+    assert run_records(output) == new
 
 
 def test_source_problems_are_kept_and_a_listing_with_any_is_not_complete() -> None:
@@ -93,6 +143,11 @@ def test_source_problems_are_kept_and_a_listing_with_any_is_not_complete() -> No
         (WRITTEN | {"files": [{"path": "photos/run=r1/../../../other"}]}, r"can't be the run's: photos/run=r1/\.\."),
         (WRITTEN | {"files": ["photos"]}, "can't be the run's: None"),
         (WRITTEN | {"source_problems": [{"kind": "folder"}]}, "says no source problems"),
+        (WRITTEN | {"gone": {"path": "gone/../photos/e1.parquet"}}, "names a list that can't be one"),
+        (WRITTEN | {"gone": "gone/e1.parquet"}, "names a list that can't be one: None"),
+        (WRITTEN | {"forgetting": [1]}, "forgets what can't be forgotten"),
+        (WRITTEN | {"forgetting": {"rewritten": [{"run_id": "r1", "files": 3}]}}, "says no model, files or photos"),
+        (WRITTEN | {"forgetting": {"list": {"path": "/etc/e1.parquet"}}}, "names a list that can't be one"),
     ],
 )
 def test_what_is_no_record_is_refused(document: object, message: str) -> None:

@@ -167,7 +167,8 @@ def test_takes_countries_that_the_output_has(small_output: str) -> None:
         " CASE WHEN lat_deg > 45 THEN 'CH' END AS country_code,"
         " CASE WHEN lat_deg > 45 THEN 'Switzerland' WHEN lat_deg > 41 THEN 'open sea' END AS country,"
         " CASE WHEN lat_deg > 45 THEN 'Zermatt' END AS place,"
-        " CASE WHEN uri = '/paris2' THEN 'France' ELSE 'Switzerland' END AS exif_country) FROM history"
+        " CASE WHEN uri = '/paris2' THEN 'France' ELSE 'Switzerland' END AS exif_country),"
+        " NULL::TIMESTAMPTZ AS gone_since FROM history"
     )
     report = gather(catalog, small_output)
     # The photo on the Atlantic, which names no country as an older version's rows, is looked up; Rome's says the sea.

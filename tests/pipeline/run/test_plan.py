@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import schema
+from pipeline.published.records import PublishedFile, RunRecord
 from pipeline.run import plan as plan_module
 from pipeline.run.photo_set import PhotoSet, UnaccountedError
 from pipeline.run.plan import local_photos, make_plan
@@ -330,11 +331,14 @@ def test_the_order_says_which_photos_come_first(world: World) -> None:
         assert limited.todo == 2
 
 
-def test_photos_that_are_listed_no_more_are_counted_if_asked_for(world: World) -> None:
+def test_photos_that_are_listed_no_more_are_counted_where_records_say_who_listed_them(world: World) -> None:
     world.list(("/a", "v1")).publish(located_row("/a", 1, 1), located_row("/gone", 1, 1), located_row("/too", 1, 1))
     world.publish(located_row("/gone", 2, 2))
     assert world.plan().gone is None
-    assert make_plan([str(world.source)], world.stage, world.published, "m-1", False, None, count_gone=True).gone == 2
+    source = str(world.source)
+    files = [[PublishedFile(path)] for path in world.published]
+    records = [RunRecord(run_id="r", sources=(source,), files=tuple(file)) for file in files]
+    assert make_plan([source], world.stage, world.published, "m-1", False, None, records=records).gone == 2
 
 
 def test_a_plan_is_cut_to_what_is_staged(world: World) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import schema, storage
+from pipeline.published.records import PublishedFile, RunRecord
 from pipeline.run.plan import list_sources, make_plan
 from pipeline.run.staging import Stage
 from pipeline.sources import archives, manifest
@@ -134,8 +135,10 @@ def test_photos_where_nobody_could_look_are_not_gone(tmp_path: Path) -> None:
     stage = Stage(str(tmp_path / "output"), "r1")
     rows = [f"{deep}/x.jpg", f"{tmp_path}/photos/away.jpg", f"{tmp_path}/photos/a.jpg"]
     published = Stage(str(tmp_path / "other"), "r0").put_rows(photos([located_row(uri, 1, 2) for uri in rows]))
-    plan = make_plan([str(tmp_path / "photos")], stage, [published], "m-1", False, None, count_gone=True)
-    assert (plan.listed, plan.gone, plan.is_complete) == (1, 1, False)
+    sources = (str(tmp_path / "photos"),)
+    records = [RunRecord(run_id="r0", sources=sources, files=(PublishedFile(published),))]
+    plan = make_plan(sources, stage, [published], "m-1", False, None, records=records)
+    assert (plan.listed, plan.gone, plan.missing.unseen, plan.is_complete) == (1, 1, 1, False)
 
 
 def tar(path: Path, *members: str, link: tuple[str, str] | None = None) -> None:

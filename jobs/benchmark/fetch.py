@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from jobs.benchmark.figure import Figure
 from pipeline import schema, storage
+from pipeline.read import archive_members
 from pipeline.read.fetch import Fetcher, FetchSettings
 from pipeline.sources import archives
 from pipeline.storage import clients
@@ -74,7 +75,7 @@ class FetchBenchmark:
         storage.write_bytes(storage.join(folder, "photos.tar"), _tar_of(photos))
         rows = [_listed(entry) for entry in storage.list_files(storage.join(folder, "photos"))]
         members = _listed_members(storage.head(storage.join(folder, "photos.tar")))
-        together = list(archives.lie_together(members))
+        together = list(archive_members.lie_together(members))
         fetcher = Fetcher(FetchSettings(), self.size_bytes)
         ways: dict[str, Callable[[], Sequence[bytes]]] = {
             "ours": lambda: _all(lambda row: fetcher(row).data, rows),

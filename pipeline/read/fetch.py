@@ -15,9 +15,10 @@ from typing import Any, NoReturn, TypeVar
 import tenacity
 
 from pipeline import schema, storage
+from pipeline.read import archive_members
 from pipeline.read.budget import Share
 from pipeline.schema import ErrorCode, PhotoError
-from pipeline.sources import archives, roots
+from pipeline.sources import roots
 from pipeline.storage import web
 from pipeline.storage.clients import AskerRefusedError, NoBucketError, NoCredentialsError, RefusedError
 
@@ -147,7 +148,7 @@ class Fetcher:
     def together(
         self, group: Sequence[Mapping[str, Any]], share: Share | None = None
     ) -> list[storage.Blob | PhotoError]:
-        """Return the same of each photo of a group of `archives.lie_together`, several by one request.
+        """Return the same of each photo of a group of `archive_members.lie_together`, several by one request.
 
         A request that fails in the end fails for all of them: it is the same archive that each would have asked.
         """
@@ -163,7 +164,7 @@ class Fetcher:
         ]
 
     def most_bytes(self, group: Sequence[Mapping[str, Any]]) -> int:
-        """Return how many bytes are held, as far as the listing tells, to fetch a group of `archives.lie_together`.
+        """Return how many bytes are held, as far as the listing tells, to fetch a group of `lie_together`.
 
         Of a photo whose size is not listed its first bytes; it is asked for the rest once its size is known.
         """
@@ -174,7 +175,7 @@ class Fetcher:
         if size_bytes is None:
             return storage.HEAD_BYTES
         # A packed member is held beside what it unpacks to. What is too large is not fetched at all.
-        held_bytes = size_bytes + (row[schema.STORED_BYTES] or 0 if archives.is_packed(row) else 0)
+        held_bytes = size_bytes + (row[schema.STORED_BYTES] or 0 if archive_members.is_packed(row) else 0)
         return held_bytes if size_bytes <= self._max_bytes else 0
 
     def _outcome(self, listed: Mapping[str, Any], share: Share | None) -> storage.Blob | PhotoError:
@@ -194,7 +195,7 @@ class Fetcher:
 
     def _attempt_together(self, group: Sequence[Mapping[str, Any]], deadline_s: float) -> list[bytes | PhotoError]:
         with storage.one_attempt(self._settings.attempt_timeout_s, deadline_s):
-            return archives.read_together(group)
+            return archive_members.read_together(group)
 
     def _attempt(self, listed: Mapping[str, Any], deadline_s: float, share: Share | None) -> storage.Blob:
         def intake(head: bytes, size_bytes: int) -> None:
@@ -213,7 +214,9 @@ class Fetcher:
         with storage.one_attempt(timeout_s, deadline_s):
             if container_uri is not None:
                 part = (listed[schema.OFFSET_BYTES], listed[schema.STORED_BYTES], listed[schema.CONTAINER_ETAG])
-                data = archives.read_member(container_uri, *part, self._max_bytes, listed[schema.SIZE_BYTES], intake)
+                data = archive_members.read_member(
+                    container_uri, *part, self._max_bytes, listed[schema.SIZE_BYTES], intake
+                )
                 return storage.Blob(data, listed[schema.ETAG] or "")
             blob = storage.read(uri, self._max_bytes, intake)
         # Of one version there is one length. A listing without a version, or with one of its own, may be outdated.

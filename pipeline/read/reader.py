@@ -16,11 +16,11 @@ from blake3 import blake3
 from pipeline import schema, storage
 from pipeline.decode.header import check_head
 from pipeline.decode.photo import DecodeFailure, DecodeLimits, DecodeTarget, PhotoFacts, decode_photo
+from pipeline.read import archive_members
 from pipeline.read.budget import BytesInFlight, Share
 from pipeline.read.fetch import Fetcher, FetchSettings
 from pipeline.read.isolation import Answer, Decode, Decoded, DecodeOrder, IsolatedDecoder
 from pipeline.schema import ErrorCode, PhotoError
-from pipeline.sources import archives
 
 _Outcome = storage.Blob | PhotoError
 _Fetched = tuple[list[_Outcome], float]
@@ -156,8 +156,8 @@ class Reader:
         """Yield the listed photos, neighbours in a tar together, each with its outcome to come, no more than
         `concurrent_fetches` requests ahead, nor more than the budget; None where that has to be decoded first."""
         ahead: collections.deque[_Group] = collections.deque()
-        overlapping = archives.overlapping(listed)
-        for rows in archives.lie_together(listed):
+        overlapping = archive_members.overlapping(listed)
+        for rows in archive_members.lie_together(listed):
             is_refused = rows[0][schema.URI] in overlapping
             most_bytes = 0 if is_refused else self._fetcher.most_bytes(rows)
             while not budget.fits(most_bytes):

@@ -149,6 +149,7 @@ def check_manifest(data: bytes) -> str:
 def check_members(data: bytes) -> str:
     """An archive's table of contents or a ValueError; of each member its bytes within the limit, or a typed refusal."""
     from pipeline import schema, storage
+    from pipeline.read import archive_members
     from pipeline.sources import archives
     from pipeline.storage import local_files
 
@@ -165,7 +166,7 @@ def check_members(data: bytes) -> str:
         limit_bytes = 1 << 20
         try:
             place = row[schema.OFFSET_BYTES], row[schema.STORED_BYTES]
-            photo = archives.read_member(str(path), *place, container_etag=None, max_bytes=limit_bytes)
+            photo = archive_members.read_member(str(path), *place, container_etag=None, max_bytes=limit_bytes)
             assert len(photo) <= limit_bytes
         except schema.PhotoError as failure:
             assert failure.code in ("too_large", "truncated", "corrupt", "unsupported_format"), failure.code

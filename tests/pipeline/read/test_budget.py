@@ -19,10 +19,10 @@ import pytest
 
 from pipeline import schema, storage
 from pipeline.decode.photo import DecodeTarget
+from pipeline.read import archive_members
 from pipeline.read.budget import BytesInFlight
 from pipeline.read.fetch import FetchSettings
 from pipeline.read.reader import Reader, ReaderSettings
-from pipeline.sources import archives
 from pipeline.sources.manifest import read_manifest
 from tests.support.photo_samples import china_image, china_jpeg, encode, flower_jpeg
 
@@ -294,10 +294,10 @@ def test_members_that_share_bytes_are_told_from_neighbours() -> None:
         return {schema.URI: uri} | place
 
     apart = [member("a", 0), member("b", 100), member("c", 50, "/b.zip"), member("d", 50, "/c.tar"), member("a", 0)]
-    assert archives.overlapping(apart) == set()
-    assert archives.overlapping([*apart, member("e", 199)]) == {"b", "e"}
-    assert archives.overlapping([member(name, 0) for name in "xyz"]) == set("xyz")
-    assert archives.overlapping([{schema.URI: "/a.jpg", schema.CONTAINER_URI: None}]) == set()
+    assert archive_members.overlapping(apart) == set()
+    assert archive_members.overlapping([*apart, member("e", 199)]) == {"b", "e"}
+    assert archive_members.overlapping([member(name, 0) for name in "xyz"]) == set("xyz")
+    assert archive_members.overlapping([{schema.URI: "/a.jpg", schema.CONTAINER_URI: None}]) == set()
 
 
 def test_large_members_of_a_tar_are_looked_at_first(tmp_path: Path) -> None:

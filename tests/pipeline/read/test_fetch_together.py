@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline import schema, storage
+from pipeline.read import archive_members
 from pipeline.read.fetch import Fetcher, FetchSettings
 from pipeline.schema import PhotoError
 from pipeline.sources import archives
@@ -45,7 +46,7 @@ def test_neighbours_in_a_tar_come_by_one_request(s3_bucket: str) -> None:
     photos = [os.urandom(size) for size in (100_000, 0, 90_000, 3, 2_000_000, *[150_000] * 20)]
     rows = put_tar(s3_bucket, "near.tar", photos)
     fetch = Fetcher(PATIENT, 1 << 24)
-    groups = list(archives.lie_together(rows))
+    groups = list(archive_members.lie_together(rows))
     assert [row for group in groups for row in group] == rows
     # The large one is alone, and six of 150 kB are less than a MiB.
     assert [len(group) for group in groups] == [4, 1, 6, 6, 6, 2]
@@ -61,8 +62,8 @@ def test_neighbours_in_a_tar_come_whole_through_every_fault(s3_bucket: str) -> N
     rows = put_tar(s3_bucket, "faulty.tar", photos)
     fetch = Fetcher(FetchSettings(budget_s=60, attempt_timeout_s=0.3), 1 << 20)
     with faulty(s3_bucket, folder="together", seed=7, burst=0) as proxy:
-        got = [outcome for group in archives.lie_together(rows) for outcome in fetch.together(group)]
-        assert proxy.tally["photo requests"] > len(list(archives.lie_together(rows)))
+        got = [outcome for group in archive_members.lie_together(rows) for outcome in fetch.together(group)]
+        assert proxy.tally["photo requests"] > len(list(archive_members.lie_together(rows)))
     assert [blob.data for blob in got if isinstance(blob, storage.Blob)] == photos
 
 
@@ -102,6 +103,6 @@ def test_only_neighbours_of_one_tar_lie_together() -> None:
         [member(512), member(2048, etag="v2")],
         [member(512, uri="/a.zip"), member(2048, uri="/a.zip")],
     ):
-        assert list(archives.lie_together(apart)) == [[apart[0]], [apart[1]]]
-    assert list(archives.lie_together(together)) == [together]
-    assert list(archives.lie_together([])) == []
+        assert list(archive_members.lie_together(apart)) == [[apart[0]], [apart[1]]]
+    assert list(archive_members.lie_together(together)) == [together]
+    assert list(archive_members.lie_together([])) == []

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import schema, storage
+from pipeline.read import archive_members
 from pipeline.schema import PhotoError
 from pipeline.sources import archives
 from pipeline.sources.manifest import read_manifest
@@ -58,7 +59,7 @@ def listed(source: str) -> list[dict[str, object]]:
 
 def photo(row: dict[str, object], max_bytes: int = LIMIT_BYTES) -> bytes:
     columns = (schema.CONTAINER_URI, schema.OFFSET_BYTES, schema.STORED_BYTES, schema.CONTAINER_ETAG)
-    return archives.read_member(*(row[name] for name in columns), max_bytes)  # type: ignore[arg-type]
+    return archive_members.read_member(*(row[name] for name in columns), max_bytes)  # type: ignore[arg-type]
 
 
 def contents(source: str) -> dict[str, bytes]:

@@ -187,6 +187,7 @@ def _other_spelling(name: str) -> str:
 
 
 def is_zip(uri: str) -> bool:
+    """Whether `uri` is named like a zip."""
     return uri.lower().endswith(".zip")
 
 

@@ -58,6 +58,7 @@ _MOST_DEATHS = 20
 memory time and again it must not be for ever."""
 _CPUS_A_WRITER = 8
 """Without a bound, Ray sets a third of the cluster's processors aside for writers, and readers do without them."""
+_BATCHES: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
 
 
 class _RunActor(ContentIndex, Tally):
@@ -113,10 +114,7 @@ def run_dataflow(
     _configure_ray_data()
     locators, cpus_each, threads = locator_pool(cluster, size)
     readers, fetches_each = shares(reader.fetch.concurrent, cluster.readers or size.cpus)
-    reader = replace(reader, concurrent_fetches=fetches_each)
     is_bounded = cluster.readers is not None or reader.fetch.concurrent is not None
-    at_once: dict[str, Any] = {"compute": TaskPoolStrategy(size=readers)} if is_bounded else {}
-    deaths = {"max_retries": _MOST_DEATHS}
     log.info("%d engine(s) over %d CPUs and %d GPUs", locators, size.cpus, size.gpus)
     # Ray fuses a task into the actor pool behind it when both ask for the same, and they would take turns: an engine
     # never asks for one CPU. Reading the plan is to be fused with reading its photos.
@@ -125,21 +123,10 @@ def run_dataflow(
     )
     driver = driver or Driver.here(uses_local_paths=False)
     shared = _Shared(driver, index, logs.for_workers(), WorkerMetrics(stage.run_id), listed_below)
-    source = _BlocksDatasource("Plan", [functools.partial(_plan_blocks, uri, shared) for uri in plan_files])
-    photos = ray.data.read_datasource(
-        source, override_num_blocks=len(plan_files), num_cpus=1, ray_remote_args=deaths, **at_once
-    )
-    batches: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
-    read_rows = functools.partial(_read_rows, shared=shared, settings=reader, stop_at_s=stop_at_s)
-    photos = photos.map_batches(read_rows, num_cpus=1, **deaths, **at_once, **batches)
-    photos = photos.map_batches(
-        _LocatorActor,
-        fn_constructor_args=(shared, replace(locator, threads=locator.threads or threads), load),
-        compute=ActorPoolStrategy(size=locators),
-        **({"num_gpus": 1} if size.gpus else {"num_cpus": cpus_each}),
-        # A GPU takes more at a time than travels together.
-        **(batches | {"batch_size": locator.batch_size} if size.gpus else batches),
-    )
+    read = _Read(plan_files, replace(reader, concurrent_fetches=fetches_each), readers, is_bounded, stop_at_s)
+    placed = replace(locator, threads=locator.threads or threads)
+    needs: dict[str, Any] = {"num_gpus": 1} if size.gpus else {"num_cpus": cpus_each}
+    photos = _located(_read_photos(read, shared), shared, placed, load, locators, needs)
     sink = _StageDatasink(stage, cluster.rows_per_part, shared)
     look_on = supervise.watchdog(index, watch, stage, reader.fetch)
     with (
@@ -158,6 +145,52 @@ def run_dataflow(
         raise
     overflow: int = ray.get(index.overflow.remote())
     return overflow
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What is read, and how: `readers` tasks at once where their number `is_bounded`, else as many as Ray likes."""
+
+    plan_files: Sequence[str]
+    reader: ReaderSettings
+    readers: int
+    is_bounded: bool
+    stop_at_s: float | None
+
+
+def _read_photos(read: _Read, shared: _Shared) -> ray.data.Dataset:
+    """Return the plan's photos as rows with pixels, each file of the plan a task."""
+    at_once: dict[str, Any] = {"compute": TaskPoolStrategy(size=read.readers)} if read.is_bounded else {}
+    deaths = {"max_retries": _MOST_DEATHS}
+    source = _BlocksDatasource("Plan", [functools.partial(_plan_blocks, uri, shared) for uri in read.plan_files])
+    with warnings.catch_warnings():
+        # A reading task's retries have no other name yet; without the same ones, reading is not fused with the next.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        photos = ray.data.read_datasource(
+            source, override_num_blocks=len(read.plan_files), num_cpus=1, ray_remote_args=deaths, **at_once
+        )
+    read_rows = functools.partial(_read_rows, shared=shared, settings=read.reader, stop_at_s=read.stop_at_s)
+    return photos.map_batches(read_rows, num_cpus=1, **deaths, **at_once, **_BATCHES)
+
+
+def _located(
+    photos: ray.data.Dataset,
+    shared: _Shared,
+    locator: LocatorSettings,
+    load: EngineLoader | None,
+    locators: int,
+    needs: dict[str, Any],
+) -> ray.data.Dataset:
+    """Return the photos with their places, by so many engines, each of which `needs` CPUs or a GPU."""
+    # A GPU takes more at a time than travels together.
+    batches = _BATCHES | ({"batch_size": locator.batch_size} if "num_gpus" in needs else {})
+    return photos.map_batches(
+        _LocatorActor,
+        fn_constructor_args=(shared, locator, load),
+        compute=ActorPoolStrategy(size=locators),
+        **needs,
+        **batches,
+    )
 
 
 def publish_on_ray(stage: Stage, above_rows: int = 2_000_000) -> Published:

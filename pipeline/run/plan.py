@@ -136,18 +136,7 @@ def plan_listed(
         "SELECT count(*) FILTER (is_done), count(*) FILTER (is_of_another_model), count(*) FILTER (is_waiting)"
         " FROM judged",
     )
-    taken = "FROM listed JOIN judged ON listed.rowid = judged.listed_row WHERE NOT is_done AND NOT is_waiting"
-    if limit is not None:
-        connection.execute(
-            f"CREATE TABLE limited AS SELECT judged.* {taken}"
-            f" ORDER BY is_staged DESC, failed_at NULLS FIRST, {_ORDER_BY[order]} LIMIT {limit}"
-        )
-        taken = "FROM listed JOIN limited ON listed.rowid = limited.listed_row WHERE true"
-    staged, todo, changed = _one_row(
-        connection,
-        "SELECT count(*) FILTER (is_staged), count(*) FILTER (NOT is_staged), count(*) FILTER (is_changed)"
-        f" FROM {'judged' if limit is None else 'limited'} WHERE NOT is_done AND NOT is_waiting",
-    )
+    taken, staged, todo, changed = _take(connection, limit, order)
     files, photos = _write_plan(connection, stage, taken, todo, order)
     missing = gone.Missing()
     if records is not None:
@@ -175,6 +164,23 @@ def plan_listed(
         waiting=waiting,
         missing=missing,
     )
+
+
+def _take(connection: duckdb.DuckDBPyConnection, limit: int | None, order: Order) -> tuple[str, int, int, int]:
+    """Return the SQL for what this run takes on, and how many have their row staged, are to do, were changed."""
+    taken = "FROM listed JOIN judged ON listed.rowid = judged.listed_row WHERE NOT is_done AND NOT is_waiting"
+    if limit is not None:
+        connection.execute(
+            f"CREATE TABLE limited AS SELECT judged.* {taken}"
+            f" ORDER BY is_staged DESC, failed_at NULLS FIRST, {_ORDER_BY[order]} LIMIT {limit}"
+        )
+        taken = "FROM listed JOIN limited ON listed.rowid = limited.listed_row WHERE true"
+    staged, todo, changed = _one_row(
+        connection,
+        "SELECT count(*) FILTER (is_staged), count(*) FILTER (NOT is_staged), count(*) FILTER (is_changed)"
+        f" FROM {'judged' if limit is None else 'limited'} WHERE NOT is_done AND NOT is_waiting",
+    )
+    return taken, staged, todo, changed
 
 
 def cut_to_staged(stage: staging.Stage, planned: PhotoSet) -> tuple[int, PhotoSet]:

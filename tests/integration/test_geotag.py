@@ -194,7 +194,7 @@ def test_a_bug_stops_the_run_and_publishes_nothing(
     for package in ("jobs", "model", "pipeline", "training"):
         shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("bundled"))
     reader = tmp_path / "pipeline" / "read" / "reader.py"
-    code, line = reader.read_text(), "                batch.append((row, outcome, fetch_s))\n"
+    code, line = reader.read_text(), "                batch.add((row, outcomes.pop(0), fetch_s))\n"
     assert line in code
     reader.write_text(code.replace(line, line + "                raise ValueError('a bug in the reader')\n"))
     (tmp_path / "photos").mkdir()
@@ -270,7 +270,7 @@ class TestUsageErrors:
             (["--output", "http://host/x"], "error: can't read 'http://host/x': use a local path or one of"),
             (["--photos", "TMP/missing"], "error: no photos at TMP/missing: the folder or prefix is empty or missing"),
             (["--photos", "TMP/empty"], "error: no photos at TMP/empty: the folder or prefix is empty or missing"),
-            (["--photos", "TMP/photos/a.jpg"], "error: can't read --photos TMP/photos/a.jpg: "),
+            (["--photos", "TMP/photos/*.png"], "error: no photos match TMP/photos/*.png: "),
             (["--precision", "house"], "invalid choice 'house'"),
             (["--no-such-option", "1"], "no-such-option"),
             (["--limit", "many"], "many"),

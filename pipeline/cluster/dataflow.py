@@ -163,14 +163,15 @@ def _read_photos(read: _Read, shared: _Shared) -> ray.data.Dataset:
     at_once: dict[str, Any] = {"compute": TaskPoolStrategy(size=read.readers)} if read.is_bounded else {}
     deaths = {"max_retries": _MOST_DEATHS}
     source = _BlocksDatasource("Plan", [functools.partial(_plan_blocks, uri, shared) for uri in read.plan_files])
+    read_rows = functools.partial(_read_rows, shared=shared, settings=read.reader, stop_at_s=read.stop_at_s)
     with warnings.catch_warnings():
-        # A reading task's retries have no other name yet; without the same ones, reading is not fused with the next.
+        # A task's retries have no other name yet; only what has the same ones is fused.
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         photos = ray.data.read_datasource(
             source, override_num_blocks=len(read.plan_files), num_cpus=1, ray_remote_args=deaths, **at_once
         )
-    read_rows = functools.partial(_read_rows, shared=shared, settings=read.reader, stop_at_s=read.stop_at_s)
-    return photos.map_batches(read_rows, num_cpus=1, **deaths, **at_once, **_BATCHES)
+        rows: ray.data.Dataset = photos.map_batches(read_rows, num_cpus=1, **deaths, **at_once, **_BATCHES)
+    return rows
 
 
 def _located(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import functools
 import importlib.metadata
 import logging
 import platform
@@ -148,14 +149,16 @@ def geotag(settings: GeotagSettings) -> Outcome:
     Raises ValueError for the user's mistakes, and what `STOPPED` names where the run must be started again.
     """
     ready = prepare(settings)
-    listing = list_sources(ready.sources, ready.output, settings.listing)
+    listing = functools.partial(list_sources, ready.sources, ready.output, settings.listing)
     with contextlib.ExitStack() as kept:
         # Where nothing is yet, a wrong source is to leave nothing; where others may be at work, they are asked first.
         is_new = not storage.exists(storage.join(ready.output, layout.LEASE))
-        early = kept.enter_context(listing) if is_new else None
+        early = kept.enter_context(listing()) if is_new else None
         with open_run(ready) as run:
             try:
-                plan = plan_run(run, early or kept.enter_context(listing))
+                # What was listed before another had the output may be older than what that one has published.
+                listed = early if early is not None and run.held.epoch == 1 else kept.enter_context(listing())
+                plan = plan_run(run, listed)
             except ValueError:
                 if not run.stage.row_files() and not run.stage.copy_files():
                     sweep.unneeded_run(run.held, run.stage)

@@ -140,7 +140,7 @@ def test_in_int8_the_tower_is_coarse_and_the_comparison_exact(checkpoint: Checkp
         load_engine("openvino", checkpoint, precision=precision, cache_dir=tmp_path)(photos(64, 28))
         for precision in PRECISIONS
     )
-    np.testing.assert_allclose(quantised.level_probability_BH, exact.level_probability_BH, atol=0.06)
+    np.testing.assert_allclose(quantised.level_probability_BH, exact.level_probability_BH, atol=0.09)
     assert not np.array_equal(quantised.level_probability_BH, exact.level_probability_BH)
     assert (quantised.level_index_BH == exact.level_index_BH).mean() > 0.8
 

@@ -132,8 +132,8 @@ class World:
                 raise
             except _EXPECTED as error:
                 self.ends.append(type(error).__name__)
-            except lease.LeaseLostError:
-                self.ends.append("LeaseLostError")
+            except (lease.LeaseLostError, lease.CommitUnknownError) as error:
+                self.ends.append(type(error).__name__)
 
     def _forget(self) -> None:
         """Forget a photo; what was asked for once is asked for until it is done, as people would."""

@@ -123,9 +123,9 @@ def test_names_and_countries_are_those_of_the_cells(checkpoint: Checkpoint, loca
     country_K = np.array(names.country.to_pylist())
     with torch.no_grad():
         graph = ServingGraph(checkpoint)
-        output = graph.network(
-            ((torch.tensor(np.stack(pixels)).float() / 255 - graph.mean_C) / graph.std_C).permute(0, 3, 1, 2)
-        )
+        preprocessing = checkpoint.config.preprocessing
+        mean_C, std_C = torch.tensor(preprocessing.mean_rgb), torch.tensor(preprocessing.std_rgb)
+        output = graph.network(((torch.tensor(np.stack(pixels)).float() / 255 - mean_C) / std_C).permute(0, 3, 1, 2))
         probability_BK = graph.read_out.log_probabilities(output.logits)[-1].exp().double().numpy()
     for row, p_K in zip(table.to_pylist()[:6], probability_BK, strict=True):
         cell = int(

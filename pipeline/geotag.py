@@ -4,7 +4,8 @@
     from pipeline.geotag_settings import GeotagSettings
     outcome = geotag(GeotagSettings(photos=("/photos",), output="/answers"))
 
-A run goes through seven steps, each a function here: prepare, open, plan, process, explain, publish, commit.
+A run goes through eight steps, each a function here: prepare, open, plan, process, explain, publish, find what is gone,
+commit.
 """
 
 from __future__ import annotations
@@ -170,8 +171,8 @@ def geotag(settings: GeotagSettings) -> Outcome:
             processed = process(run, plan)
             explained = explain(run)
             published = publish_rows(run, processed)
-            found = find_gone(run, plan)
-            return replace(outcome, record=commit(run, plan, processed, explained, published, found))
+            record = _record(run, plan, processed, explained, published, find_gone(run, plan))
+            return replace(outcome, record=commit(run, record, processed.metrics))
 
 
 def close_without_rows(run: Run, outcome: Outcome) -> Outcome:
@@ -182,7 +183,8 @@ def close_without_rows(run: Run, outcome: Outcome) -> Outcome:
         sweep.unneeded_run(run.held, run.stage)
         return replace(outcome, plan=replace(plan, gone=found.count, held_back=found.held_back))
     nothing = Published((), 0, {}, plan.photos.fingerprint)
-    return replace(outcome, record=commit(run, plan, Processed(plan.photos), None, nothing, found))
+    record = _record(run, plan, Processed(plan.photos), None, nothing, found)
+    return replace(outcome, record=commit(run, record, None))
 
 
 def prepare(settings: GeotagSettings) -> Prepared:
@@ -329,23 +331,15 @@ def find_gone(run: Run, plan: Plan) -> gone.Gone:
     )
 
 
-def commit(
-    run: Run,
-    plan: Plan,
-    processed: Processed,
-    explained: AlbumCounts | None,
-    published: Published,
-    found: gone.Gone,
-) -> RunRecord:
+def commit(run: Run, record: RunRecord, metrics: RunMetrics | None) -> RunRecord:
     """Let the run count: put its record, through the lease; then remove what was staged."""
-    record = _record(run, plan, processed, explained, published, found)
     try:
         run.held.commit(record.to_json())
     except lease.LeaseLostError:
         publish.discard(run.stage)
         raise
-    if processed.metrics is not None:
-        processed.metrics.set("graticule_last_success_timestamp_seconds", time.time())
+    if metrics is not None:
+        metrics.set("graticule_last_success_timestamp_seconds", time.time())
     sweep.finished_run(run.stage)
     return record
 

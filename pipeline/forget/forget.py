@@ -25,7 +25,7 @@ from pipeline.published import gone, layout, records
 from pipeline.published.catalog import Catalog
 from pipeline.published.records import Forgetting, PublishedFile, RunRecord
 from pipeline.run import retention, sweep
-from pipeline.sources import manifest
+from pipeline.sources import manifest, tables
 from pipeline.storage import lease, web
 from pipeline.storage.duckdb import connect, view_rows
 
@@ -60,7 +60,7 @@ def chosen_in(file: str) -> pa.Table:
 
     A relative name lies below the working folder where a line has it, beside the manifest where a manifest does.
     """
-    if file.lower().endswith((".parquet", ".csv")):
+    if file.lower().endswith(tables.ENDINGS):
         batches = list(manifest.read_manifest(storage.absolute(file), allow_http=True))
         return pa.Table.from_batches(batches, schema=schema.MANIFEST).select(PHOTOS.names).cast(PHOTOS)
     try:

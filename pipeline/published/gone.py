@@ -163,7 +163,8 @@ def settle(
 ) -> Gone:
     """Decide which of the `missing` photos are gone, and put the new list at `place`, a path below the output.
 
-    `row_files` are the rows that this run has staged. Without `is_complete` nothing is newly gone.
+    `row_files` are the rows that this run has staged. Without `is_complete`, where something there has no name, nothing
+    is newly gone.
     """
     _tell_empty_folders(missing)
     held_back = missing.in_empty_folders + missing.unseen
@@ -231,15 +232,15 @@ class _Source:
         is_one_of = f"NOT {_IS_MEMBER}"
         if lower in ("*.tar", "*.zip"):
             self._below, is_one_of = f"{folder}/", rf"regexp_matches(uri, '(?i)\{lower[1:]}#')"
+        elif (wild := re.search(r"[*?\[]", self.uri)) is not None:
+            # Of a pattern only the same one lists the same again.
+            self._below, is_one_of = self.uri[: wild.start()], "true"
         elif lower.endswith(_ARCHIVES):
             self._below, is_one_of = f"{self.uri}#", "true"
         elif lower.endswith(_TABLES) or lower == "manifest.json":
             self.is_table = True
             if made := _INVENTORY.fullmatch(self.uri):
                 self.uri, self._date = made[1], made[2]
-        elif (wild := re.search(r"[*?\[]", self.uri)) is not None:
-            # Of a pattern only the same one lists the same again.
-            self._below, is_one_of = self.uri[: wild.start()], "true"
         self._is_folder = not self.is_table and is_one_of.startswith("NOT")
         is_below = f"(starts_with(uri, '{_quoted(self._below)}') AND {is_one_of})"
         self.may_list = "true" if self.is_table else f"({is_below} OR uri = '{_quoted(self.uri)}')"

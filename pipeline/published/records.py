@@ -102,7 +102,7 @@ class PlanCounts:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all of the sources could be listed: a photo that is not among those listed is gone only then."""
+        """Whether all of the sources could be listed."""
         return not self.source_problems
 
 

@@ -263,3 +263,17 @@ def test_the_nearest_folder_that_is_there_tells_whether_a_disk_may_be_away(tmp_p
     assert not storage.is_left_empty(f"{tmp_path}/none/below/it")
     for uri in ("", "/", "/no-such-folder/at-all", "s3://bucket/none"):
         assert not storage.is_left_empty(uri)
+
+
+@pytest.mark.parametrize("pattern", ["*.jpg", "[a-z].jpg"])
+def test_what_a_pattern_listed_is_gone_when_the_same_pattern_lists_it_no_more(
+    nights: Nights, tmp_path: Path, pattern: str
+) -> None:
+    folder = tmp_path / "photos"
+    put(folder, "a.jpg", "b.jpg", "c.jpg", "d.png")
+    nights.run(f"{folder}/{pattern}")
+    remove(folder, "b.jpg")
+    nights.run(f"{folder}/?.jpg")
+    assert nights.gone() == {}
+    nights.run(f"{folder}/{pattern}")
+    assert nights.gone() == {"b.jpg": 3}

@@ -25,7 +25,8 @@ from pipeline.published import gone, layout, records
 from pipeline.published.catalog import Catalog
 from pipeline.published.records import Forgetting, PublishedFile, RunRecord
 from pipeline.run import retention, sweep
-from pipeline.sources import manifest, tables
+from pipeline.sources import manifest
+from pipeline.sources.lists import names
 from pipeline.storage import lease, web
 from pipeline.storage.duckdb import connect, view_rows
 
@@ -56,11 +57,11 @@ def chosen_by(output: str, where: str) -> pa.Table:
 
 
 def chosen_in(file: str) -> pa.Table:
-    """Return the photos that a file names, one a line, or as a `.parquet` or `.csv` manifest does; ValueError if none.
+    """Return the photos that a file names, one a line or as a manifest with columns does; ValueError if none.
 
     A relative name lies below the working folder where a line has it, beside the manifest where a manifest does.
     """
-    if file.lower().endswith(tables.ENDINGS):
+    if names.is_table(file):
         batches = list(manifest.read_manifest(storage.absolute(file), allow_http=True))
         return pa.Table.from_batches(batches, schema=schema.MANIFEST).select(PHOTOS.names).cast(PHOTOS)
     try:

@@ -11,22 +11,23 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline import schema, storage
+from pipeline.sources.lists import names
 from pipeline.sources.patterns import Patterns
 from pipeline.sources.search import FolderVisit, Search, below
+from pipeline.sources.tables import TableFolder
 from pipeline.storage import local_files
 
 _ROWS_PER_TABLE = 10_000
 _TIME = schema.MANIFEST.field(schema.MODIFIED_AT).type
 _WILD = re.compile(r"[*?\[]")
-_LISTS = re.compile(
-    r"\.(txt|tsv|psv|lst|list|json|jsonl|ndjson|xlsx?|ya?ml|m3u|feather|arrow|orc)$|\.(csv|parquet)\..*$"
-)
-_PACKED_LISTS = re.compile(r"\.(txt|tsv|json|jsonl|ndjson)\.(gz|bz2|xz|zst)$")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Everything below a folder or object prefix: any value of `--photos` that is nothing else."""
+    """Everything below a folder or object prefix: any value of `--photos` that is nothing else.
+
+    One that holds the parts of a table, and nothing else, is a manifest: what the table names is listed.
+    """
 
     place: str
 
@@ -37,12 +38,15 @@ class Folder:
 
     def tables(self, search: Search) -> Iterator[pa.Table]:
         """Yield the files below; ValueError where there is none."""
+        if _is_table(self.place):
+            yield from TableFolder(self.place).tables(search)
+            return
         entries = walked(self.place, search)
         first = next(entries, None)
         if first is not None:
             yield from photos(itertools.chain([first], entries), self.place, search)
         elif storage.is_remote(self.place) and storage.exists(self.place):
-            yield from Photo.named(self.place).tables(search)
+            yield from Photo(self.place).tables(search)
         elif not search.left_out:
             raise ValueError(f"no photos at {self.place}: the folder or prefix is empty or missing")
 
@@ -60,7 +64,7 @@ class NamePattern:
         wild = wild_name(uri)
         if wild is None:
             return None
-        if uri.lower().endswith((".csv", ".parquet")):
+        if names.is_table(uri):
             raise ValueError(f"{uri}: a pattern can't name manifests: give each of them as --photos")
         return cls(*wild)
 
@@ -80,18 +84,18 @@ class Photo:
     @classmethod
     def of(cls, uri: str) -> Photo | None:
         """Return the photo where a file of this machine has this name; prefixes are listed before an object is."""
-        return cls.named(uri) if not storage.is_remote(uri) and storage.exists(uri) else None
-
-    @classmethod
-    def named(cls, uri: str) -> Photo:
-        """Return the photo at `uri`; ValueError where its name is a list's."""
-        if _LISTS.search(uri.lower()):
-            raise ValueError(f"{uri} is no photo by its name: a manifest must end in .csv or .parquet, unpacked")
-        return cls(uri)
+        return cls(uri) if not storage.is_remote(uri) and storage.exists(uri) else None
 
     def tables(self, search: Search) -> Iterator[pa.Table]:
         """Yield the photo."""
         yield from photos([storage.head(self.place)], self.place.rpartition("/")[0], search)
+
+
+def _is_table(folder: str) -> bool:
+    try:
+        return names.holds_parts(folder)
+    except OSError:  # listing it all will tell
+        return False
 
 
 def walked(folder: str, search: Search, for_archives: bool = False) -> Iterator[storage.Entry]:

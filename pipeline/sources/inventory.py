@@ -25,6 +25,7 @@ import pyarrow.orc
 import pyarrow.parquet as pq
 
 from pipeline import schema, storage
+from pipeline.sources.lists.columns import plain
 from pipeline.sources.search import Search
 from pipeline.storage.ranged_file import RangedFile
 from pipeline.storage.store import is_plain
@@ -35,13 +36,8 @@ _COPIED_AT_ONCE_BYTES = 4 << 20
 _MAX_MANIFEST_BYTES = 256 << 20
 
 
-def _plain(name: str) -> str:
-    """Return a column's name as CSV, Parquet and ORC would all have it: IsLatest, is_latest."""
-    return name.strip().replace("_", "").lower()
-
-
 _KEY, _SIZE, _ETAG, _MODIFIED, _IS_LATEST, _IS_DELETE_MARKER = (
-    _plain(name) for name in ("Key", "Size", "ETag", "LastModifiedDate", "IsLatest", "IsDeleteMarker")
+    plain(name) for name in ("Key", "Size", "ETag", "LastModifiedDate", "IsLatest", "IsDeleteMarker")
 )
 _KINDS = {
     _KEY: pa.string(),
@@ -144,7 +140,7 @@ def _copied(source: str, uri: str, md5: str) -> Iterator[IO[bytes]]:
 
 
 def _read_csv(file: IO[bytes], file_schema: str) -> Iterator[pa.RecordBatch]:
-    names = [_plain(name) for name in file_schema.split(",")]
+    names = [plain(name) for name in file_schema.split(",")]
     with gzip.open(file) as unpacked:
         if not unpacked.peek(1):
             return
@@ -167,17 +163,17 @@ def _read_csv(file: IO[bytes], file_schema: str) -> Iterator[pa.RecordBatch]:
 
 def _read_parquet(file: IO[bytes], file_schema: str) -> Iterator[pa.RecordBatch]:
     parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
-    names = [name for name in parquet.schema_arrow.names if _plain(name) in _KINDS]
+    names = [name for name in parquet.schema_arrow.names if plain(name) in _KINDS]
     for batch in parquet.iter_batches(_ROWS_PER_BATCH, columns=names, use_threads=False):
-        yield batch.rename_columns([_plain(name) for name in batch.schema.names])
+        yield batch.rename_columns([plain(name) for name in batch.schema.names])
 
 
 def _read_orc(file: IO[bytes], file_schema: str) -> Iterator[pa.RecordBatch]:
     orc = pa.orc.ORCFile(file)
-    names = [name for name in orc.schema.names if _plain(name) in _KINDS]
+    names = [name for name in orc.schema.names if plain(name) in _KINDS]
     for stripe in range(orc.nstripes):
         batch = orc.read_stripe(stripe, columns=names)
-        yield batch.rename_columns([_plain(name) for name in batch.schema.names])
+        yield batch.rename_columns([plain(name) for name in batch.schema.names])
 
 
 def _photos(batch: pa.RecordBatch, bucket: str) -> pa.Table:

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from pipeline import schema, storage
 from pipeline.schema import SourceProblem
-from pipeline.sources import archive_sources, tables
+from pipeline.sources import archive_sources
+from pipeline.sources.lists import names
 from pipeline.sources.patterns import Patterns
 from pipeline.sources.registry import source_of
 from pipeline.sources.search import MARKS, Search
@@ -32,7 +33,8 @@ def read_manifest(
 ) -> Listing:
     """List the photos of `source` as batches of `schema.MANIFEST`, in the source's order, duplicates and all.
 
-    - A name ending in `.parquet` or `.csv` is a manifest, `tables.Table`; `manifest.json` is an AWS S3 Inventory.
+    - A list by its name, such as `.parquet`, `.csv` or `.txt`, is a manifest, `tables.Table`, and so is a folder that
+      holds parts of one, `tables.TableFolder`; `manifest.json` is an AWS S3 Inventory.
     - A name ending in `.tar` or `.zip` is an archive: its members are the photos, called `archive#member`; `/*.tar` or
       `/*.zip` at the end takes every such archive at any depth of the folder.
     - A name with `*`, `?` or `[a-z]` in it is a pattern, unless something has just this name.
@@ -203,6 +205,6 @@ def local_roots(sources: Iterable[str], photos_root: Iterable[str]) -> tuple[str
     roots = [f"{storage.absolute(root).rstrip('/')}/" for root in photos_root]
     for source in sources:
         roots += [source, *listed_below([source])]
-        if source.lower().endswith(tables.ENDINGS):
+        if names.is_list(source):
             roots.append(f"{source.rpartition('/')[0]}/")
     return tuple(roots)

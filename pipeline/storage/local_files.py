@@ -33,9 +33,26 @@ _FOLDER_ATTEMPTS = 9
 _SORTED_AT_ONCE = 10_000
 
 
+class OtherHostError(ValueError):
+    """A `file:` URI names a file of another machine than this one."""
+
+
 def path_of(uri: str) -> bytes | str:
-    """Return the path that `uri` names."""
-    return unquote_to_bytes(uri[7:]) if uri.lower().startswith("file://") else uri
+    """Return the path that `uri` names: itself, or that of `file:///x`, `file:/x` or `file://localhost/x` (RFC 8089).
+
+    Raises OtherHostError for a file of another host, ValueError for such a URI without a path.
+    """
+    if uri[:6].lower() != "file:/":
+        return uri
+    rest = uri[5:]
+    if rest.startswith("//"):
+        host, slash, rest = rest[2:].partition("/")
+        if host.lower() not in ("", "localhost"):
+            raise OtherHostError(f"{uri} is a file of the machine {host}: write file:///PATH for one of this machine")
+        if not slash:
+            raise ValueError(f"{uri} names no file: write file:///PATH")
+        rest = f"/{rest}"
+    return unquote_to_bytes(rest)
 
 
 def uri_of(path: bytes) -> str:

@@ -55,6 +55,8 @@ def test_a_new_kind_of_source_is_one_class(tmp_path: Path, monkeypatch: pytest.M
         ("photos.csv", "Folder"),
         ("m.csv", "Table"),
         ("m.PARQUET", "Table"),
+        ("m.jsonl.gz", "Table"),
+        ("names.txt", "Table"),
         ("x.tar", "Archive"),
         ("*.tar", "ArchivesBelow"),
         ("photos/2024-*.zip", "ArchivesBelow"),
@@ -65,7 +67,7 @@ def test_a_new_kind_of_source_is_one_class(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 def test_each_value_finds_its_kind(tmp_path: Path, name: str, kind: str) -> None:
-    for each in ("photos/a.jpg", "photos.csv/a.jpg", "m.csv", "m.PARQUET", "manifest.json"):
+    for each in ("photos/a.jpg", "photos.csv/a.jpg", "m.csv", "m.PARQUET", "manifest.json", "m.jsonl.gz", "names.txt"):
         storage.write_bytes(f"{tmp_path}/{each}", b"")
     for each in ("x.tar", "[odd].tar"):
         with tarfile.open(tmp_path / each, "w") as archive:

@@ -131,8 +131,11 @@ def _chosen(
     parsing = pa.csv.ParseOptions(
         delimiter=parsing.delimiter, newlines_in_values=True, invalid_row_handler=lambda _: "skip"
     )
+    # All of it only where the first 64 KB are not even the header.
+    has_header = any(end in opened.head for end in "\r\n")
     opened.text.marks_odd = True
-    with pa.csv.open_csv(opened.text, read_options=reading, parse_options=parsing) as reader:
+    source = io.BytesIO(opened.head.encode()) if has_header else opened.text
+    with pa.csv.open_csv(source, read_options=reading, parse_options=parsing) as reader:
         return columns.choose(reader.schema.names, entry.uri).names
 
 

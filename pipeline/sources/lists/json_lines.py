@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+from pyarrow.types import is_floating, is_integer
 
 from pipeline import schema, storage
 from pipeline.sources.lists import columns
 from pipeline.sources.lists.columns import UnreadableListError
 from pipeline.sources.lists.rows import Lose, Rows
 from pipeline.sources.lists.text import Opened, open_text, split_lines
+from pipeline.sources.lists.values import is_text
 
 _ROWS_PER_BATCH = 10_000
 _PART_BYTES = 1 << 20
@@ -40,7 +42,33 @@ def read_json(entry: storage.Entry, lose: Lose) -> Iterator[Rows]:
 
 def _rows(chunk: list[_Item], names: dict[str, str], lose: Lose, is_from_windows: bool) -> Iterator[Rows]:
     """Yield what can be read of some items as rows; numbers that are missing among theirs are of lost ones."""
-    kept: list[tuple[int, dict[str, str | None]]] = []
+    cells = _alike(chunk, names)
+    if cells is None:
+        chunk, cells = _each(chunk, names, lose)
+    if chunk:
+        first, last = chunk[0][0], chunk[-1][0]
+        missing: list[int] = []
+        if len(chunk) != last - first + 1:
+            missing = sorted(set(range(first, last + 1)) - {number for number, _ in chunk})
+        yield Rows(cells, first, missing, is_from_windows)
+
+
+def _alike(chunk: list[_Item], names: dict[str, str]) -> dict[str, pa.Array] | None:
+    """Return the columns of objects of which each has texts, or numbers for sizes; None where one is otherwise."""
+    try:
+        cells = {meaning: pa.array([item.get(name) for _, item in chunk]) for meaning, name in names.items()}
+    except (AttributeError, pa.ArrowException, UnicodeError, OverflowError):
+        return None
+    fits = [
+        is_text(cell.type) or (meaning == schema.SIZE_BYTES and (is_integer(cell.type) or is_floating(cell.type)))
+        for meaning, cell in cells.items()
+    ]
+    return cells if fits and all(fits) else None
+
+
+def _each(chunk: list[_Item], names: dict[str, str], lose: Lose) -> tuple[list[_Item], dict[str, pa.Array]]:
+    """Return the items that can be read, looking at each, and their columns."""
+    kept: list[_Item] = []
     for number, item in chunk:
         row = {schema.URI: item} if isinstance(item, str) else item
         if not isinstance(row, dict):
@@ -52,13 +80,8 @@ def _rows(chunk: list[_Item], names: dict[str, str], lose: Lose, is_from_windows
             lose(number, f"has the {own[schema.URI]} {json.dumps(uri)[:60]}, which is no text: write it in quotes")
             continue
         kept.append((number, {meaning: _text(row.get(name)) for meaning, name in own.items()}))
-    if kept:
-        first, last = kept[0][0], kept[-1][0]
-        there = {number for number, _ in kept}
-        missing = [] if len(kept) == last - first + 1 else [n for n in range(first, last + 1) if n not in there]
-        meanings = names or {schema.URI: schema.URI}
-        cells = {meaning: pa.array([row.get(meaning) for _, row in kept], pa.string()) for meaning in meanings}
-        yield Rows(cells, first, missing, is_from_windows)
+    meanings = names or {schema.URI: schema.URI}
+    return kept, {meaning: pa.array([row.get(meaning) for _, row in kept], pa.string()) for meaning in meanings}
 
 
 def _text(value: object) -> str | None:
@@ -71,16 +94,31 @@ def _text(value: object) -> str | None:
 
 
 def _line_items(entry: storage.Entry, opened: Opened, lose: Lose) -> Iterator[_Item]:
-    number = 0
+    number = 1
     for lines in split_lines(entry, opened):
-        for line in lines:
-            number += 1
-            if not line or line.isspace():
-                continue
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                lose(number, f"is no JSON ({str(error)[:80]}): write one object a line")
+        for start in range(0, len(lines), _ROWS_PER_BATCH):
+            part = lines[start : start + _ROWS_PER_BATCH]
+            yield from _items_of(part, number, lose)
+            number += len(part)
+
+
+def _items_of(lines: list[bytes], number: int, lose: Lose) -> Iterator[_Item]:
+    """Yield the items of lines, the first of which has this number: all at once where each is one object."""
+    if all(line.startswith(b"{") and line.endswith(b"}") for line in lines):
+        try:
+            items = json.loads(b"[%s]" % b",".join(lines))
+        except (ValueError, RecursionError):
+            items = []
+        if len(items) == len(lines):
+            yield from enumerate(items, number)
+            return
+    for index, line in enumerate(lines, number):
+        if not line or line.isspace():
+            continue
+        try:
+            yield index, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            lose(index, f"is no JSON ({str(error)[:80]}): write one object a line")
 
 
 def _array_items(entry: storage.Entry, opened: Opened) -> Iterator[_Item]:

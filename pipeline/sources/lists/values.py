@@ -16,6 +16,7 @@ from pipeline import schema
 
 _TIME = schema.MANIFEST.field(schema.MODIFIED_AT).type
 _NULL_WORDS = frozenset(["", "null", "nil", "none", "nan", "na", "n/a", "#n/a", "<na>", "nat", "\\n", "-"])
+_LONGEST_NULL_WORD = max(map(len, _NULL_WORDS))
 _WHOLE = re.compile(r"\+?(-?\d{1,30})(?:\.0*|,0{1,2})?")
 _SCIENTIFIC = re.compile(r"\+?\d{1,30}(?:[.,]\d{1,30})?[eE]\+?\d{1,2}")
 _INSTANT = re.compile(
@@ -96,6 +97,8 @@ def times(values: pa.Array) -> Understood:
 def etags(values: pa.Array) -> pa.Array:
     """Return versions as texts, null where there is none; some listings keep HTTP's quotes."""
     texts = pc.ascii_trim(_texts(values), ' "')
+    if (pc.min(pc.binary_length(texts)).as_py() or 0) > _LONGEST_NULL_WORD:
+        return texts
     is_none = pc.is_in(pc.ascii_lower(texts), value_set=pa.array(sorted(_NULL_WORDS)))
     return pc.if_else(is_none, pa.scalar(None, pa.string()), texts)
 

@@ -36,7 +36,7 @@ class ForgetSettings:
     where: str | None = None
     """Photos for which this SQL condition over the view photos holds."""
     photos: str | None = None
-    """Photos that a file names: one a line, as the column uri has it, or a manifest ending in .parquet or .csv."""
+    """Photos that a file names: one a line, as the column uri has it, or a table such as .parquet, .csv or .jsonl."""
     again: bool = False
     """Let later runs look at forgotten photos again: at those of --photos, or at all."""
     write: bool = False

@@ -25,8 +25,9 @@ class GeotagSettings:
     """Geotag an archive: one row for every photo, published as GeoParquet."""
 
     photos: tuple[str, ...]
-    """Folder, object prefix, photo, Parquet or CSV manifest with a column `uri`, S3 Inventory's manifest.json, .tar or
-    .zip, or a pattern such as '/photos/2024-*/*.jpg'; several if you like."""
+    """Folder, object prefix, photo, manifest with a column `uri` (Parquet, CSV, JSON lines, also in parts) or a name a
+    line (.txt), S3 Inventory's manifest.json, .tar or .zip, or a pattern such as '/photos/2024-*/*.jpg'; several if you
+    like."""
     output: str = ""
     """Folder or object prefix that holds the answers; the same one for every run over this archive."""
     model: str = "bundled"

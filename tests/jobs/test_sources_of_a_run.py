@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import logging
 import os
@@ -135,3 +136,33 @@ def test_a_run_with_problems_ends_with_3_whatever_its_photos_say() -> None:
     record = RunRecord(run_id="r1")
     assert geotag_archive.exit_code(record, PlanCounts(), 0.5) == 0
     assert geotag_archive.exit_code(record, PlanCounts(source_problems=2), 0.5) == 3
+
+
+def test_file_uris_name_photos_and_outputs(
+    archive: ArchiveSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = sorted(os.listdir(tmp_path))
+    for photos, output in (("file:", "file://"), ("FILE://", "file:"), ("file://localhost", "file://LOCALHOST")):
+        settings = dataclasses.replace(
+            archive, photos=(f"{photos}{archive.photos[0]}",), output=f"{output}{archive.output}"
+        )
+        assert geotag_archive.run(settings) == 0
+        assert f"Nothing to do: all 3 photos have their row at {archive.output}" in capsys.readouterr().out
+    for changed in ({"photos": (f"file://server{archive.photos[0]}",)}, {"output": f"file://server{archive.output}"}):
+        with pytest.raises(ValueError, match=r"is a file of the machine server: write file:///PATH"):
+            geotag_archive.run(dataclasses.replace(archive, **changed))  # type: ignore[arg-type]
+    assert sorted(os.listdir(tmp_path)) == here
+
+
+@pytest.mark.parametrize("name", ["list.txt", "list.csv.gz", "list.jsonl", "list.tsv", "parts.csv"])
+def test_a_list_of_any_kind_is_a_source_of_a_run(
+    archive: ArchiveSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    names = [entry.uri for entry in storage.list_files(archive.photos[0])]
+    text = "".join(f'{{"uri": "{each}"}}\n' if name.endswith("jsonl") else f"{each}\n" for each in names)
+    data = text.encode() if name.endswith(("jsonl", "txt")) else f"uri\n{text}".encode()
+    data = gzip.compress(data) if name.endswith("gz") else data
+    storage.write_bytes(f"{tmp_path}/{name}/part-0.csv" if name == "parts.csv" else f"{tmp_path}/{name}", data)
+    assert geotag_archive.run(dataclasses.replace(archive, photos=(f"{tmp_path}/{name}",))) == 0
+    assert "Nothing to do: all 3 photos have their row" in capsys.readouterr().out

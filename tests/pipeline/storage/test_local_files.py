@@ -125,3 +125,32 @@ def test_what_killed_puts_left_goes_and_nothing_else_does(shared: Path) -> None:
     assert sorted(os.listdir(shared)) == sorted(others)
     local_files.remove_temporaries(str(shared))
     assert sorted(os.listdir(shared)) == sorted([others[0], *others[2:]])
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("file:///a%20b", "/a b"),
+        ("file:/a%20b", "/a b"),
+        ("file://localhost/a%20b", "/a b"),
+        ("FILE://LocalHost/a b", "/a b"),
+        ("file:///100%", "/100%"),
+        ("file:////server/x", "//server/x"),
+        ("/a%20b", "/a%20b"),
+        ("file:a", None),
+    ],
+)
+def test_a_file_uri_is_a_path_however_it_is_written(uri: str, path: str | None) -> None:
+    assert storage.canonical(uri) == (path or f"{os.getcwd()}/{uri}")
+
+
+@pytest.mark.parametrize("uri", ["file://server/a", "file://server", "file://a%20b/c", "file://127.0.0.1/a"])
+def test_a_file_uri_of_another_machine_is_refused(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"is a file of the machine .*: write file:///PATH"):
+        storage.canonical(uri)
+
+
+@pytest.mark.parametrize("uri", ["file://", "file://localhost"])
+def test_a_file_uri_without_a_path_is_refused(uri: str) -> None:
+    with pytest.raises(ValueError, match="names no file: write file:///PATH"):
+        storage.canonical(uri)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import Self
 
@@ -167,6 +168,12 @@ say. The four before it are null unless the photo lies inside a tar or zip (then
 one, in which version, where its part begins (tar: its bytes; zip: its local header) and how many bytes the part takes
 there.
 """
+
+LIST_NAME = re.compile(
+    r"\.(parquet|parq|pq|csv|tsv|tab|psv|jsonl|ndjson|json|txt|lst|list)(?:\.(?:gz|gzip|bz2|zst|zstd|xz|lz4))?$",
+    re.IGNORECASE,
+)
+"""How files end, and folders of parts, that list photos: whatever lies anywhere may be named in one."""
 
 # Columns of the catalogue's table of source problems, beside `run_id` and `uri`.
 PROBLEM_KIND = "problem_kind"

@@ -30,7 +30,6 @@ from pipeline.storage.duckdb import connect
 
 log = logging.getLogger(__name__)
 
-_TABLES = (".parquet", ".csv")
 _ARCHIVES = (".tar", ".zip")
 _INVENTORY = re.compile(r"(.+/)(\d{4}-\d{2}-\d{2}T\d{2}-\d{2}Z)/manifest\.json")
 """An inventory lists the same bucket each time, under the time when it was made."""
@@ -237,7 +236,7 @@ class _Source:
             self._below, is_one_of = self.uri[: wild.start()], "true"
         elif lower.endswith(_ARCHIVES):
             self._below, is_one_of = f"{self.uri}#", "true"
-        elif lower.endswith(_TABLES) or lower == "manifest.json":
+        elif schema.LIST_NAME.search(lower):
             self.is_table = True
             if made := _INVENTORY.fullmatch(self.uri):
                 self.uri, self._date = made[1], made[2]

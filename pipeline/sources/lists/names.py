@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pipeline import storage
+from pipeline import schema, storage
 
-_PACKED = r"(?:\.(?:gz|gzip|bz2|zst|zstd|xz|lz4))?"
-_TABLE = re.compile(rf"\.(parquet|parq|pq|csv|tsv|tab|psv|jsonl|ndjson){_PACKED}$", re.IGNORECASE)
-_LIST = re.compile(rf"\.(parquet|parq|pq|csv|tsv|tab|psv|jsonl|ndjson|json|txt|lst|list){_PACKED}$", re.IGNORECASE)
+_WITHOUT_COLUMNS = ("json", "txt", "lst", "list")
+"""Kinds whose endings other files have, too: documents, owners' notes, what Takeout writes beside photos."""
 _OTHER_LISTS = re.compile(
     r"\.(?:xls[xmb]?|ods|numbers|ya?ml|m3u8?|feather|arrow|ipc|orc|avro|pkl|pickle)$"
     r"|\.(?:csv|tsv|parquet|jsonl|ndjson)\.[^./]*$|\.(?:txt|json)\.(?:zip|7z|rar|snappy|deflate|lzo)$",
@@ -25,17 +24,17 @@ _AS_TOOLS_CALL_PARTS = re.compile(r"part[-_.]|data_\d|\d{4,}_part_|\d{6}_\d|.*[-
 
 def is_list(uri: str) -> bool:
     """Whether a file is a list of photos by its name."""
-    return _LIST.search(uri) is not None
+    return schema.LIST_NAME.search(uri) is not None
 
 
 def is_table(uri: str) -> bool:
     """Whether a file is a list with named columns by its name, so that it can be nothing else."""
-    return _TABLE.search(uri) is not None
+    return kind_of(uri) not in ("", *_WITHOUT_COLUMNS)
 
 
 def kind_of(uri: str) -> str:
     """Return the ending that says what kind of list a file is, in lower case and without the packing's, or ""."""
-    match = _LIST.search(uri)
+    match = schema.LIST_NAME.search(uri)
     return match[1].lower() if match else ""
 
 

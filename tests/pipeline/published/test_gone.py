@@ -27,6 +27,13 @@ def nights(tmp_path: Path) -> Nights:
 
 
 def manifest(path: Path, *photos: str) -> str:
+    if path.suffix == ".txt":
+        path.write_text("\n".join(photos))
+        return str(path)
+    if path.name.endswith(".parts.csv"):
+        path.mkdir(exist_ok=True)
+        manifest(path / "part-0.csv", *photos)
+        return str(path)
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([["uri"], *([photo] for photo in photos)])
     return str(path)
@@ -198,18 +205,19 @@ def test_members_of_archives_are_gone_by_their_archives_only(nights: Nights, tmp
     assert nights.gone() == {"one.tar#b.jpg": 3}
 
 
-def test_what_a_manifest_names_is_gone_by_that_manifest_only(nights: Nights, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["m.csv", "m.txt", "m.parts.csv"])
+def test_what_a_manifest_names_is_gone_by_that_manifest_only(nights: Nights, tmp_path: Path, name: str) -> None:
     """The folder's listing follows no links; that it does not name what the manifest names says nothing."""
     folder = tmp_path / "photos"
     put(folder, "a.jpg", "b.jpg")
     put(tmp_path / "elsewhere", "c.jpg")
     (folder / "link").symlink_to(tmp_path / "elsewhere")
     listed = [f"{folder}/{name}" for name in ("a.jpg", "b.jpg", "link/c.jpg")]
-    table = manifest(tmp_path / "m.csv", *listed)
+    table = manifest(tmp_path / name, *listed)
     nights.run(table)
     nights.run(str(folder))
     assert nights.gone() == {}
-    manifest(tmp_path / "m.csv", *listed[:2])
+    manifest(tmp_path / name, *listed[:2])
     nights.run(table)
     assert nights.gone() == {"c.jpg": 3}
 

@@ -18,8 +18,12 @@ _OTHER_TABLES = re.compile(r"\.(?:avro|orc|arrow|feather|metadata\.json)$|/versi
 """Parts of tables that can't be read, such as Iceberg's and Hive's."""
 _SYSTEMS_OWN = re.compile(r"(?:thumbs\.db|desktop\.ini|.*_\$folder\$|.*\.crc|.*\.csv\.metadata)", re.IGNORECASE)
 _BOOKKEEPING = ("json", "crc", "txt", "metadata", "manifest", "compact", "checkpoint", "tmp", "inprogress")
-_AS_TOOLS_CALL_PARTS = re.compile(r"part[-_.]|data_\d|\d{4,}_part_|\d{6}_\d|.*[-_]\d{12}(?:\.|$)", re.IGNORECASE)
-"""Spark, Hadoop and Dask; Snowflake; Redshift; Hive; BigQuery."""
+_AS_TOOLS_CALL_PARTS = re.compile(
+    r"part-(?:[mr]-)?\d{5}|part\.\d+|data_\d+_\d+_\d+|\d{4,}_part_\d\d|\d{6}_\d+$|\d+\.part$|.*[-_]0{4}\d{8}\.",
+    re.IGNORECASE,
+)
+"""Spark and Hadoop, Dask, Snowflake, Redshift, Hive, Dask's CSV, BigQuery. What else has an ending is no part."""
+_HAS_OTHER_ENDING = re.compile(r"\.(?!(?:gz|bz2|zst|lz4|snappy|deflate|part|\d+)(?:\.|$))", re.IGNORECASE)
 
 
 def is_list(uri: str) -> bool:
@@ -74,7 +78,9 @@ class _Look:
             return True
         if not (self._is_written_by_a_tool or _AS_TOOLS_CALL_PARTS.match(name)):
             return False
-        return kind_of(name) in ("json", "txt") or _AS_TOOLS_CALL_PARTS.match(name) is not None
+        if kind_of(name) in ("json", "txt"):
+            return True
+        return _AS_TOOLS_CALL_PARTS.match(name) is not None and _HAS_OTHER_ENDING.search(name) is None
 
 
 def parts_of(folder: str) -> Iterator[storage.Entry]:

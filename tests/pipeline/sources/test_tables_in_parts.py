@@ -85,6 +85,8 @@ FOLDERS: dict[str, dict[str, bytes]] = {
         "export-000000000001.json": b'{"uri":"/c"}\n',
     },
     "redshift": {"0000_part_00": b"uri|n\n/a|1\n/b|2\n", "0001_part_00.gz": gzip.compress(b"uri|n\n/c|3\n")},
+    "dask-csv": {"0.part": HEADER + b"/a\n/b\n", "1.part": HEADER + b"/c\n"},
+    "hive.tsv": {"000000_0": HEADER + b"/a\n/b\n", "000001_0.gz": gzip.compress(HEADER + b"/c\n")},
     "athena": {"b9e1.csv": HEADER + b"/a\n/b\n/c\n", "b9e1.csv.metadata": b"\x08\x01"},
     "polars": {"0.parquet": parquet(["/a", "/b"]), "1.parquet": parquet(["/c"])},
     "mac": {"a.tsv": HEADER + b"/a\n/b\n", "b.csv": HEADER + b"/c\n", ".DS_Store": b"\0", "Thumbs.db": b"\0"},
@@ -119,6 +121,12 @@ def test_a_prefix_of_parts_is_one_table(s3_bucket: str) -> None:
         ["a.csv", "sub/a.jpg"],
         ["catalog.db", "a.parquet"],
         ["_SUCCESS", ".nothing"],
+        ["COCO_val2014_000000000042.jpg", "COCO_val2014_000000000073.jpg"],
+        ["000000_0.jpg"],
+        ["part-00000.jpg", "_SUCCESS"],
+        ["data_0_0_0.heic", "0001_part_00.cr2"],
+        ["IMG_20240101_120000.jpg.json"],
+        ["a", "b"],
     ],
 )
 def test_a_folder_that_holds_anything_else_is_a_folder_of_photos(tmp_path: Path, files: list[str]) -> None:

@@ -19,7 +19,7 @@ _OTHER_TABLES = re.compile(r"\.(?:avro|orc|arrow|feather|metadata\.json)$|/versi
 _SYSTEMS_OWN = re.compile(r"(?:thumbs\.db|desktop\.ini|.*_\$folder\$|.*\.crc|.*\.csv\.metadata)", re.IGNORECASE)
 _BOOKKEEPING = ("json", "crc", "txt", "metadata", "manifest", "compact", "checkpoint", "tmp", "inprogress")
 _AS_TOOLS_CALL_PARTS = re.compile(
-    r"part-(?:[mr]-)?\d{5}|part\.\d+|data_\d+_\d+_\d+|\d{4,}_part_\d\d|\d{6}_\d+$|\d+\.part$|.*[-_]0{4}\d{8}\.",
+    r"part-(?:[mr]-)?\d{5}|part\.\d+|data_\d+_\d+_\d+|\d{4,}_part_\d\d|\d{6}_\d+(?:\.|$)|\d+\.part$|.*[-_]0{4}\d{8}\.",
     re.IGNORECASE,
 )
 """Spark and Hadoop, Dask, Snowflake, Redshift, Hive, Dask's CSV, BigQuery. What else has an ending is no part."""

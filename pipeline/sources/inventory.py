@@ -102,9 +102,13 @@ def _parsed(source: str) -> dict[str, Any]:
     try:
         inventory = json.loads(storage.read_bytes(source))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is no manifest of an S3 Inventory, nor other JSON: {error}") from error
+        raise ValueError(
+            f"{source} is no manifest of an S3 Inventory, nor other JSON: {error}. Call a list of photos otherwise"
+        ) from error
     if not isinstance(inventory, dict):
-        raise ValueError(f"{source} is no manifest of an S3 Inventory: it holds no object")
+        raise ValueError(
+            f"{source} is no manifest of an S3 Inventory: it holds no object. Call a list of photos otherwise"
+        )
     return inventory
 
 

@@ -17,7 +17,7 @@ from pipeline.storage import web
 from pipeline.storage.local_files import OtherHostError
 
 _SEGMENT = r"(?:[^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+)"
-_FIRST_SEGMENT = r"(?:[^/.:\\][^/:\\]*|\.[^/.:\\][^/:\\]*|\.\.[^/:\\]+)"
+_FIRST_SEGMENT = r"(?:[^/.:\\\s][^/:\\]*|\.[^/.:\\][^/:\\]*|\.\.[^/:\\]+)"
 _PLAIN_ABSOLUTE = rf"\A(?:(?:s3|gs|az)://[^/]|(?:/{_SEGMENT})+\z)"
 _PLAIN_RELATIVE = rf"\A{_FIRST_SEGMENT}(?:/{_SEGMENT})*\z"
 _HAS_PLACE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]+://|file:/", re.IGNORECASE)
@@ -56,6 +56,8 @@ def canonical(uris: pa.Array, is_named: pa.Array, rows: Rows, reading: Reading) 
 
 def _canonical_uri(uri: str, rows: Rows, reading: Reading) -> str:
     """Return one URI in the form that is stored; ValueError where nobody here reads such a one."""
+    if _HAS_PLACE.match(bare := uri.lstrip(" \t")):  # as in "1, /a.jpg": no folder is called " "
+        uri = bare
     web.check_allowed(uri, reading.search.allow_http)
     if web.is_web(uri):
         return uri

@@ -384,6 +384,15 @@ def test_quotes_within_names_are_no_open_quotes(tmp_path: Path) -> None:
     assert uris(write(tmp_path, "m.csv", 'uri,n\n/5" disk.jpg,1\n/b,2\n')) == ['/5" disk.jpg', "/b"]
 
 
+def test_blanks_before_a_whole_name_are_none_of_it(tmp_path: Path) -> None:
+    text = "n, uri\n1, /a.jpg\n2, s3://b/c d.jpg\n3, e.jpg\n4, https://h/f.jpg\n"
+    found = uris(write(tmp_path, "m.csv", text), allow_http=True)
+    assert found == ["/a.jpg", "s3://b/c d.jpg", f"{tmp_path}/ e.jpg", "https://h/f.jpg"]
+    assert uris(write(tmp_path, "m.csv", "n, uri\n1, /a.jpg\n")) == ["/a.jpg"]
+    with pytest.raises(ValueError, match=r"https://h/f\.jpg is on a web server"):
+        uris(write(tmp_path, "m.txt", " https://h/f.jpg\n"))
+
+
 def test_a_parquet_file_under_a_texts_name(tmp_path: Path) -> None:
     pq.write_table(pa.table({"uri": ["/a"]}), tmp_path / "m.csv")
     assert uris(f"{tmp_path}/m.csv") == ["/a"]

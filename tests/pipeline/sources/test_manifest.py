@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime as dt
+import gzip
 import io
 import os
 import random
@@ -270,12 +271,19 @@ def test_a_csv_with_an_endless_line_says_so(tmp_path: Path) -> None:
         listed(tmp_path / "m.csv")
 
 
-@pytest.mark.parametrize("name", ["m.parquet", "m.csv"])
+@pytest.mark.parametrize("name", ["m.parquet", "m.csv", "m.jsonl", "m.json", "m.txt", "m.csv.gz"])
 def test_a_manifest_with_flipped_bytes_is_read_or_refused(tmp_path: Path, name: str) -> None:
     rng, path = random.Random(0), tmp_path / name
     names = [f"/{index}.jpg" for index in range(100)]
-    if name == "m.csv":
+    if name.startswith("m.csv"):
         write_csv(path, [["uri", "size_bytes"], *([each, "5"] for each in names)])
+        if name.endswith(".gz"):
+            path.write_bytes(gzip.compress(path.read_bytes()))
+    elif name == "m.txt":
+        path.write_text("\n".join(names))
+    elif name.startswith("m.json"):
+        lines = [f'{{"uri": "{each}", "size_bytes": 5}}' for each in names]
+        path.write_text("\n".join(lines) if name == "m.jsonl" else f"[{','.join(lines)}]")
     else:
         parquet(path, {"uri": pa.array(names), "size_bytes": pa.array([5] * 100)})
     whole = path.read_bytes()

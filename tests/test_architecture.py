@@ -260,7 +260,8 @@ def test_no_trace_of_a_machine_in_tracked_files() -> None:
     """Paths and hosts of the machine it was written on would be wrong, or tell, on every other one."""
     machine_path = re.compile(rb"(?<![\w.-])/(?:work|root|home)/\w")
     registry = re.compile(
-        rb"(?:--(?:extra-)?index-url|index-url\s*=|registry\s*=\s*["']?https?:|https?://[\w.-]*(?:pypi|artifactory|nexus)[\w.-]*/)"
+        rb"(?:--(?:extra-)?index-url|index-url\s*=|registry\s*=\s*\W?https?:"
+        rb"|https?://[\w.-]*(?:pypi|artifactory|nexus)[\w.-]*/)"
     )
     for name in tracked_files():
         data = (REPOSITORY / name).read_bytes()

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -34,6 +34,9 @@ from pipeline.run.publish import Published
 from pipeline.run.staging import Stage
 from pipeline.run.tally import Fetches, Progress, Tally
 
+if TYPE_CHECKING:
+    from pipeline.locate.locator import Locator
+
 log = logging.getLogger(__name__)
 
 _BLOCKS_AHEAD = 1
@@ -41,6 +44,7 @@ _BLOCKS_AHEAD = 1
 _BLOCKS_LOCATED = 4
 _END_LIMIT_S = 10.0
 """In which threads end that are told to: a photo or a call of the engine that is under way is not interrupted."""
+_left: list[threading.Thread] = []
 
 
 class LocalExecutor:
@@ -80,6 +84,14 @@ class LocalExecutor:
     def publish(self, stage: Stage) -> Published:
         """As `Executor`: in this process, by DuckDB, which sorts on disk what passes its memory."""
         return publish.publish(stage)
+
+
+def is_busy() -> bool:
+    """Return whether a thread that was told to end is still in native code, such as an engine's compilation.
+
+    Python can't end such a thread: a process that exits meanwhile in the usual way is aborted by it.
+    """
+    return any(thread.is_alive() for thread in _left)
 
 
 class _Progress:
@@ -219,6 +231,7 @@ class _Threads:
         end_s = time.monotonic() + _END_LIMIT_S
         for thread in self._threads:
             thread.join(max(0.0, end_s - time.monotonic()))
+        _left.extend(thread for thread in self._threads if thread.is_alive())
 
     def wait(self) -> None:
         """Return when every row is staged; raise what ended a thread."""
@@ -231,6 +244,10 @@ class _Threads:
             work()
         except _AbandonedError:
             return
+        except ValueError as error:  # nobody's mistake but ours, in the middle of the work
+            bug = RuntimeError(f"a bug in the thread {threading.current_thread().name!r}: {error}")
+            bug.__cause__ = error
+            self._abandon(bug)
         except BaseException as error:  # noqa: BLE001 - not swallowed: `wait` raises it
             self._abandon(error)
 
@@ -267,11 +284,7 @@ class _Threads:
             reader.close()
 
     def _do_locate(self) -> None:
-        from pipeline.locate.locator import Locator  # seconds, in which the first photos are read
-
-        start_s, load = time.monotonic(), self._flow.load
-        locator = Locator(self._locator) if load is None else Locator(self._locator, load)
-        log.info("the engine %s was ready after %.1f s", self._locator.engine, time.monotonic() - start_s)
+        locator = self._load()
         self._progress.note_engine()
         for read in self._read:
             rows = locator(read)
@@ -280,6 +293,18 @@ class _Threads:
             self._progress.note_located(rows.num_rows)
             self._located.put(rows)
         self._located.no_more()
+
+    def _load(self) -> Locator:
+        from pipeline.locate.locator import Locator  # seconds, in which the first photos are read
+
+        start_s, load = time.monotonic(), self._flow.load
+        try:
+            locator = Locator(self._locator) if load is None else Locator(self._locator, load)
+        except ValueError as error:  # an engine or a precision that this machine does not have
+            self._abandon(error)
+            raise _AbandonedError from None
+        log.info("the engine %s was ready after %.1f s", self._locator.engine, time.monotonic() - start_s)
+        return locator
 
     def _do_stage(self) -> None:
         held: list[pa.Table] = []

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -81,21 +82,35 @@ def run_command(
             raise
         _tell(_STOPPED)
         if is_terminated:
-            # Ray's library, interrupted in its own code, would abort the process on its way out.
-            logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(1)
+            _exit_at_once(1)  # Ray's library, interrupted in its own code, would abort the process on its way out
         code = 1
     except Exception as error:
         if asked:
             _tell(_STOPPED)  # DuckDB makes an error of its own of what interrupts its reading of a file
         elif refusal := _refusal(error):
             _tell("error: " + printable(refusal))
+        elif _is_busy():
+            traceback.print_exc()
         else:
             raise
         code = 1
+    if _is_busy():
+        _exit_at_once(code)
     sys.exit(code)
+
+
+def _is_busy() -> bool:
+    """Return whether a thread is in native code that would abort the process on its way out."""
+    local = sys.modules.get("pipeline.cluster.local_executor")  # where nobody has imported it, it has no threads
+    return local is not None and local.is_busy()
+
+
+def _exit_at_once(code: int) -> NoReturn:
+    """End the process without its libraries' last words."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _refusal(error: Exception) -> str:

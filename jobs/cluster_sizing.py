@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.cluster.ray_cluster import ClusterSettings
+from pipeline.cluster.flow import ClusterSettings
 from pipeline.run import publish
 from pipeline.run.plan import rows_per_task
 

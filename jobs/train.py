@@ -33,7 +33,8 @@ from model.readout import Reading
 from model.world.hierarchy import JSON_NAME, PARQUET_NAME, Hierarchy
 from model.world.prior import Prior
 from pipeline import storage
-from pipeline.cluster.ray_cluster import Driver, NamedPath, check_paths, start_ray
+from pipeline.cluster.flow import NamedPath
+from pipeline.cluster.ray_cluster import Driver, check_paths, start_ray
 from pipeline.decode.photo import DecodeTarget
 from pipeline.locate.locator import model_folder, save_model
 from training import hierarchy as partition

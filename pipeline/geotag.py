@@ -1,7 +1,7 @@
 """Geotag an archive, from its sources to published answers: what `jobs.geotag_archive` and nights run.
 
     from pipeline.geotag import geotag
-    from pipeline.geotag_settings import GeotagSettings
+    from pipeline.geotag_settings import GeotagSettings, executor_of
     outcome = geotag(GeotagSettings(photos=("/photos",), output="/answers"))
 
 A run goes through eight steps, each a function here: prepare, open, plan, process, explain, publish, find what is gone,
@@ -22,13 +22,14 @@ from dataclasses import asdict, dataclass, replace
 
 from model.checkpoint import Checkpoint
 from pipeline import storage
-from pipeline.cluster import dataflow, logs, ray_cluster, supervise
+from pipeline.cluster import logs
 from pipeline.cluster.code_version import code_version
+from pipeline.cluster.flow import ClusterSize, Executor, Flow, NamedPath
 from pipeline.cluster.metrics import RunMetrics
-from pipeline.cluster.ray_cluster import ClusterSize, NamedPath
+from pipeline.cluster.supervise import Watch
 from pipeline.cluster.watchdog import FlowEndedError
 from pipeline.decode.photo import DecodeTarget
-from pipeline.geotag_settings import GeotagSettings
+from pipeline.geotag_settings import GeotagSettings, executor_of
 from pipeline.locate.locator import LocatorSettings, model_folder
 from pipeline.locate.precision import cell_count
 from pipeline.published import gone, layout, records
@@ -76,6 +77,7 @@ class Run:
     """A run that is open: what it goes by, under the lease that it holds.
 
     Attributes:
+        executor: does the work.
         sources: what is listed, each in its one form.
         finished: the records of the runs that count, the newest last.
         staged_before: how those photos ended that an earlier start of this run has staged.
@@ -85,6 +87,7 @@ class Run:
     """
 
     settings: GeotagSettings
+    executor: Executor
     output: str
     model_uri: str
     checkpoint: Checkpoint
@@ -138,6 +141,7 @@ class Prepared:
     """What a run needs, found to be there before anything is written: see `Run`."""
 
     settings: GeotagSettings
+    executor: Executor
     output: str
     model_uri: str
     checkpoint: Checkpoint
@@ -193,11 +197,12 @@ def prepare(settings: GeotagSettings) -> Prepared:
     output = storage.absolute(settings.output)
     model_uri = settings.model if settings.model == "bundled" else storage.absolute(settings.model)
     sources = tuple(storage.absolute(source) for source in settings.photos)
-    _check_paths(settings, output, model_uri)
+    executor = executor_of(settings)
+    executor.check_paths(settings.paths(output, model_uri), settings.shared_filesystem, output)
     manifest.check_output(sources, output)
     checkpoint = Checkpoint.load(model_folder(model_uri)).pointing(settings.point)
     storage.check_writable(output)
-    return Prepared(settings, output, model_uri, checkpoint, sources)
+    return Prepared(settings, executor, output, model_uri, checkpoint, sources)
 
 
 @contextlib.contextmanager
@@ -216,6 +221,7 @@ def open_run(ready: Prepared) -> Iterator[Run]:
         logs.name_run(stage.run_id)
         yield Run(
             settings=settings,
+            executor=ready.executor,
             output=output,
             model_uri=ready.model_uri,
             checkpoint=ready.checkpoint,
@@ -255,29 +261,31 @@ def plan_run(run: Run, listed: Listed) -> Plan:
 
 
 def process(run: Run, plan: Plan) -> Processed:
-    """Read, decode and locate the plan's photos on a cluster, and stage their rows."""
+    """Read, decode and locate the plan's photos, and stage their rows."""
     if not plan.todo:
         return Processed(plan.photos)
-    size = ray_cluster.start_ray()
+    size = run.executor.start()
     logs.use_format(run.settings.log_format)  # Ray's own lines, too
     metrics = _watched(run, plan)
     _check_photos(run, plan, size.nodes)
     started_s = time.monotonic()
     known = run.settings.cluster.known_contents
-    unmatched = dataflow.run_dataflow(
-        plan.files,
-        run.stage,
-        _reader_settings(run),
-        _locator_settings(run, size),
-        run.settings.cluster,
-        size,
-        copies.answered_contents(run.stage, run.answering_files, run.checkpoint.model_id, known),
-        run.stop_at_s,
-        driver=ray_cluster.Driver.here(uses_local_paths=_is_local(run)),
-        watch=supervise.Watch(metrics, 60 * run.settings.max_silence_minutes),
-        lost=run.held.lost,
-        listed_below=manifest.listed_below(run.sources),
-        failed_before=sum(run.staged_before.get((str(Status.FAILED), code), 0) for code in FETCH_ERRORS),
+    unmatched = run.executor.run(
+        Flow(
+            plan.files,
+            run.stage,
+            _reader_settings(run),
+            _locator_settings(run, size),
+            run.settings.cluster,
+            size,
+            copies.answered_contents(run.stage, run.answering_files, run.checkpoint.model_id, known),
+            run.stop_at_s,
+            uses_local_paths=_is_local(run),
+            watch=Watch(metrics, 60 * run.settings.max_silence_minutes),
+            lost=run.held.lost,
+            listed_below=manifest.listed_below(run.sources),
+            failed_before=sum(run.staged_before.get((str(Status.FAILED), code), 0) for code in FETCH_ERRORS),
+        )
     )
     processed = Processed(plan.photos, 0, unmatched, time.monotonic() - started_s, metrics)
     run.held.prove()
@@ -307,7 +315,7 @@ def publish_rows(run: Run, processed: Processed) -> Published:
     """Write the staged rows as published files, which do not count yet, and check them against the plan."""
     log.info("publishing")
     run.held.prove()
-    published = dataflow.publish_on_ray(run.stage)
+    published = run.executor.publish(run.stage)
     publish.check_all_published(published, processed.photos, run.stage)
     if processed.metrics is not None:
         failed = {(str(Status.FAILED), code): count for code, count in published.failed_by_code.items()}
@@ -430,11 +438,6 @@ def _locator_settings(run: Run, size: ClusterSize) -> LocatorSettings:
     )
 
 
-def _check_paths(settings: GeotagSettings, output: str, model_uri: str) -> None:
-    """Raise ValueError for a local path that a node of the cluster does not see."""
-    ray_cluster.check_paths(settings.paths(output, model_uri), settings.shared_filesystem, output)
-
-
 def _is_local(run: Run) -> bool:
     """Whether the run needs a path that only this machine has."""
     if run.settings.shared_filesystem:
@@ -448,7 +451,7 @@ def _check_photos(run: Run, plan: Plan, nodes: int) -> None:
     if nodes > 1:
         try:
             photos = [NamedPath("the photo", uri) for uri in local_photos(run.stage, _SAMPLE, run.local_roots)]
-            ray_cluster.check_paths(photos, run.settings.shared_filesystem)
+            run.executor.check_paths(photos, run.settings.shared_filesystem, "")
         except ValueError:
             if not plan.staged:  # nothing was begun
                 sweep.unneeded_run(run.held, run.stage)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass, field
 
 from model.engines import EngineName, Precision
 from model.engines.tensorrt_engine import TensorRtSettings
 from model.readout import AUTO, PointRule
 from pipeline import storage
+from pipeline.cluster.flow import ClusterSettings, Executor, ExecutorName, NamedPath
 from pipeline.cluster.logs import LogFormat
-from pipeline.cluster.ray_cluster import ClusterSettings, NamedPath
 from pipeline.decode.photo import DecodeLimits
 from pipeline.locate.context import ContextSettings
 from pipeline.locate.locator import AtLeast
@@ -82,6 +84,12 @@ class GeotagSettings:
     take, or the compilation of an engine."""
     log_format: LogFormat = "text"
     """How log lines are written: text, or one JSON object a line."""
+    executor: ExecutorName = "auto"
+    """Who does the work: this machine alone (`local`) or a Ray cluster (`ray`). `auto` takes Ray where RAY_ADDRESS is
+    set, as by `ray job submit`."""
+    metrics_port: int | None = None
+    """Serve the run's metrics to this machine at this port, as Prometheus' text, while it goes; a cluster's agents
+    serve them in any case."""
     album: ContextSettings = field(default_factory=ContextSettings)
     tensorrt: TensorRtSettings = field(default_factory=TensorRtSettings)
     lease: LeaseSettings = field(default_factory=LeaseSettings)
@@ -131,3 +139,18 @@ class GeotagSettings:
         if self.engines is not None:
             paths.append(NamedPath("--engines", storage.absolute(self.engines)))
         return paths
+
+
+def executor_of(settings: GeotagSettings) -> Executor:
+    """Return what does the work: Ray where the environment names a cluster, or on request; else this machine alone."""
+    name = settings.executor
+    ray = sys.modules.get("ray")  # where nobody has imported it, no cluster was joined
+    if name == "ray" or (name == "auto" and (os.environ.get("RAY_ADDRESS") or (ray and ray.is_initialized()))):
+        if settings.metrics_port is not None:
+            raise ValueError("--metrics-port is for --executor local: on Ray, each node's agent serves them")
+        from pipeline.cluster.dataflow import RayExecutor
+
+        return RayExecutor()
+    from pipeline.cluster.local_executor import LocalExecutor
+
+    return LocalExecutor(settings.metrics_port)

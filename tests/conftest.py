@@ -150,7 +150,7 @@ def publish_photos(photos: Path, checkpoint_folder: Path, output: Path) -> None:
 
 @dataclass(frozen=True)
 class RayCluster:
-    """A running cluster and the environment in which a job finds it."""
+    """A running cluster and the environment in which a job finds it; no address: this machine alone does the work."""
 
     address: str
     dashboard_url: str
@@ -219,6 +219,21 @@ def ray_cluster(s3_server: str, cache_home: Path, tmp_path_factory: pytest.TempP
         head.wait()
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def this_machine(s3_server: str, cache_home: Path, tmp_path: Path) -> RayCluster:
+    """No cluster: a job that is started in its environment does its work by itself."""
+    environment = os.environ | ray_environment(tmp_path / "token") | {"XDG_CACHE_HOME": str(cache_home)}
+    environment.pop("RAY_ADDRESS", None)
+    return RayCluster("", "", environment)
+
+
+@pytest.fixture(params=["local", "ray"])
+def anywhere(request: pytest.FixtureRequest) -> RayCluster:
+    """Where jobs do their work: on this machine alone, then on a cluster."""
+    found: RayCluster = request.getfixturevalue("this_machine" if request.param == "local" else "ray_cluster")
+    return found
 
 
 def ray_environment(token_path: Path) -> dict[str, str]:

@@ -28,7 +28,6 @@ HOMES = {
             "pipeline/cluster/ray_cluster.py",
             "pipeline/cluster/dataflow.py",
             "pipeline/cluster/metrics.py",
-            "pipeline/cluster/supervise.py",
         ),
         *("training/fit/trainer.py", "jobs/"),
     ),
@@ -56,7 +55,7 @@ HOMES = {
     "jinja2": ("pipeline/report/templates.py",),
     "markupsafe": ("pipeline/report/templates.py", "pipeline/report/charts.py"),
     "pathspec": ("pipeline/sources/search.py",),
-    "prometheus_client": ("jobs/",),
+    "prometheus_client": ("pipeline/cluster/metrics.py", "jobs/"),
     "tyro": ("jobs/",),
     "rich": ("jobs/", "pipeline/cluster/progress.py"),
 }
@@ -198,7 +197,10 @@ def test_stores_run_without_duckdb(module: str) -> None:
 
 @pytest.mark.parametrize(
     "modules_below_ray",
-    ["pipeline.locate.locator, pipeline.read.reader, pipeline.run.publish, pipeline.published.catalog"],
+    [
+        "pipeline.locate.locator, pipeline.read.reader, pipeline.run.publish, pipeline.published.catalog",
+        "jobs.geotag_archive, jobs.nightly, pipeline.cluster.local_executor",
+    ],
 )
 def test_the_stages_run_with_ray_unimported(modules_below_ray: str) -> None:
     code = f"import {modules_below_ray}, sys; assert 'ray' not in sys.modules"
@@ -258,7 +260,8 @@ def test_no_trace_of_a_machine_in_tracked_files() -> None:
     """Paths and hosts of the machine it was written on would be wrong, or tell, on every other one."""
     machine_path = re.compile(rb"(?<![\w.-])/(?:work|root|home)/\w")
     registry = re.compile(
-        rb"(?:--(?:extra-)?index-url|index-url\s*=|registry\s*=|https?://[\w.-]*(?:pypi|artifactory|nexus)[\w.-]*/)"
+        rb"(?:--(?:extra-)?index-url|index-url\s*=|registry\s*=\s*\W?https?:"
+        rb"|https?://[\w.-]*(?:pypi|artifactory|nexus)[\w.-]*/)"
     )
     for name in tracked_files():
         data = (REPOSITORY / name).read_bytes()

@@ -32,7 +32,8 @@ from model.engines import NumpyAnswers
 from model.readout import TOP_CELLS
 from pipeline import schema
 from pipeline.cluster.dataflow import publish_on_ray, run_dataflow
-from pipeline.cluster.ray_cluster import ClusterSettings, start_ray
+from pipeline.cluster.flow import ClusterSettings, Flow
+from pipeline.cluster.ray_cluster import start_ray
 from pipeline.decode.photo import DecodeTarget
 from pipeline.locate.locator import LocatorSettings, model_folder
 from pipeline.published.catalog import Catalog
@@ -226,7 +227,7 @@ def _process(folder: Path, workers: int) -> None:
     at_s.append(time.time())
     size = start_ray(least_cpus=2 * workers + 1)
     at_s.append(time.time())
-    run_dataflow(
+    flow = Flow(
         plan.files,
         stage,
         ReaderSettings(DecodeTarget.of(checkpoint.config.preprocessing)),
@@ -236,6 +237,7 @@ def _process(folder: Path, workers: int) -> None:
         size,
         load=load_null_engine,
     )
+    run_dataflow(flow)
     at_s.append(time.time())
     published = publish_on_ray(stage)
     at_s.append(time.time())

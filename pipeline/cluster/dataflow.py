@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 import re
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,11 +24,11 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
 from pipeline import older_rows, schema, storage
-from pipeline.cluster import logs, source_gone, supervise
+from pipeline.cluster import logs, ray_cluster, source_gone, supervise
+from pipeline.cluster.flow import ClusterSize, Flow, NamedPath, is_over, locator_pool, plan_blocks, stage_rows
 from pipeline.cluster.metrics import WorkerMetrics
-from pipeline.cluster.ray_cluster import ClusterSettings, ClusterSize, Driver, locator_pool, start_ray
-from pipeline.cluster.source_gone import Heartbeat, SourceGoneError
-from pipeline.cluster.supervise import Watch
+from pipeline.cluster.ray_cluster import Driver, start_ray
+from pipeline.cluster.source_gone import Heartbeat
 from pipeline.cluster.watchdog import FlowEndedError
 from pipeline.published import geoparquet
 from pipeline.published.records import PublishedFile
@@ -39,20 +38,19 @@ from pipeline.read.reader import IsolatedReader, ReaderSettings
 from pipeline.run.content_index import ContentIndex, claims, without_copies
 from pipeline.run.publish import FileRange, Published, Selection, file_index, publish, put_file, sort_keys
 from pipeline.run.staging import Stage
-from pipeline.run.tally import Progress, Tally, outcomes
+from pipeline.run.tally import Progress, Tally
 
 if TYPE_CHECKING:  # imported only where it runs: a process that reads photos is spared four seconds and 200 MB
     from pipeline.locate.locator import EngineLoader, LocatorSettings
 
 log = logging.getLogger(__name__)
 
-_ROWS_PER_BLOCK = 64
-"""Photos that travel together: some 10 MB of pixels at 224 px."""
 _ROWS_PER_SORTED_BLOCK = 50_000
 """Staged rows that one task sends to their files: some 60 MB."""
 _FILE_INDEX = "file_index"
 _NOISE = re.compile(rb"core_worker\.cc:\d+: Actor with class name: .* constructor arguments in the object store")
 """Ray warns, past every logger, of how its own library starts actors."""
+_TALLY_LIMIT_S = 5.0
 _MOST_DEATHS = 20
 """So often a reading task is begun again whose process died: of a node taken away it is, of a kernel that is short of
 memory time and again it must not be for ever."""
@@ -80,38 +78,57 @@ class _Shared:
     listed_below: tuple[str, ...] = ()
 
 
-def run_dataflow(
-    plan_files: Sequence[str],
-    stage: Stage,
-    reader: ReaderSettings,
-    locator: LocatorSettings,
-    cluster: ClusterSettings,
-    size: ClusterSize,
-    answered: Sequence[bytes] = (),
-    stop_at_s: float | None = None,
-    load: EngineLoader | None = None,
-    driver: Driver | None = None,
-    watch: Watch | None = None,
-    lost: threading.Event | None = None,
-    listed_below: tuple[str, ...] = (),
-    failed_before: int = 0,
-) -> int:
-    """Process every photo of the plan that isn't staged yet; returns once all rows are staged.
+class RayExecutor:
+    """Does a run's work on the cluster that the environment names, or on one that it starts on this machine."""
 
-    From `stop_at_s` on, by the nodes' own clocks since 1970, no more photos are begun: those that are left have no row.
-    Nor are they after SIGTERM, which raises KeyboardInterrupt once those that were begun are staged.
+    def start(self) -> ClusterSize:
+        """As `Executor`; NodeError where a node of the cluster doesn't run this process's code."""
+        return start_ray()
 
-    `answered` are contents that have their answer elsewhere: photos with these bytes wait for it, too. Returns how many
-    photos were inferred without looking for their like, as there were more contents than are remembered. `load` makes
-    the engines, if it is not the settings' one that is wanted. ValueError where the cluster is too small for `cluster`.
-    Every process has `driver` in common with this one; by default, its code. NoProgressError where `watch` found none.
-    Once `lost` is set, as the run has lost its lease, no more photos are begun.
-    SourceGoneError where nearly all photos failed to be fetched, those that are not found or forbidden among them where
-    their URI begins with one of `listed_below`; `failed_before` is `source_gone.check`'s.
+    def check_paths(self, paths: Iterable[NamedPath], is_shared: bool, output: str) -> None:
+        """As `Executor`: several nodes have no file system in common, unless the user says so."""
+        ray_cluster.check_paths(paths, is_shared, output)
 
-    An exception in a stage that is no photo's expected failure stops the flow and is raised here.
-    """
+    def run(self, flow: Flow) -> int:
+        """As `Executor`; every process has the driver's code in common with this one, or NodeError."""
+        return run_dataflow(flow)
+
+    def publish(self, stage: Stage) -> Published:
+        """As `Executor`; large runs are sorted and written by the cluster."""
+        return publish_on_ray(stage)
+
+
+class _RayHelm:
+    """The flow's one actor, as those see it who look on."""
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+        self._has_answered = False
+
+    def progress(self) -> Progress | None:
+        try:
+            found: Progress = ray.get(self._index.progress.remote(), timeout=_TALLY_LIMIT_S)
+        except ray.exceptions.RayError as error:  # in time it is there again, or there is no progress
+            if self._has_answered:  # before, it is being started
+                log.warning("how far the run has come can't be told now: %s", type(error).__name__)
+            return None
+        self._has_answered = True
+        return found
+
+    def close(self) -> None:
+        self._index.close.remote()
+
+    def seen(self) -> str:
+        nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+        has, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+        left = (f"{free.get(name, 0):g} of {has[name]:g} {name}s free" for name in ("CPU", "GPU") if name in has)
+        return f"{nodes} nodes are alive, {', '.join(left)}"
+
+
+def run_dataflow(flow: Flow) -> int:
+    """Do a flow's work on the cluster: see `Executor.run`."""
     _configure_ray_data()
+    cluster, size, reader = flow.cluster, flow.size, flow.reader
     locators, cpus_each, threads = locator_pool(cluster, size)
     readers, fetches_each = shares(reader.fetch.concurrent, cluster.readers or size.cpus)
     is_bounded = cluster.readers is not None or reader.fetch.concurrent is not None
@@ -119,30 +136,24 @@ def run_dataflow(
     # Ray fuses a task into the actor pool behind it when both ask for the same, and they would take turns: an engine
     # never asks for one CPU. Reading the plan is to be fused with reading its photos.
     index: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_RunActor).remote(
-        cluster.known_contents, answered, reader.fetch.gone_after
+        cluster.known_contents, flow.answered, reader.fetch.gone_after
     )
-    driver = driver or Driver.here(uses_local_paths=False)
-    shared = _Shared(driver, index, logs.for_workers(), WorkerMetrics(stage.run_id), listed_below)
-    read = _Read(plan_files, replace(reader, concurrent_fetches=fetches_each), readers, is_bounded, stop_at_s)
-    placed = replace(locator, threads=locator.threads or threads)
+    driver = Driver.here(flow.uses_local_paths)
+    shared = _Shared(driver, index, logs.for_workers(), WorkerMetrics(flow.stage.run_id), flow.listed_below)
+    read = _Read(flow.plan_files, replace(reader, concurrent_fetches=fetches_each), readers, is_bounded, flow.stop_at_s)
+    placed = replace(flow.locator, threads=flow.locator.threads or threads)
     needs: dict[str, Any] = {"num_gpus": 1} if size.gpus else {"num_cpus": cpus_each}
-    photos = _located(_read_photos(read, shared), shared, placed, load, locators, needs)
-    sink = _StageDatasink(stage, cluster.rows_per_part, shared)
-    look_on = supervise.watchdog(index, watch, stage, reader.fetch)
+    photos = _located(_read_photos(read, shared), shared, placed, flow.load, locators, needs)
+    sink = _StageDatasink(flow.stage, cluster.rows_per_part, shared)
+    helm = _RayHelm(index)
     with (
-        _plain_errors(stage),
+        _plain_errors(flow.stage),
         logs.without_native_lines(_NOISE),
-        look_on,
-        supervise.sigterm_drains(index),
-        supervise.loss_closes(index, lost),
+        supervise.watched(helm, flow.watch, flow.stage, reader.fetch, flow.lost),
     ):
         photos.write_datasink(sink, ray_remote_args={"num_cpus": 0.1}, concurrency=max(2, size.cpus // _CPUS_A_WRITER))
     progress: Progress = ray.get(index.progress.remote())
-    try:
-        source_gone.check(progress.last, reader.fetch, is_over=True, failed_before=failed_before)
-    except SourceGoneError as error:
-        log.critical("%s", error)
-        raise
+    source_gone.check_at_end(progress.last, reader.fetch, flow.failed_before)
     overflow: int = ray.get(index.overflow.remote())
     return overflow
 
@@ -311,9 +322,7 @@ def _plan_blocks(uri: str, shared: _Shared) -> Iterator[pa.Table]:
         yield schema.MANIFEST.empty_table()
         return
     with _refusals_told():
-        rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=schema.MANIFEST)
-    for start in range(0, rows.num_rows, _ROWS_PER_BLOCK):
-        yield rows.slice(start, _ROWS_PER_BLOCK)
+        yield from plan_blocks(uri)
 
 
 @functools.lru_cache(maxsize=1)
@@ -328,7 +337,7 @@ def _read_rows(plan: pa.Table, shared: _Shared, settings: ReaderSettings, stop_a
     shared.driver.check()
     index = shared.index
     # No generator: Ray would not tell its errors, which are ours, from those that run_dataflow raises for the user.
-    if (stop_at_s is not None and time.time() >= stop_at_s) or ray.get(index.is_closed.remote()):
+    if is_over(stop_at_s) or ray.get(index.is_closed.remote()):
         return schema.READ.empty_table()
     heartbeat = Heartbeat(index.note_read.remote, shared.listed_below)
     read = _process_reader(settings)(plan, heartbeat)
@@ -384,16 +393,10 @@ class _StageDatasink(Datasink[None]):
         tables = [table for table in tables if table.num_rows]  # Ray makes blocks without columns of nothing
         if not tables:
             return
-        rows = pa.concat_tables(tables).cast(schema.PHOTOS)
-        is_copy = pc.equal(rows.column(schema.STATUS), schema.COPIED)
         index = self._shared.index
-        copies, others = rows.filter(is_copy), rows.filter(pc.invert(is_copy))
         start_s = time.perf_counter()
         with _refusals_told():
-            if copies.num_rows:
-                index.note_waiting.remote(self._stage.put_copies(copies), copies.num_rows)
-            if others.num_rows:
-                index.note_staged.remote(self._stage.put_rows(others), outcomes(others))
+            stage_rows(self._stage, tables, index.note_waiting.remote, index.note_staged.remote)
         self._shared.metrics.observe_staging(time.perf_counter() - start_s)
 
 

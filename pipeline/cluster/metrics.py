@@ -1,20 +1,21 @@
-"""What a run tells Prometheus, through every node's Ray agent: its name there is `ray_graticule_…`.
+"""What a run tells Prometheus: on a cluster through every node's Ray agent, on one machine by a page of its own.
 
-Labels name the run, a status, a code, a stage; never a photo. Counters are updated a block at a time, in the process
-that did the work, except photos, which the driver counts. The agents keep counters of processes that have ended.
+Its name there is `ray_graticule_…`, in both. Labels name the run, a status, a code, a stage; never a photo. Counters
+are updated a block at a time, in the process that did the work, except photos, which the driver counts. The agents keep
+counters of processes that have ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.util.metrics
 
 from pipeline import schema
 from pipeline.run.tally import Outcomes, Progress
@@ -56,34 +57,111 @@ METRICS: Mapping[str, Metric] = {
     "graticule_run_start_timestamp_seconds": Metric("gauge", "when the run was started"),
     "graticule_last_success_timestamp_seconds": Metric("gauge", "when a run over this output last finished"),
 }
-"""Everything that Graticule exports through Ray, by the name without Ray's prefix."""
+"""Everything that Graticule exports of a run, by the name without the prefix `ray_`."""
 
 
-@functools.cache
-def _counter(name: str) -> ray.util.metrics.Counter:
-    """Return this process's counter; another of the same name would be a stranger's, to Ray."""
-    metric = METRICS[name]
-    assert metric.kind == "counter", name
-    return ray.util.metrics.Counter(name, metric.description, metric.labels)
+class _Instruments(Protocol):
+    """Where values go."""
+
+    def count(self, name: str, amount: float, labels: dict[str, str]) -> None: ...
+
+    def set(self, name: str, value: float, labels: dict[str, str]) -> None: ...
+
+    def unset(self, name: str, labels: dict[str, str]) -> None: ...
+
+    def observe(self, name: str, value: float, labels: dict[str, str]) -> None: ...
 
 
-@functools.cache
-def _gauge(name: str) -> ray.util.metrics.Gauge:
-    metric = METRICS[name]
-    assert metric.kind == "gauge", name
-    return ray.util.metrics.Gauge(name, metric.description, metric.labels)
+class _RayAgents:
+    """Values go to this node's Ray agent; of a name each process has one instrument: a second would be a stranger's."""
+
+    @functools.cache  # noqa: B019 - there is one for as long as the process lives
+    def _instrument(self, name: str) -> Any:
+        import ray.util.metrics as ray_metrics
+
+        metric = METRICS[name]
+        if metric.kind == "histogram":
+            return ray_metrics.Histogram(name, metric.description, _BOUNDARIES_S, metric.labels)
+        kind = ray_metrics.Counter if metric.kind == "counter" else ray_metrics.Gauge
+        return kind(name, metric.description, metric.labels)
+
+    def count(self, name: str, amount: float, labels: dict[str, str]) -> None:
+        self._instrument(name).inc(amount, labels)
+
+    def set(self, name: str, value: float, labels: dict[str, str]) -> None:
+        self._instrument(name).set(value, labels)
+
+    def unset(self, name: str, labels: dict[str, str]) -> None:
+        """Do nothing: agents forget what is not set again."""
+
+    def observe(self, name: str, value: float, labels: dict[str, str]) -> None:
+        self._instrument(name).observe(value, labels)
 
 
-@functools.cache
-def _histogram(name: str) -> ray.util.metrics.Histogram:
-    metric = METRICS[name]
-    assert metric.kind == "histogram", name
-    return ray.util.metrics.Histogram(name, metric.description, _BOUNDARIES_S, metric.labels)
+class _Page:
+    """Values are kept in this process, which may serve them as Prometheus' text."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry
+
+        self._registry = CollectorRegistry()
+        self._port: int | None = None
+
+    @functools.cache  # noqa: B019 - as above
+    def _instrument(self, name: str) -> Any:
+        from prometheus_client import Counter, Gauge, Histogram
+
+        metric, full_name = METRICS[name], f"ray_{name}"
+        if metric.kind == "histogram":
+            return Histogram(
+                full_name, metric.description, metric.labels, buckets=_BOUNDARIES_S, registry=self._registry
+            )
+        kind = Counter if metric.kind == "counter" else Gauge
+        return kind(full_name, metric.description, metric.labels, registry=self._registry)
+
+    def count(self, name: str, amount: float, labels: dict[str, str]) -> None:
+        self._instrument(name).labels(**labels).inc(amount)
+
+    def set(self, name: str, value: float, labels: dict[str, str]) -> None:
+        self._instrument(name).labels(**labels).set(value)
+
+    def unset(self, name: str, labels: dict[str, str]) -> None:
+        with contextlib.suppress(KeyError):
+            self._instrument(name).remove(*(labels[label] for label in METRICS[name].labels))
+
+    def observe(self, name: str, value: float, labels: dict[str, str]) -> None:
+        self._instrument(name).labels(**labels).observe(value)
+
+    def serve(self, port: int) -> None:
+        from prometheus_client import start_http_server
+
+        if self._port == port:
+            return
+        try:
+            start_http_server(port, addr="127.0.0.1", registry=self._registry)
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"--metrics-port {port}: can't be served there ({error}): give a free port") from error
+        self._port = port
+
+
+_instruments: _Instruments = _RayAgents()
+
+
+def keep_here(port: int | None) -> None:
+    """Keep this process' metrics in it from now on, and serve them at a port of this machine, if one is given.
+
+    ValueError where the port can't be used.
+    """
+    global _instruments
+    if not isinstance(_instruments, _Page):
+        _instruments = _Page()
+    if port is not None:
+        _instruments.serve(port)
 
 
 def _count(name: str, amount: float, **labels: str) -> None:
     if amount > 0:  # Ray refuses to count nothing
-        _counter(name).inc(amount, labels)
+        _instruments.count(name, amount, labels)
 
 
 @dataclass(frozen=True)
@@ -115,12 +193,12 @@ class WorkerMetrics:
         self._observe("staging", seconds)
 
     def _observe(self, stage: str, seconds: float) -> None:
-        _histogram("graticule_stage_seconds").observe(seconds, {_RUN: self.run_id, _STAGE: stage})
+        _instruments.observe("graticule_stage_seconds", seconds, {_RUN: self.run_id, _STAGE: stage})
 
 
 @dataclass
 class RunMetrics:
-    """What the driver says of its run, in the body of a `with` statement, after Ray has started.
+    """What the driver says of its run, in the body of a `with` statement, after its executor has started.
 
     Attributes:
         run_id: names the run.
@@ -162,9 +240,10 @@ class RunMetrics:
         with self._changing:
             if value is None:
                 self._values.pop((name, stage), None)
+                _instruments.unset(name, self._labels(stage))
             else:
                 self._values[name, stage] = value
-                _gauge(name).set(value, self._labels(stage))
+                _instruments.set(name, value, self._labels(stage))
 
     def take(self, progress: Progress) -> None:
         """Count what was done since the last time; what comes late, after newer news, counts nothing twice."""
@@ -207,4 +286,4 @@ class RunMetrics:
         self.set("graticule_lease_age_seconds", self.lease_age_s())
         with self._changing:
             for (name, stage), value in self._values.items():
-                _gauge(name).set(value, self._labels(stage))
+                _instruments.set(name, value, self._labels(stage))

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import faulthandler
 import logging
-import math
 import os
 import re
 import shutil
@@ -30,6 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline import storage
 from pipeline.cluster import logs
 from pipeline.cluster.code_version import NodeError, check_code, code_version, mixed_code
+from pipeline.cluster.flow import ClusterSize, NamedPath
 from pipeline.storage import local_files
 
 log = logging.getLogger(__name__)
@@ -43,79 +43,6 @@ _LOCKED_LIMIT_S = 10.0
 """After which a process that hangs and lets no thread end it is ended all the same."""
 _ANSWER_LIMIT_S = 180.0
 """In which a node must have started a process and, where the job was submitted, fetched its working directory."""
-
-
-@dataclass(frozen=True)
-class ClusterSize:
-    """What the cluster says it has, in all and on its largest node; `nodes` counts those without processors, too."""
-
-    cpus: int
-    gpus: int
-    largest_node_cpus: int
-    nodes: int = 1
-
-
-@dataclass(frozen=True)
-class ClusterSettings:
-    """How the work is spread.
-
-    Attributes:
-        locators: engine processes, all there from the start; None for one a GPU, or one a node where there is no GPU.
-        locator_cpus: CPUs kept for each, and its threads, where there is no GPU; None for threads on all of a node's,
-            which readers use, too: whichever has work to do.
-        readers: reading processes at once; None for as many as there are CPUs for.
-        rows_per_part: rows that are staged together; at most so many a writer are lost when a machine dies.
-        known_contents: photos' contents that are remembered, some 200 bytes each, to infer identical bytes once.
-    """
-
-    locators: int | None = None
-    locator_cpus: float | None = None
-    readers: int | None = None
-    rows_per_part: int = 2000
-    known_contents: int = 5_000_000
-
-    def __post_init__(self) -> None:
-        for name, value in (("locators", self.locators), ("readers", self.readers)):
-            if value is not None and value < 1:
-                raise ValueError(f"--cluster.{name} {value}: give at least 1")
-        if self.locator_cpus is not None and not self.locator_cpus > 0:
-            raise ValueError(f"--cluster.locator-cpus {self.locator_cpus:g}: give more than 0")
-
-
-def locator_pool(cluster: ClusterSettings, size: ClusterSize) -> tuple[int, float, int]:
-    """Return how many locators there are, the CPUs that each takes from readers, and the threads of each.
-
-    One a GPU, else one a node. Which of reading and engine costs more depends on photos and network: on CPUs the two
-    share all of a node's: the one that is ahead waits for the other. The half CPU that a node's engines take keeps them
-    off the head, and leaves those of a lost node room. Never exactly the one CPU that a reading task asks for.
-
-    ValueError for what the cluster doesn't have: Ray would wait for it for ever.
-    """
-    if size.cpus == 0:  # a head without work, and its workers are not there yet
-        raise ValueError("the cluster has no CPUs to read photos with: start workers, or wait until they have joined")
-    if cluster.readers is not None and cluster.readers > size.cpus:
-        raise ValueError(f"--cluster.readers {cluster.readers}: the cluster has {size.cpus} CPUs, and each takes one")
-    nodes = max(1, size.cpus // size.largest_node_cpus)
-    locators = cluster.locators or size.gpus or nodes
-    if size.gpus:
-        if locators > size.gpus:
-            raise ValueError(f"--cluster.locators {locators}: the cluster has {size.gpus} GPUs, one for each")
-        if cluster.locator_cpus is not None:
-            raise ValueError(f"--cluster.locator-cpus is for clusters without GPUs, and this one has {size.gpus}")
-        return locators, 0.0, max(1, size.cpus // size.gpus)
-    cpus_each = cluster.locator_cpus or 0.5 / -(-locators // nodes)
-    if locators * cpus_each + 1 > size.cpus:
-        raise ValueError(
-            f"{locators} engines of {cpus_each:g} CPUs leave none of the cluster's {size.cpus} to read photos with:"
-            " give a smaller --cluster.locators or --cluster.locator-cpus"
-        )
-    if cpus_each + 1 > size.largest_node_cpus and locators >= nodes:
-        raise ValueError(
-            f"no node has room for an engine of {cpus_each:g} CPUs and a reader, as the largest has"
-            f" {size.largest_node_cpus}: give fewer --cluster.locators than the {nodes} nodes, or nodes more CPUs"
-        )
-    threads = math.ceil(cluster.locator_cpus or size.largest_node_cpus * nodes / locators)
-    return locators, 0.9999 if cpus_each == 1 else cpus_each, threads
 
 
 @dataclass(frozen=True)
@@ -141,14 +68,6 @@ class Driver:
                 f"the node {_this_node()} has joined the cluster, and does not see the local paths"
                 " that this run uses: put them on an object store, or add --shared-filesystem if every node sees them"
             )
-
-
-@dataclass(frozen=True)
-class NamedPath:
-    """A path or URI that the user gave as `flag`."""
-
-    flag: str
-    uri: str
 
 
 def start_ray(least_cpus: int = 0, dashboard: bool = False) -> ClusterSize:

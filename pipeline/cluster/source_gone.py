@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,6 +13,8 @@ from pipeline.cluster.watchdog import FlowEndedError
 from pipeline.read.fetch import FetchSettings
 from pipeline.run.tally import Fetches
 from pipeline.schema import ErrorCode
+
+log = logging.getLogger(__name__)
 
 _MAY_BE_THE_MANIFESTS = (ErrorCode.NOT_FOUND, ErrorCode.FORBIDDEN)
 """Of a photo that only a manifest names, these are the manifest's affair: it may never have been there."""
@@ -78,3 +81,12 @@ def check(last: Fetches, settings: FetchSettings, is_over: bool = False, failed_
             " When the source is there again, run the same command again; if these failures are the photos' own, with"
             " --fetch.gone-share 1"
         )
+
+
+def check_at_end(last: Fetches, settings: FetchSettings, failed_before: int) -> None:
+    """Say in the log and raise what `check` finds when all photos were read."""
+    try:
+        check(last, settings, is_over=True, failed_before=failed_before)
+    except SourceGoneError as error:
+        log.critical("%s", error)
+        raise

@@ -10,9 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import ray
+from typing import Protocol
 
 from pipeline.cluster import progress, source_gone
 from pipeline.cluster.metrics import RunMetrics
@@ -25,7 +23,6 @@ log = logging.getLogger(__name__)
 
 _DRAIN_LIMIT_S = 20.0
 """Schedulers kill what has not ended some 30 s after SIGTERM."""
-_TALLY_LIMIT_S = 5.0
 _LOSS_INTERVAL_S = 0.5
 
 
@@ -37,26 +34,42 @@ class Watch:
     max_silence_s: float
 
 
+class Helm(Protocol):
+    """Where a flow can be watched and ended, wherever its processes are."""
+
+    def progress(self) -> Progress | None:
+        """Return what was done so far, None where that can't be told now."""
+
+    def close(self) -> None:
+        """Let no more photos be begun."""
+
+    def seen(self) -> str:
+        """Say in words what there is to see of the processes: may take long, or never return."""
+
+
 @contextlib.contextmanager
-def watchdog(index: Any, watch: Watch | None, stage: Stage, fetch: FetchSettings) -> Iterator[None]:
+def watched(
+    helm: Helm, watch: Watch | None, stage: Stage, fetch: FetchSettings, lost: threading.Event | None
+) -> Iterator[None]:
+    """Within its body a flow goes: it is looked on, and ended in good order when told to stop or its lease is lost."""
+    with watchdog(helm, watch, stage, fetch), sigterm_drains(helm), loss_closes(helm, lost):
+        yield
+
+
+@contextlib.contextmanager
+def watchdog(helm: Helm, watch: Watch | None, stage: Stage, fetch: FetchSettings) -> Iterator[None]:
     """Where somebody looks on, keep metrics up to date, and end the flow when nothing moves or the source went away."""
     if watch is None:
         yield
         return
 
-    has_answered = False
     metrics = watch.metrics
     told = progress.RunProgress(metrics.planned, metrics.staged_before, time.monotonic())
 
     def look() -> Progress | None:
-        nonlocal has_answered
-        try:
-            found: Progress = ray.get(index.progress.remote(), timeout=_TALLY_LIMIT_S)
-        except ray.exceptions.RayError as error:  # in time it is there again, or there is no progress
-            if has_answered:  # before, it is being started
-                log.warning("how far the run has come can't be told now: %s", type(error).__name__)
+        found = helm.progress()
+        if found is None:
             return None
-        has_answered = True
         metrics.take(found)
         told.take(found, time.monotonic())
         metrics.set("graticule_photos_per_second", told.photos_per_second)
@@ -74,7 +87,7 @@ def watchdog(index: Any, watch: Watch | None, stage: Stage, fetch: FetchSettings
 
     report(0.0)
     metrics.set("graticule_silence_limit_seconds", watch.max_silence_s)
-    seen = functools.partial(_what_is_seen, metrics, stage)
+    seen = functools.partial(_what_is_seen, metrics, stage, helm)
     with progress.told(told):
         try:
             with Watchdog(watch.max_silence_s, judge, seen, report):
@@ -89,15 +102,12 @@ def watchdog(index: Any, watch: Watch | None, stage: Stage, fetch: FetchSettings
                 metrics.set(f"graticule_{name}", None)
 
 
-def _what_is_seen(metrics: RunMetrics, stage: Stage) -> str:
-    nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
-    has, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
-    left = ", ".join(f"{free.get(name, 0):g} of {has[name]:g} {name}s free" for name in ("CPU", "GPU") if name in has)
-    return f"{stage.staged_count()} of {metrics.planned} photos are staged; {nodes} nodes are alive, {left}"
+def _what_is_seen(metrics: RunMetrics, stage: Stage, helm: Helm) -> str:
+    return f"{stage.staged_count()} of {metrics.planned} photos are staged; {helm.seen()}"
 
 
 @contextlib.contextmanager
-def sigterm_drains(index: Any) -> Iterator[None]:
+def sigterm_drains(helm: Helm) -> Iterator[None]:
     """Let SIGTERM end the flow in good order: no more photos are begun, those that were are staged.
 
     KeyboardInterrupt after that; or at once, at a second SIGTERM, or when it takes longer than `_DRAIN_LIMIT_S`.
@@ -117,7 +127,7 @@ def sigterm_drains(index: Any) -> Iterator[None]:
         if finished.is_set():
             return
         log.warning("told to stop: what is begun is staged first, in at most %.0f s", _DRAIN_LIMIT_S)
-        index.close.remote()
+        helm.close()
         if not finished.wait(_DRAIN_LIMIT_S):
             log.warning("that takes too long: the rest is left to the next run")
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
@@ -136,7 +146,7 @@ def sigterm_drains(index: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def loss_closes(index: Any, lost: threading.Event | None) -> Iterator[None]:
+def loss_closes(helm: Helm, lost: threading.Event | None) -> Iterator[None]:
     """Let no more photos be begun once the run's lease is lost: the workers' time is then spent in vain."""
     if lost is None:
         yield
@@ -146,7 +156,7 @@ def loss_closes(index: Any, lost: threading.Event | None) -> Iterator[None]:
     def watch() -> None:
         while not finished.wait(_LOSS_INTERVAL_S):
             if lost.is_set():
-                index.close.remote()
+                helm.close()
                 return
 
     watcher = threading.Thread(target=watch, name="lease loss", daemon=True)

@@ -19,6 +19,16 @@ def test_kills_lose_and_double_nothing(tiny_checkpoint: Path, cache_home: Path, 
     print(chaos.tally)  # noqa: T201
 
 
+@pytest.mark.timeout(900)
+def test_kills_lose_and_double_nothing_without_a_cluster(
+    tiny_checkpoint: Path, cache_home: Path, tmp_path: Path
+) -> None:
+    chaos = Chaos(str(tmp_path), tmp_path, tiny_checkpoint, seed=6, cache_home=cache_home, executor="local")
+    chaos.grow(500)
+    chaos.run(kills=3)
+    print(chaos.tally)  # noqa: T201
+
+
 @pytest.mark.ray
 @pytest.mark.s3
 @pytest.mark.alone

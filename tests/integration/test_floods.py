@@ -19,7 +19,7 @@ MOST_BYTES = 1_600_000_000
 
 @pytest.mark.ray
 def test_every_healthy_photo_is_answered_and_the_job_ends(
-    ray_cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path
+    anywhere: RayCluster, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     photos, output = tmp_path / "photos", str(tmp_path / "out")
     right = {f"{photos}/{name}": code for name, code in write_flood(photos).items()}
@@ -36,7 +36,7 @@ def test_every_healthy_photo_is_answered_and_the_job_ends(
 
     def watch() -> None:
         while not done.wait(0.1):
-            for pid, title in ray_cluster.processes().items():
+            for pid, title in anywhere.processes().items():
                 with contextlib.suppress(OSError, ValueError):
                     peaks[title] = max(peaks.get(title, 0), resident_bytes(pid, "VmHWM"))
 
@@ -45,7 +45,7 @@ def test_every_healthy_photo_is_answered_and_the_job_ends(
     try:
         arguments = ["--photos", photos, "--photos", tmp_path / "bomb.zip", "--output", output]
         arguments += ["--model", tiny_checkpoint, "--max-failed-fraction", 1]
-        answer = geotag(ray_cluster.environment, *arguments, timeout_s=300)
+        answer = geotag(anywhere.environment, *arguments, timeout_s=300)
     finally:
         done.set()
         watcher.join()

@@ -39,7 +39,7 @@ def disk(tmp_path: Path) -> Iterator[tuple[Path, Resize]]:
 
 @pytest.mark.ray
 def test_a_full_disk_is_one_line_and_no_photo_is_lost(
-    ray_cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path, disk: tuple[Path, Resize]
+    anywhere: RayCluster, tiny_checkpoint: Path, tmp_path: Path, disk: tuple[Path, Resize]
 ) -> None:
     folder, resize = disk
     uris = [f"{tmp_path}/photos/{index}.jpg" for index in range(9)]
@@ -47,21 +47,21 @@ def test_a_full_disk_is_one_line_and_no_photo_is_lost(
         storage.write_bytes(uri, china_jpeg() + uri.encode())
     output = f"{folder}/out"
     arguments = ("--photos", f"{tmp_path}/photos", "--output", output, "--model", tiny_checkpoint)
-    full = geotag(ray_cluster.environment, *arguments)
+    full = geotag(anywhere.environment, *arguments)
     assert full.returncode == 1
     assert "Traceback" not in full.stderr
     (said,) = (line for line in full.stderr.splitlines() if line.startswith("error: "))
     assert said.startswith(f"error: No space left on device: {output}/staging/")
     assert "0 photos are staged and stay. Free some room there, and run the same command again" in said
     resize("size=10m")
-    again = geotag(ray_cluster.environment, *arguments)
+    again = geotag(anywhere.environment, *arguments)
     assert again.returncode == 0, again.stderr
     assert codes(output) == dict.fromkeys(uris)
     assert verify_output(output) == []
 
     resize("ro")
     storage.write_bytes(f"{tmp_path}/photos/new.jpg", china_jpeg())
-    read_only = geotag(ray_cluster.environment, *arguments)
+    read_only = geotag(anywhere.environment, *arguments)
     assert read_only.returncode == 2
     (said,) = (line for line in read_only.stderr.splitlines() if line.startswith("error: "))
     assert said.startswith(f"error: can't write to {output}: [Errno 30] Read-only file system")

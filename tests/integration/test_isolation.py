@@ -42,7 +42,7 @@ def write_code(folder: Path) -> None:
 
 
 @pytest.mark.ray
-def test_bad_files_cost_their_own_rows_only(ray_cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_bad_files_cost_their_own_rows_only(anywhere: RayCluster, tiny_checkpoint: Path, tmp_path: Path) -> None:
     write_code(tmp_path)
     photos, output = tmp_path / "photos", str(tmp_path / "out")
     photos.mkdir()
@@ -52,7 +52,7 @@ def test_bad_files_cost_their_own_rows_only(ray_cluster: RayCluster, tiny_checkp
         (photos / f"{name}.jpg").write_bytes(data)
     arguments = ["--photos", photos, "--output", output, "--model", tiny_checkpoint]
     arguments += ["--limits.max-memory-bytes", 16 << 20]
-    answer = geotag(ray_cluster.environment | {"PYTHONPATH": str(tmp_path)}, *arguments, cwd=tmp_path)
+    answer = geotag(anywhere.environment | {"PYTHONPATH": str(tmp_path)}, *arguments, cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     expected = {f"{photos}/{index}.jpg": None for index in range(80)}
     assert codes(output) == expected | {f"{photos}/{name}.jpg": code for name, (_, code, _) in BAD.items()}
@@ -65,6 +65,6 @@ def test_bad_files_cost_their_own_rows_only(ray_cluster: RayCluster, tiny_checkp
         return "pipeline.read.isolation" in title and str(tmp_path) in title
 
     deadline_s = time.monotonic() + 60
-    while decoders := [title for title in ray_cluster.processes().values() if is_decoder(title)]:
+    while decoders := [title for title in anywhere.processes().values() if is_decoder(title)]:
         assert time.monotonic() < deadline_s, f"left behind by the job's workers: {decoders}"
         time.sleep(0.5)

@@ -22,18 +22,18 @@ from tests.support.photo_samples import china_jpeg, flower_jpeg
 
 
 @pytest.mark.ray
-def test_a_renamed_folder_and_a_deleted_photo(ray_cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_renamed_folder_and_a_deleted_photo(anywhere: RayCluster, tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder, output = tmp_path / "photos", str(tmp_path / "out")
     (folder / "Unsorted").mkdir(parents=True)
     for index, data in enumerate((china_jpeg(), flower_jpeg(), china_jpeg() + b"2")):
         (folder / "Unsorted" / f"p{index}.jpg").write_bytes(data)
     arguments = ("--photos", folder, "--output", output, "--model", tiny_checkpoint)
-    first = geotag(ray_cluster.environment, *arguments)
+    first = geotag(anywhere.environment, *arguments)
     assert first.returncode == 0, first.stderr
 
     (folder / "Unsorted").rename(folder / "2019 Lisbon")
     (folder / "2019 Lisbon" / "p2.jpg").unlink()
-    second = geotag(ray_cluster.environment, *arguments)
+    second = geotag(anywhere.environment, *arguments)
     assert second.returncode == 0, second.stderr
     assert "listed no more" in second.stdout
     newest = records.run_records(output)[-1]
@@ -48,13 +48,13 @@ def test_a_renamed_folder_and_a_deleted_photo(ray_cluster: RayCluster, tiny_chec
     assert before == [{name: here[0][name] for name in (schema.LAT_DEG, schema.LON_DEG)}]
 
     (folder / "2019 Lisbon" / "p1.jpg").unlink()
-    third = geotag(ray_cluster.environment, *arguments)  # nothing is to do, and yet it is noted
+    third = geotag(anywhere.environment, *arguments)  # nothing is to do, and yet it is noted
     assert third.returncode == 0, third.stderr
     assert "Nothing to do: all 1 photos have their row" in third.stdout
     assert "4 more are listed no more" in third.stdout
     assert len(Catalog(output).rows("FROM photos_here")) == 1
     assert len(records.run_records(output)) == 3
-    fourth = geotag(ray_cluster.environment, *arguments)
+    fourth = geotag(anywhere.environment, *arguments)
     assert fourth.returncode == 0, fourth.stderr
     assert len(records.run_records(output)) == 3  # nothing is new
 

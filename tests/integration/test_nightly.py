@@ -47,15 +47,15 @@ def webhook() -> Iterator[tuple[str, list[Night]]]:
         server.shutdown()
 
 
-def start(ray_cluster: RayCluster, *arguments: object) -> subprocess.Popen[str]:
+def start(anywhere: RayCluster, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "jobs.nightly", *map(str, arguments)]
     return subprocess.Popen(
-        command, cwd=REPOSITORY, env=ray_cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=REPOSITORY, env=anywhere.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-def nightly(ray_cluster: RayCluster, *arguments: object) -> tuple[int, str, str]:
-    process = start(ray_cluster, *arguments)
+def nightly(anywhere: RayCluster, *arguments: object) -> tuple[int, str, str]:
+    process = start(anywhere, *arguments)
     out, err = process.communicate(timeout=400)
     return process.returncode, out, err
 
@@ -77,7 +77,7 @@ def put(path: Path, content: bytes, age_days: float = 0) -> None:
 
 @pytest.mark.ray
 def test_three_nights(
-    ray_cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path, webhook: tuple[str, list[Night]]
+    anywhere: RayCluster, tiny_checkpoint: Path, tmp_path: Path, webhook: tuple[str, list[Night]]
 ) -> None:
     address, posted = webhook
     photos, output = tmp_path / "photos", f"{tmp_path}/out"
@@ -87,7 +87,7 @@ def test_three_nights(
     for name in ("a", "b", "c"):
         put(photos / f"{name}.jpg", china_jpeg() + name.encode(), age_days=9)
     put(photos / "broken.jpg", china_jpeg()[:50_000], age_days=9)
-    code, out, err = nightly(ray_cluster, *arguments, "--date", "2026-11-01", "--summary", tmp_path / "summary.txt")
+    code, out, err = nightly(anywhere, *arguments, "--date", "2026-11-01", "--summary", tmp_path / "summary.txt")
     assert code == 0, err
     first = record(output, "2026-11-01")
     assert counted(first) == (4, 0, 3, 0, 0, 0)
@@ -102,7 +102,7 @@ def test_three_nights(
     assert "secret" not in out + err
 
     put(photos / "d.jpg", china_jpeg() + b"d")
-    code, out, err = nightly(ray_cluster, *arguments, "--date", "2026-11-01")  # again: d is not looked at
+    code, out, err = nightly(anywhere, *arguments, "--date", "2026-11-01")  # again: d is not looked at
     assert (code, len(posted)) == (0, 1), err
     assert "is done already" in out
     assert record(output, "2026-11-01") == first
@@ -115,7 +115,7 @@ def test_three_nights(
     for index in range(300):
         put(photos / f"new {index}.jpg", jpeg + b"%d" % index, age_days=1)
     second = start(
-        ray_cluster, *arguments, "--date", "2026-11-02", "--cluster.rows-per-part", 16, "--batch-size", 8,
+        anywhere, *arguments, "--date", "2026-11-02", "--cluster.rows-per-part", 16, "--batch-size", 8,
         "--max-photos", 303,
     )  # fmt: skip
     stage = Stage(output, "nightly-2026-11-02")
@@ -130,7 +130,7 @@ def test_three_nights(
     assert not storage.exists(f"{output}/nights/2026-11-02.json")
 
     put(photos / "e.jpg", china_jpeg() + b"e")
-    code, out, err = nightly(ray_cluster, *arguments, "--date", "2026-11-03", "--max-photos", 304)
+    code, out, err = nightly(anywhere, *arguments, "--date", "2026-11-03", "--max-photos", 304)
     assert code == 0, err
     third = record(output, "2026-11-03")
     # What the killed night had begun and its newest photos, all in one run; of 305 in all the oldest one is left.
@@ -138,13 +138,13 @@ def test_three_nights(
     assert counted(third) == (307, 2, 303, 1, 1, 1)
     assert third["failed_by_code"] == {"truncated": 1}
     assert f"{photos}/old.jpg" not in codes(output)
-    code, out, err = nightly(ray_cluster, *arguments, "--date", "2026-11-04")
+    code, out, err = nightly(anywhere, *arguments, "--date", "2026-11-04")
     assert code == 0, err
     assert counted(record(output, "2026-11-04")) == (307, 306, 1, 0, 1, 0)
 
     put(photos / "old.jpg", china_jpeg() + b"another old")  # the one photo of the night before
     code, out, err = nightly(
-        ray_cluster,
+        anywhere,
         *arguments,
         "--date",
         "2026-11-05",
@@ -171,7 +171,7 @@ def test_three_nights(
 
 @pytest.mark.ray
 def test_a_night_that_is_out_of_time_publishes_what_it_has(
-    ray_cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path
+    anywhere: RayCluster, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     photos, output = tmp_path / "photos", f"{tmp_path}/out"
     photos.mkdir()
@@ -180,7 +180,7 @@ def test_a_night_that_is_out_of_time_publishes_what_it_has(
     for index in range(500):
         put(photos / f"{index:03}.png", png + b"%d" % index, age_days=index)
     arguments = ("--photos", photos, "--output", output, "--model", tiny_checkpoint, "--cluster.readers", 1)
-    process = start(ray_cluster, *arguments, "--date", "2026-11-01", "--max-hours", 25 / 3600)
+    process = start(anywhere, *arguments, "--date", "2026-11-01", "--max-hours", 25 / 3600)
     out, err = process.communicate(timeout=400)
     night = record(output, "2026-11-01") if process.returncode == 0 else None
     assert night is not None, err
@@ -215,7 +215,7 @@ def test_refusals(tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.soak
 def test_a_night_that_is_told_to_stop_gives_its_lease_back(
-    ray_cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path
+    anywhere: RayCluster, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     """SIGTERM, as from systemd or Kubernetes: exit 1 at once, and the next start waits for nobody.
 
@@ -227,7 +227,7 @@ def test_a_night_that_is_told_to_stop_gives_its_lease_back(
     for index in range(600):
         put(photos / f"{index}.jpg", jpeg + b"%d" % index)
     arguments = ("--photos", photos, "--output", output, "--model", tiny_checkpoint, "--cluster.rows-per-part", 16)
-    process = start(ray_cluster, *arguments, "--date", "2026-11-01")
+    process = start(anywhere, *arguments, "--date", "2026-11-01")
     stage = Stage(output, "nightly-2026-11-01")
     deadline_s = time.monotonic() + 120
     while not stage.row_files() and process.poll() is None and time.monotonic() < deadline_s:

@@ -19,7 +19,7 @@ from tests.support.photo_samples import china_jpeg
 
 @pytest.mark.ray
 @pytest.mark.s3
-def test_an_archive_on_s3_and_its_rerun(ray_cluster: RayCluster, s3_bucket: str, tiny_checkpoint: Path) -> None:
+def test_an_archive_on_s3_and_its_rerun(anywhere: RayCluster, s3_bucket: str, tiny_checkpoint: Path) -> None:
     root = f"s3://{s3_bucket}/job"
     names = ["a b.jpg", "ü/日.jpg", "100%.jpg", "a%20b.jpg", "x#1.jpg", "x//y.jpg", "x/../y.jpg", "[1]*?.jpg"]
     client = boto3.Session().client("s3", region_name="us-east-1")
@@ -32,12 +32,12 @@ def test_an_archive_on_s3_and_its_rerun(ray_cluster: RayCluster, s3_bucket: str,
     # The trailing slash is how people write prefixes.
     arguments = ("--photos", f"{root}/photos/", "--output", f"{root}/out/", "--model", f"{root}/model")
 
-    first = geotag(ray_cluster.environment, *arguments)
+    first = geotag(anywhere.environment, *arguments)
     assert first.returncode == 0, first.stderr
     assert codes(f"{root}/out") == expected
     assert list(storage.list_files(f"{root}/out/staging")) == []
 
-    again = geotag(ray_cluster.environment, *arguments)
+    again = geotag(anywhere.environment, *arguments)
     assert again.returncode == 0, again.stderr
     assert again.stdout.startswith(f"Nothing to do: all {len(expected)} photos have their row")
 

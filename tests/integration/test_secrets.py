@@ -97,7 +97,16 @@ def test_secrets_stay_where_they_are(tiny_checkpoint: Path, tmp_path: Path) -> N
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
         environment.pop(name, None)
     command = [sys.executable, "-m", "jobs.nightly", "--photos", "s3://archive/photos.csv"]
-    command += ["--output", "s3://archive/out", "--model", str(tiny_checkpoint), "--engine", "torch"]
+    command += [
+        "--output",
+        "s3://archive/out",
+        "--model",
+        str(tiny_checkpoint),
+        "--engine",
+        "torch",
+        "--executor",
+        "ray",
+    ]
     command += ["--summary", str(tmp_path / "summary.txt")]
     try:
         with process_list() as command_lines:

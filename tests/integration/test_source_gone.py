@@ -17,13 +17,13 @@ from tests.support.photo_samples import china_jpeg, flower_jpeg
 
 @pytest.mark.ray
 def test_a_disk_that_is_away_for_a_minute_costs_no_answer(
-    ray_cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path
+    anywhere: RayCluster, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     photos, output = tmp_path / "photos", str(tmp_path / "output")
     for index in range(7):
         storage.write_bytes(f"{photos}/{index}.jpg", (china_jpeg() if index % 2 else flower_jpeg()) + b"%d" % index)
     arguments = ("--photos", photos, "--output", output, "--model", tiny_checkpoint)
-    first = geotag(ray_cluster.environment, *arguments)
+    first = geotag(anywhere.environment, *arguments)
     assert first.returncode == 0, first.stderr
 
     def answers(output: str) -> list[tuple[object, ...]]:
@@ -36,7 +36,7 @@ def test_a_disk_that_is_away_for_a_minute_costs_no_answer(
     assert {status for _, status, _ in before} <= {"located", "undecided"}
 
     again, log = (*arguments, "--retag", "--point", "least-distance"), tmp_path / "log"
-    running = start(ray_cluster, log, *again)
+    running = start(anywhere, log, *again)
     wait_until(lambda: "photos listed" in log.read_text(), "nothing is listed")
     photos.rename(tmp_path / "away")
     assert running.wait(200) == 1
@@ -47,7 +47,7 @@ def test_a_disk_that_is_away_for_a_minute_costs_no_answer(
     assert (answers(output), records()) == (before, recorded)
 
     (tmp_path / "away").rename(photos)
-    back = geotag(ray_cluster.environment, *again)
+    back = geotag(anywhere.environment, *again)
     assert back.returncode == 0, back.stderr
     assert "7 photos processed" in back.stdout
     after = answers(output)

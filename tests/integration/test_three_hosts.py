@@ -34,7 +34,8 @@ SHARED = Path("/mnt")
 """A file system that every host has mounted."""
 ASK = """
 import ray, sys
-from pipeline.cluster.ray_cluster import Driver, NamedPath, check_paths
+from pipeline.cluster.flow import NamedPath
+from pipeline.cluster.ray_cluster import Driver, check_paths
 for output, photos in zip(sys.argv[1::2], sys.argv[2::2]):
     try:
         check_paths([NamedPath("--output", output), NamedPath("--photos", photos)], True, output)

@@ -31,7 +31,7 @@ import pytest
 from jobs import geotag_archive
 from model.backbones.backbone import Preprocessing
 from pipeline import geotag, schema, storage
-from pipeline.cluster import dataflow
+from pipeline.cluster.flow import Flow
 from pipeline.forget import forget
 from pipeline.geotag_settings import GeotagSettings
 from pipeline.published import catalog, records
@@ -203,11 +203,11 @@ class World:
         finally:
             self.scheduler.step = step  # type: ignore[method-assign]
 
-    def _run_dataflow(self, plan_files: Sequence[str], stage: Stage, *_: Any, **more: Any) -> int:
-        """Stand for the cluster: a worker for each file of the plan, and the driver waits for all."""
+    def _run_flow(self, flow: Flow) -> int:
+        """Stand for the executor: a worker for each file of the plan, and the driver waits for all."""
         current = self.scheduler.current
         assert current is not None
-        lost = more.get("lost")
+        plan_files, stage, lost = flow.plan_files, flow.stage, flow.lost
         name = f"cluster of {current.process.name}, start {self.scheduler.now_s}"
         workers = [
             self.scheduler.start(Process(f"{name}, {index}"), "work", functools.partial(self._work, file, stage))
@@ -269,15 +269,14 @@ class World:
             )
             patched.setattr(geotag.Checkpoint, "load", lambda *_: checkpoint)
             patched.setattr(geotag, "RunMetrics", _NoMetrics)
-            patched.setattr(geotag, "_check_paths", lambda *_: None)
             patched.setattr(geotag, "_is_local", lambda *_: False)
             patched.setattr(geotag_archive, "_print_summary", lambda *_: None)
             patched.setattr(geotag, "code_version", lambda: "simulated")
             size = SimpleNamespace(cpus=2, gpus=0, largest_node_cpus=2, nodes=1)
-            patched.setattr(geotag.ray_cluster, "start_ray", lambda *_: size)
-            patched.setattr(geotag.ray_cluster.Driver, "here", lambda **_: None)
-            patched.setattr(dataflow, "run_dataflow", self._run_dataflow)
-            patched.setattr(dataflow, "publish_on_ray", publish.publish)
+            executor = SimpleNamespace(
+                start=lambda: size, check_paths=lambda *_: None, run=self._run_flow, publish=publish.publish
+            )
+            patched.setattr(geotag, "executor_of", lambda _: executor)
             try:
                 yield
             finally:
@@ -297,7 +296,7 @@ class World:
 
 
 class _NoMetrics:
-    """Stands for `RunMetrics`, which needs Ray."""
+    """Stands for `RunMetrics`, which has a thread."""
 
     def __init__(self, *_: Any) -> None:
         self.planned = 0

@@ -30,6 +30,7 @@ from pathlib import Path
 import duckdb
 
 from pipeline import storage
+from pipeline.cluster.flow import ExecutorName
 from pipeline.published.catalog import Catalog
 from pipeline.run.verify import verify_output
 from tests.conftest import REPOSITORY, fresh_bucket, ray_environment, write_tiny_checkpoint
@@ -60,7 +61,16 @@ class Tally:
 class Chaos:
     """An archive, its output, and somebody who pulls plugs; `folder` is local, `root` may be on S3."""
 
-    def __init__(self, root: str, folder: Path, model: Path, seed: int, cache_home: Path | None = None) -> None:
+    def __init__(
+        self,
+        root: str,
+        folder: Path,
+        model: Path,
+        seed: int,
+        cache_home: Path | None = None,
+        executor: ExecutorName = "ray",
+    ) -> None:
+        self._executor = executor
         self.photos, self.output = f"{root}/photos", f"{root}/out"
         self.tally = Tally()
         self._folder, self._model = folder, model
@@ -111,7 +121,7 @@ class Chaos:
         options = f"--photos {self.photos} --output {self.output} --model {self._model} --lease.seconds 6"
         return [
             *(sys.executable, "-m", "jobs.geotag_archive", *options.split()),
-            *("--cluster.rows-per-part", "64", "--max-failed-fraction", "0"),
+            *("--cluster.rows-per-part", "64", "--max-failed-fraction", "0", "--executor", self._executor),
         ]
 
     def _peaceful_run(self) -> None:
@@ -127,7 +137,9 @@ class Chaos:
         """Start the job and kill something at a random moment; return the driver's exit code."""
         log = self._folder / "driver.log"
         if not self._next_victims:
-            self._next_victims = ["driver", "worker", "decoder", "raylet", "machine"]
+            self._next_victims = ["driver", "decoder", "machine"]
+            if self._executor == "ray":
+                self._next_victims += ["worker", "raylet"]
             if self.output.startswith("s3://") and self._gateway_pid():
                 self._next_victims.append("store")
             self._random.shuffle(self._next_victims)

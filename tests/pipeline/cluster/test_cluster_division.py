@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.cluster.ray_cluster import ClusterSettings, ClusterSize, locator_pool
+from pipeline.cluster.flow import ClusterSettings, ClusterSize, locator_pool
 
 LAPTOP = ClusterSize(cpus=3, gpus=0, largest_node_cpus=3)
 NODES = ClusterSize(cpus=64, gpus=0, largest_node_cpus=16)

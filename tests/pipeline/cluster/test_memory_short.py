@@ -45,6 +45,7 @@ class Finder:
             sys.meta_path.remove(self)
 sys.meta_path.insert(0, Finder())
 import {module}
+import pipeline.cluster.dataflow
 """
     answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert answer.stdout == "8\n"

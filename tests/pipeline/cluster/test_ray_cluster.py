@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline.cluster.ray_cluster import NamedPath, _witness, check_paths
+from pipeline.cluster.flow import NamedPath
+from pipeline.cluster.ray_cluster import _witness, check_paths
 
 
 def test_nobody_is_asked_where_there_is_nothing_to_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,8 +46,7 @@ def read_exif(exif: bytes | None) -> ExifFacts:
     gps = tiff.directory(tiff.integer(main.get(_GPS_IFD)))
     lat_deg = _angle_deg(tiff, gps.get(_GPS_LAT), gps.get(_GPS_LAT_REF), "NS", 90.0)
     lon_deg = _angle_deg(tiff, gps.get(_GPS_LON), gps.get(_GPS_LON_REF), "EW", 180.0)
-    if lat_deg is None or lon_deg is None or (lat_deg == 0 and lon_deg == 0):
-        lat_deg = lon_deg = None
+    lat_deg, lon_deg = position_deg(lat_deg, lon_deg) or (None, None)
     orientation = tiff.integer(main.get(_ORIENTATION))
     times = (camera.get(_DATE_TIME_ORIGINAL), camera.get(_DATE_TIME_DIGITIZED), main.get(_DATE_TIME))
     return ExifFacts(
@@ -169,7 +168,15 @@ def _angle_deg(
     else:
         values = tiff.numbers(entry, 3)
     letter = tiff.text(ref_entry)[:1].upper()
-    if not values or letter not in tuple(letters):
+    return signed_deg(values, letter, letters, limit_deg)
+
+
+def signed_deg(values: list[float], letter: str, letters: str, limit_deg: float) -> float | None:
+    """Return signed degrees out of degrees, minutes and seconds and the letter of their half of the world.
+
+    `letters`: that of the positive half, then that of the negative one. None unless all of it is believable.
+    """
+    if letter not in tuple(letters) or not values:
         return None
     degrees, minutes, seconds = [*values, 0.0, 0.0][:3]
     is_negative_half = letter == letters[1]
@@ -179,6 +186,13 @@ def _angle_deg(
     if not (0 <= minutes <= 60 and 0 <= seconds <= 60 and angle_deg <= limit_deg):  # also refuses NaN
         return None
     return -angle_deg if is_negative_half else angle_deg
+
+
+def position_deg(lat_deg: float | None, lon_deg: float | None) -> tuple[float, float] | None:
+    """Return a position of which both parts are known; exactly (0, 0), which broken cameras write, is none."""
+    if lat_deg is None or lon_deg is None or (lat_deg == 0 and lon_deg == 0):
+        return None
+    return lat_deg, lon_deg
 
 
 def _time(text: str) -> datetime | None:

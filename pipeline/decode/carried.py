@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.decode.exif import has_tiff_header, tiff_blob
+from pipeline.decode.exif import has_tiff_header, tiff_blobs
 from pipeline.decode.xmp import MAX_PACKET_BYTES
 
 MAX_BLOCK_BYTES = MAX_PACKET_BYTES
@@ -60,12 +60,8 @@ def carried(format_name: str, data: bytes, info: dict[Any, Any]) -> Carried:
         case "gif":
             return _gif(data)
         case "tiff":
-            return Carried(
-                (data,),
-                tuple(filter(_is_block, [tiff_blob(data, _TIFF_XMP)])),
-                _limited(tiff_blob(data, _TIFF_PHOTOSHOP)),
-                _limited(tiff_blob(data, _TIFF_IIM)),
-            )
+            xmp, photoshop, iim = tiff_blobs(data, _TIFF_XMP, _TIFF_PHOTOSHOP, _TIFF_IIM)
+            return Carried((data,), (xmp,) if _is_block(xmp) else (), _limited(photoshop), _limited(iim))
     blocks = [(kind, block) for kind in ("exif", "xmp") if isinstance(block := info.get(kind), bytes)]
     return _few([*blocks, *_boxes(data)]) if format_name in ("jxl", "jp2", "jpeg2000") else _few(blocks)
 

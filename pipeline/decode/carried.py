@@ -228,11 +228,15 @@ def _profile(kind: bytes, text: bytes) -> list[tuple[str, bytes]]:
 
 
 def _unfolded(data: bytes) -> bytes:
+    """Return what a Brotli stream holds, none where it is broken or holds more than a block may."""
+    whole, part = bytearray(), bytearray(1 << 16)  # filled by us, as `read` of a broken stream loses what it had got
     try:
         with pa.CompressedInputStream(pa.BufferReader(data), "brotli") as stream:
-            return bytes(stream.read(MAX_BLOCK_BYTES + 1))
+            while (count := stream.readinto(part)) and len(whole) <= MAX_BLOCK_BYTES:
+                whole += part[:count]
     except OSError:
         return b""
+    return bytes(whole)
 
 
 def _boxes(data: bytes) -> Iterator[tuple[str, bytes]]:

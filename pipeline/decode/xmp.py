@@ -99,10 +99,12 @@ def read_xmp(packet: bytes) -> XmpFacts:
     if not text:
         return XmpFacts()
     properties = _Properties()
+    parser = XMLParser(target=properties)
     try:
-        parser = XMLParser(target=properties)
-        parser.feed(text)
-        parser.close()
+        try:
+            parser.feed(text)
+        finally:
+            parser.close()  # whatever happened: it is a circle of references, and the collector comes late
     except (ParseError, DefusedXmlException, ValueError):
         return XmpFacts()
     return _facts(properties)

@@ -122,7 +122,7 @@ def _moment(tiff: _TiffTags, time: _Entry | None, fraction: _Entry | None, offse
     moment = read_moment(tiff.text(time), tiff.text(fraction))
     if moment is None or moment.offset is not None or offset is None:
         return moment
-    return Moment(moment.local, read_offset(tiff.text(offset)))
+    return replace(moment, offset=read_offset(tiff.text(offset)))
 
 
 def _position(tiff: _TiffTags, gps: dict[int, _Entry]) -> tuple[float, float] | None:

@@ -34,6 +34,7 @@ _PNG_PROFILES = (b"exif", b"app1", b"xmp", b"iptc", b"8bim", b"app13")
 _GIF_XMP, _GIF_XMP_END = b"\x0bXMP DataXMP", b"\x01\xff\xfe\xfd"
 _TIFF_XMP, _TIFF_IIM, _TIFF_PHOTOSHOP = 700, 33723, 34377
 _BOXES = {b"Exif": "exif", b"xml ": "xmp"}
+_EXIF_ITEM = re.compile(rb"(infe[\2\3].{3}(?:.{4}|.{6}))Exif", re.DOTALL)
 _UUID_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _UUID_EXIF = b"JpgTiffExif->JP2"
 _NAMED_GUID = re.compile(rb"HasExtendedXMP[^0-9A-Fa-f]{1,40}([0-9A-Fa-f]{32})")
@@ -67,6 +68,11 @@ def carried(format_name: str, data: bytes, info: dict[Any, Any]) -> Carried:
             return Carried((data,), (xmp,) if _is_block(xmp) else (), _limited(photoshop), _limited(iim))
     blocks = [(kind, block) for kind in ("exif", "xmp") if isinstance(block := info.get(kind), bytes)]
     return _few(itertools.chain(blocks, _boxes(data))) if format_name in ("jxl", "jp2", "jpeg2000") else _few(blocks)
+
+
+def without_exif_item(heif: bytes) -> bytes:
+    """Return a HEIF file (AVIF, HEIC) whose EXIF is an item of a kind that no codec knows."""
+    return _EXIF_ITEM.sub(rb"\1skip", heif, count=1)
 
 
 @dataclass

@@ -53,6 +53,7 @@ HOMES = {
         "training/",
         "jobs/",
     ),
+    "rawpy": ("pipeline/decode/raw.py",),
     "jinja2": ("pipeline/report/templates.py",),
     "markupsafe": ("pipeline/report/templates.py", "pipeline/report/charts.py"),
     "pathspec": ("pipeline/sources/search.py",),

@@ -67,6 +67,8 @@ def is_cut(format_name: str, data: bytes) -> bool:
             return tiff_extent_bytes(data) > len(data)
         case "heic" | "avif":
             return _is_box_cut(data)
+        case "camera raw":
+            return False  # `raw.RawFile` tells it
     raise AssertionError(f"no such format: {format_name}")
 
 

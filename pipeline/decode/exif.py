@@ -14,10 +14,28 @@ from dataclasses import dataclass
 from datetime import datetime
 
 _ORIENTATION, _DATE_TIME, _EXIF_IFD, _GPS_IFD = 0x0112, 0x0132, 0x8769, 0x8825
+_SUB_IFDS = 0x014A
 _DATE_TIME_ORIGINAL, _DATE_TIME_DIGITIZED = 0x9003, 0x9004
 _GPS_LAT_REF, _GPS_LAT, _GPS_LON_REF, _GPS_LON = 1, 2, 3, 4
-_TYPES = {1: "B", 2: "s", 3: "H", 4: "L", 5: "LL", 6: "b", 8: "h", 9: "l", 10: "ll", 12: "d", 13: "L", 16: "Q", 18: "Q"}
-_ASCII, _RATIONALS, _DOUBLE = 2, (5, 10), 12
+_TYPES = {
+    1: "B",
+    2: "s",
+    3: "H",
+    4: "L",
+    5: "LL",
+    6: "b",
+    7: "B",
+    8: "h",
+    9: "l",
+    10: "ll",
+    12: "d",
+    13: "L",
+    16: "Q",
+    18: "Q",
+}
+_ASCII, _UNDEFINED, _RATIONALS, _DOUBLE = 2, 7, (5, 10), 12
+_RAW_MAGICS = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0")
+"""Olympus' and Panasonic's camera raw files are TIFF with another word in the place of 42."""
 _MAX_ENTRIES = 1000
 _MAX_TEXT_BYTES = 64
 _DATE = re.compile(r"(\d{4})[:/\-.](\d{1,2})[:/\-.](\d{1,2})[ T](\d{1,2}):(\d{1,2}):(\d{1,2})")
@@ -38,24 +56,35 @@ class ExifFacts:
     orientation: int = 1
 
 
-def read_exif(exif: bytes | None) -> ExifFacts:
-    """Return the facts in an EXIF block (its `Exif\\0\\0` prefix may be absent) or a whole TIFF file; never raises."""
+def read_exif(exif: bytes | None, camera_apart: bytes | None = None, gps_apart: bytes | None = None) -> ExifFacts:
+    """Return the facts in an EXIF block (its `Exif\\0\\0` prefix may be absent) or a whole TIFF file; never raises.
+
+    `camera_apart`, `gps_apart`: its directories of the camera and of the position where each is a TIFF of its own.
+    """
     tiff = _TiffTags(exif or b"")
     main = tiff.directory(tiff.first_directory)
-    camera = tiff.directory(tiff.integer(main.get(_EXIF_IFD)))
-    gps = tiff.directory(tiff.integer(main.get(_GPS_IFD)))
-    lat_deg = _angle_deg(tiff, gps.get(_GPS_LAT), gps.get(_GPS_LAT_REF), "NS", 90.0)
-    lon_deg = _angle_deg(tiff, gps.get(_GPS_LON), gps.get(_GPS_LON_REF), "EW", 180.0)
+    camera_tiff, camera = _linked(tiff, main.get(_EXIF_IFD), camera_apart)
+    gps_tiff, gps = _linked(tiff, main.get(_GPS_IFD), gps_apart)
+    lat_deg = _angle_deg(gps_tiff, gps.get(_GPS_LAT), gps.get(_GPS_LAT_REF), "NS", 90.0)
+    lon_deg = _angle_deg(gps_tiff, gps.get(_GPS_LON), gps.get(_GPS_LON_REF), "EW", 180.0)
     if lat_deg is None or lon_deg is None or (lat_deg == 0 and lon_deg == 0):
         lat_deg = lon_deg = None
     orientation = tiff.integer(main.get(_ORIENTATION))
-    times = (camera.get(_DATE_TIME_ORIGINAL), camera.get(_DATE_TIME_DIGITIZED), main.get(_DATE_TIME))
+    times = [camera_tiff.text(camera.get(tag)) for tag in (_DATE_TIME_ORIGINAL, _DATE_TIME_DIGITIZED)]
+    times.append(tiff.text(main.get(_DATE_TIME)))
     return ExifFacts(
         lat_deg=lat_deg,
         lon_deg=lon_deg,
-        taken_at=next((t for t in (_time(tiff.text(entry)) for entry in times) if t is not None), None),
+        taken_at=next((t for t in map(_time, times) if t is not None), None),
         orientation=orientation if orientation is not None and 1 <= orientation <= 8 else 1,
     )
+
+
+def _linked(tiff: _TiffTags, pointer: _Entry | None, apart: bytes | None) -> tuple[_TiffTags, dict[int, _Entry]]:
+    if apart is None:
+        return tiff, tiff.directory(tiff.integer(pointer))
+    other = _TiffTags(apart)
+    return other, other.directory(other.first_directory)
 
 
 def tiff_extent_bytes(tiff_file: bytes) -> int:
@@ -85,6 +114,56 @@ def tiff_count(tiff_file: bytes, tag: int) -> int:
     return entry.count if entry is not None else 0
 
 
+class TiffDirectory:
+    """One directory of a TIFF-shaped file, to ask for its tags; what is absent or broken reads as none."""
+
+    def __init__(self, tiff: _TiffTags, entries: dict[int, _Entry]) -> None:
+        self._tiff, self._entries = tiff, entries
+
+    def number(self, tag: int) -> int | None:
+        """Return a tag's first whole number."""
+        return self._tiff.integer(self._entries.get(tag))
+
+    def numbers(self, tag: int, limit: int) -> list[float]:
+        """Return up to `limit` numbers of a tag."""
+        return self._tiff.numbers(self._entries.get(tag), limit)
+
+    def text(self, tag: int) -> str:
+        """Return a tag's text, at most its first 64 characters."""
+        return self._tiff.text(self._entries.get(tag))
+
+    def count(self, tag: int) -> int:
+        """Return how many values a tag says it has, 0 when it is absent."""
+        entry = self._entries.get(tag)
+        return entry.count if entry is not None else 0
+
+    def value_bytes(self, tag: int) -> tuple[int, int] | None:
+        """Return where the bytes of a tag of single bytes lie in the file, and how many it says there are."""
+        entry = self._entries.get(tag)
+        return None if entry is None or entry.type not in (1, _UNDEFINED) else (entry.offset, entry.count)
+
+
+def tiff_directories(tiff_file: bytes, most: int, is_chain_followed: bool = True) -> list[TiffDirectory]:
+    """Return a TIFF-shaped file's directories, at most so many: each of the chain, and after it its sub-directories.
+
+    `is_chain_followed`: without, only the first of the chain, with its own.
+    """
+    tiff = _TiffTags(tiff_file)
+    found: list[TiffDirectory] = []
+    seen: set[int] = set()
+    waiting = [tiff.first_directory]
+    while waiting and len(found) < most:
+        place = waiting.pop(0)
+        entries = tiff.directory(place) if place not in seen else {}
+        seen.add(place)
+        if entries:
+            found.append(TiffDirectory(tiff, entries))
+            waiting = [int(p) for p in tiff.numbers(entries.get(_SUB_IFDS), most) if math.isfinite(p)] + waiting
+            if is_chain_followed:
+                waiting.append(tiff.next_directory(place))
+    return found
+
+
 @dataclass(frozen=True)
 class _Entry:
     type: int
@@ -101,7 +180,7 @@ class _TiffTags:
         magic = bytes(self._data[:4])
         self._order = ">" if magic[:2] == b"MM" else "<"
         self._big = magic in (b"II\x2b\0", b"MM\0\x2b")
-        known = self._big or magic in (b"II\x2a\0", b"MM\0\x2a")
+        known = self._big or magic in (b"II\x2a\0", b"MM\0\x2a", *_RAW_MAGICS)
         place = (self._unpack("Q", 8) if self._big else self._unpack("L", 4)) if known else ()
         self.first_directory: int = place[0] if place else 0
 
@@ -129,9 +208,17 @@ class _TiffTags:
             at += entry_bytes
         return entries
 
+    def next_directory(self, offset: int) -> int:
+        """Return where the directory after the one at `offset` lies, 0 when that is the last."""
+        count = self._unpack("Q" if self._big else "H", offset)
+        if not count:
+            return 0
+        after = offset + (8 + 20 * count[0] if self._big else 2 + 12 * count[0])
+        return (self._unpack("Q" if self._big else "L", after) or (0,))[0]
+
     def numbers(self, entry: _Entry | None, limit: int) -> list[float]:
         """Return up to `limit` numbers, rationals divided (x/0 is NaN, but 0/0 is 0: unused); empty when broken."""
-        if entry is None or entry.type not in _TYPES or entry.type == _ASCII or entry.count < 1:
+        if entry is None or entry.type not in _TYPES or entry.type in (_ASCII, _UNDEFINED) or entry.count < 1:
             return []
         layout = _TYPES[entry.type]
         values = self._unpack(f"{len(layout) * min(entry.count, limit)}{layout[0]}", entry.offset)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.decode.exif import ExifFacts, read_exif, tiff_count, tiff_number
 from pipeline.decode.jpeg import read_jpeg_header
+from pipeline.decode.raw import RAW_FORMATS, raw_format
 from pipeline.schema import ErrorCode, PhotoError
 
 _MAGICS = (
@@ -61,6 +62,11 @@ class PhotoFacts:
     width_px: int
     height_px: int
     exif: ExifFacts
+
+    @property
+    def media(self) -> str:
+        """What kind of picture the file holds, by its format: `image` or `raw`."""
+        return "raw" if self.format in RAW_FORMATS else "image"
 
 
 class DecodeFailure(PhotoError):  # noqa: N818 - as PhotoError reads: a failure of the photo, not of the program
@@ -154,9 +160,7 @@ def sniff_format(data: bytes) -> str:
     """Return the format that a file's first bytes show; raises `PhotoError` (unsupported_format) for all others."""
     for magic, format_name in _MAGICS:
         if data.startswith(magic):
-            if format_name == "tiff" and data[8:10] == b"CR":
-                break
-            return format_name
+            return raw_format(data) or "tiff" if format_name == "tiff" else format_name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     if data[4:8] == b"ftyp":
@@ -167,6 +171,8 @@ def sniff_format(data: bytes) -> str:
             return "avif"
         if not _HEIC_BRANDS.isdisjoint(brands):
             return "heic"
+    if (raw_name := raw_format(data)) is not None:
+        return raw_name
     raise PhotoError(ErrorCode.UNSUPPORTED_FORMAT, "not a photo in a known format")
 
 

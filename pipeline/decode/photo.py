@@ -5,8 +5,8 @@ are ever parsed. Sizes are refused from the header, before memory is spent. Only
 
 Decisions: which squares, `model.backbones.framing` says; what lies beside a letterboxed photo is filled. Transparent
 pictures lie on white, as viewers show them. An embedded colour profile is applied (to sRGB); a broken one is ignored.
-16-bit pictures are scaled, not clipped. Of several frames the first is taken. Camera raw files, which look
-like TIFF but whose first picture is a thumbnail, are refused.
+16-bit pictures are scaled, not clipped. Of several frames the first is taken; of a camera raw file its
+largest preview, see `raw`.
 
 Importing this module lifts Pillow's own process-wide size limit (ours replaces it), tells the AVIF and HEIC decoders to
 use one thread each (photos are what runs in parallel) and silences Pillow's warnings about odd metadata.
@@ -45,6 +45,7 @@ from pipeline.decode.header import PhotoFacts as PhotoFacts
 from pipeline.decode.header import check_size, facts_of, memory_bytes, refuse_too_large
 from pipeline.decode.header import sniff_format as sniff_format
 from pipeline.decode.jpeg import decode_jpeg_shrunk, read_jpeg_header, shrink_eighths
+from pipeline.decode.raw import RAW_FORMATS, RawFile
 from pipeline.schema import ErrorCode, PhotoError
 
 if TYPE_CHECKING:  # the decoder needs no network
@@ -74,7 +75,7 @@ _READERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
     "avif": AvifImagePlugin.AvifImageFile,
 }
 _TURNED_BY_CODEC = {"tiff", "heic"}
-_TIFF_SUBFILE_TYPE, _TIFF_BITS, _TIFF_DNG_VERSION = 254, 258, 50706
+_TIFF_SUBFILE_TYPE, _TIFF_BITS = 254, 258
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -153,7 +154,7 @@ class DecodeTarget:
 class DecodedPhoto:
     """`pixels_HWC`: uint8 RGB, of the target's `shape_HWC`, C-contiguous, upright. The rest as in `PhotoFacts`.
 
-    `format`: jpeg, png, webp, tiff, gif, bmp, heic or avif.
+    `format`: jpeg, png, webp, tiff, gif, bmp, heic, avif, or one of `raw.RAW_FORMATS`.
     """
 
     pixels_HWC: np.ndarray[Any, np.dtype[np.uint8]]
@@ -197,6 +198,12 @@ class _Source:
     icc: bytes | None
     turn: int  # the orientation (1 to 8) that is still to be applied to the loaded picture
     bits: int = 16  # of each sample, where they come in 16-bit words
+
+    @property
+    def stored_px(self) -> tuple[int, int]:
+        """Width and height of the whole picture that is loaded, before it is turned."""
+        width_px, height_px = self.facts.width_px, self.facts.height_px
+        return (height_px, width_px) if self.turn >= 5 else (width_px, height_px)
 
     def load(self, target: DecodeTarget) -> tuple[Image.Image, float]:
         """Return the picture as stored, at `scale` (0 to 1) of its size. Raises `PhotoError`."""
@@ -242,7 +249,7 @@ class _PillowSource(_Source):
         self._set_facts(self._format, self._image.size, exif)
 
     def load(self, target: DecodeTarget) -> tuple[Image.Image, float]:
-        if self._format == "tiff" and self._is_camera_raw():
+        if self._format == "tiff" and (tiff_number(self._data, _TIFF_SUBFILE_TYPE) or 0) & 1:
             raise PhotoError(ErrorCode.UNSUPPORTED_FORMAT, "tiff: its first picture is a thumbnail (camera raw?)")
         is_run_length = self._format == "bmp" and self._data[30:34] in (b"\1\0\0\0", b"\2\0\0\0")
         if is_run_length and self.facts.width_px * self.facts.height_px > _MAX_RUN_LENGTH_PIXELS:
@@ -259,12 +266,44 @@ class _PillowSource(_Source):
         self._read_facts()  # PNG's EXIF may stand after the picture; TIFF and HEIC may change size when they are turned
         return self._image, 1.0
 
-    def _is_camera_raw(self) -> bool:
-        is_thumbnail = (tiff_number(self._data, _TIFF_SUBFILE_TYPE) or 0) & 1
-        return bool(is_thumbnail) or tiff_number(self._data, _TIFF_DNG_VERSION) is not None
+
+class _RawSource(_Source):
+    """A camera raw file by its largest preview, which has the camera's colours, or developed at half its size."""
+
+    def __init__(self, format_name: str, data: bytes, limits: DecodeLimits) -> None:
+        self._limits = limits
+        self._raw = RawFile(format_name, data)
+        self._shown_px = self._raw.size_px
+        self.memory_bytes, self.icc = 0, None  # what is loaded is judged when it is known
+        self._set_facts(format_name, self._raw.size_px, self._raw.exif)
+
+    @property
+    def stored_px(self) -> tuple[int, int]:
+        return self._shown_px
+
+    def load(self, target: DecodeTarget) -> tuple[Image.Image, float]:
+        def load_jpeg(data: bytes) -> tuple[_JpegSource, Image.Image, float]:
+            preview = _JpegSource(data)
+            refuse_too_large(preview.facts, preview.memory_bytes, self._limits)
+            return preview, *preview.load(target)
+
+        def is_enough(width_px: int, height_px: int) -> bool:
+            return min(width_px, height_px) >= target.least_side_px(width_px, height_px)
+
+        found = self._raw.look(load_jpeg, is_enough, self._limits.max_memory_bytes)
+        if isinstance(found, np.ndarray):
+            image = Image.fromarray(found)
+            self._shown_px = image.size
+            return image, 1.0
+        preview, image, scale = found
+        self.icc, self._shown_px = preview.icc, preview.stored_px
+        self.turn = self._raw.turn_of(self._shown_px)
+        return image, scale
 
 
 def _open(format_name: str, data: bytes, limits: DecodeLimits) -> _Source:
+    if format_name in RAW_FORMATS:
+        return _RawSource(format_name, data, limits)
     if format_name != "jpeg":  # opening alone may make a picture of the size that is claimed, or a tuple for each strip
         check_size(format_name, data, limits)
     return _JpegSource(data) if format_name == "jpeg" else _PillowSource(format_name, data)
@@ -283,11 +322,11 @@ def _exif_block(info: dict[Any, Any]) -> bytes | None:
 
 def _upright_views(image: Image.Image, scale: float, source: _Source, target: DecodeTarget) -> list[Image.Image]:
     """Cut each view out of a picture of any mode, resample it, then (when it is small) fix colours and turn."""
-    width_px, height_px = source.facts.width_px, source.facts.height_px
-    stored_px = (height_px, width_px) if source.turn >= 5 else (width_px, height_px)
+    stored_px = source.stored_px
+    upright_px = stored_px[::-1] if source.turn >= 5 else stored_px
     return [
         _upright_view(image, scale, source, target, box.stored(source.turn), stored_px)
-        for box in target.boxes(width_px, height_px)
+        for box in target.boxes(*upright_px)
     ]
 
 

@@ -74,6 +74,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "pipeline": (
         ("schema",),
+        ("older_rows",),
         ("storage", "decode"),
         ("sources", "locate", "published"),
         ("read", "run"),

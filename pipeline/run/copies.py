@@ -28,6 +28,9 @@ def settle(stage: staging.Stage, published_files: Sequence[str]) -> int:
     own = (
         *(schema.PHOTO_ID, schema.URI, schema.ETAG),
         *(schema.RUN_ID, schema.RUN_SEQUENCE, schema.PROCESSED_AT, schema.READ_SECONDS),
+        *(schema.TAKEN_AT, schema.TAKEN_AT_UTC, schema.TAKEN_AT_UTC_BY),  # which a sidecar may say, too
+        *schema.RECORDED,
+        *schema.IPTC,
         *schema.CONTEXT,
     )
     columns = ", ".join(f"{'copies' if name in own else 'answers'}.{name}" for name in schema.PHOTOS.names)

@@ -17,22 +17,8 @@ _ORIENTATION, _DATE_TIME, _EXIF_IFD, _GPS_IFD = 0x0112, 0x0132, 0x8769, 0x8825
 _SUB_IFDS = 0x014A
 _DATE_TIME_ORIGINAL, _DATE_TIME_DIGITIZED = 0x9003, 0x9004
 _GPS_LAT_REF, _GPS_LAT, _GPS_LON_REF, _GPS_LON = 1, 2, 3, 4
-_TYPES = {
-    1: "B",
-    2: "s",
-    3: "H",
-    4: "L",
-    5: "LL",
-    6: "b",
-    7: "B",
-    8: "h",
-    9: "l",
-    10: "ll",
-    12: "d",
-    13: "L",
-    16: "Q",
-    18: "Q",
-}
+_TYPES = {1: "B", 2: "s", 3: "H", 4: "L", 5: "LL", 6: "b", 7: "B", 8: "h", 9: "l", 10: "ll"}
+_TYPES |= {12: "d", 13: "L", 16: "Q", 18: "Q"}
 _ASCII, _UNDEFINED, _RATIONALS, _DOUBLE = 2, 7, (5, 10), 12
 _RAW_MAGICS = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0")
 """Olympus' and Panasonic's camera raw files are TIFF with another word in the place of 42."""
@@ -56,35 +42,24 @@ class ExifFacts:
     orientation: int = 1
 
 
-def read_exif(exif: bytes | None, camera_apart: bytes | None = None, gps_apart: bytes | None = None) -> ExifFacts:
-    """Return the facts in an EXIF block (its `Exif\\0\\0` prefix may be absent) or a whole TIFF file; never raises.
-
-    `camera_apart`, `gps_apart`: its directories of the camera and of the position where each is a TIFF of its own.
-    """
+def read_exif(exif: bytes | None) -> ExifFacts:
+    """Return the facts in an EXIF block (its `Exif\\0\\0` prefix may be absent) or a whole TIFF file; never raises."""
     tiff = _TiffTags(exif or b"")
     main = tiff.directory(tiff.first_directory)
-    camera_tiff, camera = _linked(tiff, main.get(_EXIF_IFD), camera_apart)
-    gps_tiff, gps = _linked(tiff, main.get(_GPS_IFD), gps_apart)
-    lat_deg = _angle_deg(gps_tiff, gps.get(_GPS_LAT), gps.get(_GPS_LAT_REF), "NS", 90.0)
-    lon_deg = _angle_deg(gps_tiff, gps.get(_GPS_LON), gps.get(_GPS_LON_REF), "EW", 180.0)
+    camera = tiff.directory(tiff.integer(main.get(_EXIF_IFD)))
+    gps = tiff.directory(tiff.integer(main.get(_GPS_IFD)))
+    lat_deg = _angle_deg(tiff, gps.get(_GPS_LAT), gps.get(_GPS_LAT_REF), "NS", 90.0)
+    lon_deg = _angle_deg(tiff, gps.get(_GPS_LON), gps.get(_GPS_LON_REF), "EW", 180.0)
     if lat_deg is None or lon_deg is None or (lat_deg == 0 and lon_deg == 0):
         lat_deg = lon_deg = None
     orientation = tiff.integer(main.get(_ORIENTATION))
-    times = [camera_tiff.text(camera.get(tag)) for tag in (_DATE_TIME_ORIGINAL, _DATE_TIME_DIGITIZED)]
-    times.append(tiff.text(main.get(_DATE_TIME)))
+    times = (camera.get(_DATE_TIME_ORIGINAL), camera.get(_DATE_TIME_DIGITIZED), main.get(_DATE_TIME))
     return ExifFacts(
         lat_deg=lat_deg,
         lon_deg=lon_deg,
-        taken_at=next((t for t in map(_time, times) if t is not None), None),
+        taken_at=next((t for t in (_time(tiff.text(entry)) for entry in times) if t is not None), None),
         orientation=orientation if orientation is not None and 1 <= orientation <= 8 else 1,
     )
-
-
-def _linked(tiff: _TiffTags, pointer: _Entry | None, apart: bytes | None) -> tuple[_TiffTags, dict[int, _Entry]]:
-    if apart is None:
-        return tiff, tiff.directory(tiff.integer(pointer))
-    other = _TiffTags(apart)
-    return other, other.directory(other.first_directory)
 
 
 def tiff_extent_bytes(tiff_file: bytes) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pipeline.decode.exif import ExifFacts, read_exif, tiff_count, tiff_number
 from pipeline.decode.jpeg import read_jpeg_header
 from pipeline.decode.raw import RAW_FORMATS, raw_format
-from pipeline.schema import ErrorCode, PhotoError
+from pipeline.schema import ErrorCode, Media, PhotoError
 
 _MAGICS = (
     (b"\xff\xd8\xff", "jpeg"),
@@ -64,9 +64,9 @@ class PhotoFacts:
     exif: ExifFacts
 
     @property
-    def media(self) -> str:
-        """What kind of picture the file holds, by its format: `image` or `raw`."""
-        return "raw" if self.format in RAW_FORMATS else "image"
+    def media(self) -> Media:
+        """What kind of picture the file holds, by its format."""
+        return Media.RAW if self.format in RAW_FORMATS else Media.IMAGE
 
 
 class DecodeFailure(PhotoError):  # noqa: N818 - as PhotoError reads: a failure of the photo, not of the program

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -63,13 +64,15 @@ RAW_FORMATS = frozenset({name for _, name in _MAGICS} | set(_MAKERS.values()) | 
 
 _SUBFILE, _WIDTH, _HEIGHT, _COMPRESSION, _PHOTOMETRIC, _MAKE, _MODEL = 254, 256, 257, 259, 262, 271, 272
 _ORIENTATION, _PREVIEW_PLACE, _PREVIEW_BYTES, _DNG_VERSION, _DNG_CROP = 274, 513, 514, 50706, 50720
-_PIECES = ((273, 279), (324, 325))
+_PIECES, _SUB_IFDS = ((273, 279), (324, 325)), 330
 _RW2_PREVIEW, _RW2_BORDERS = 0x2E, (5, 4, 7, 6)  # left, top, right, bottom
 _SENSOR_PHOTOMETRICS = {32803, 34892}  # a mosaic of colours, and one that is linear and complete
 _SENSOR_COMPRESSIONS = {32767, 32769, 32770, 34713, 65000, 65535}  # Sony, packed, Samsung, Nikon, Kodak, Pentax
 _MAIN_PICTURE = {None, 0}
 _JPEG_COMPRESSIONS = {6, 7}
 _MOST_DIRECTORIES, _MOST_OF_FIRST, _MOST_PIECES, _MOST_PREVIEWS = 64, 16, 1 << 16, 32
+_LINKS, _MOST_ENTRIES = (0x8769, 0x8825), 1000
+_TYPE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 _RAF_PREVIEW_AT, _RAF_TABLE_AT = 84, 92
 _RAF_CROPPED, _RAF_FULL = 0x111, 0x100
 _CR3_TAGS = bytes.fromhex("85c0b687820f11e08111f4ce462b6a48")
@@ -111,13 +114,19 @@ def _tiff_raw_format(data: bytes) -> str | None:
         for d in directories
     )
     has_preview = any(d.number(_PREVIEW_PLACE) or d.number(_COMPRESSION) in _JPEG_COMPRESSIONS for d in directories)
+    is_parted = len(directories) > 1 or _is_cut_off(first, data)
     if first.count(_DNG_VERSION):
         return "dng" if has_sensor or is_thumbnail else None
-    if not (has_sensor or (is_thumbnail and has_preview and len(directories) > 1)):
+    if not (has_sensor or (is_thumbnail and is_parted and (has_preview or len(directories) == 1))):
         return None
     make = first.text(_MAKE).upper()
     name = next((name for maker, name in _MAKERS.items() if make.startswith(maker)), _OTHER)
     return "nrw" if name == "nef" and "COOLPIX" in first.text(_MODEL).upper() else name
+
+
+def _is_cut_off(first: TiffDirectory, data: bytes) -> bool:
+    """Whether the file ends before its sub-directories do."""
+    return any(place >= len(data) for place in first.numbers(_SUB_IFDS, _MOST_OF_FIRST))
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,7 +335,8 @@ def _read_tiff(data: bytes) -> _Found:
         places += own
         extent_bytes = max(extent_bytes, extent)
     has_orientation = bool(directories) and directories[0].number(_ORIENTATION) in range(1, 9)
-    return _Found(places, _sensor_px(directories), read_exif(data), has_orientation, extent_bytes > len(data))
+    is_cut = extent_bytes > len(data) or not directories or _is_cut_off(directories[0], data)
+    return _Found(places, _sensor_px(directories), read_exif(data), has_orientation, is_cut)
 
 
 def _places_of(directory: TiffDirectory) -> tuple[list[tuple[int, int]], int]:
@@ -409,9 +419,42 @@ def _read_cr3(data: bytes) -> _Found:
                 places.append(place)
                 is_cut |= sum(place) > len(data)
     first = tiff_directories(blocks.get(b"CMT1", b""), 1)
-    exif = read_exif(blocks.get(b"CMT1"), blocks.get(b"CMT2", b""), blocks.get(b"CMT4", b""))
+    exif = read_exif(_one_tiff(*(blocks.get(kind, b"") for kind in (b"CMT1", b"CMT2", b"CMT4"))))
     has_orientation = bool(first) and first[0].number(_ORIENTATION) in range(1, 9)
     return _Found(places, _sensor_px(first), exif, has_orientation, is_cut)
+
+
+def _one_tiff(main: bytes, camera: bytes, gps: bytes) -> bytes:
+    """Return one TIFF out of three, whose directories of the camera and of the position are the other two's first."""
+    order: Literal["little", "big"] = "little" if main[:2] == b"II" else "big"
+    entries = [entry for entry in _entries(main, order, 0) if _tag(entry, order) not in _LINKS]
+    whole = main
+    for link, block in zip(_LINKS, (camera, gps), strict=True):
+        at = len(whole)
+        own = _entries(block, order, at) if block[:4] == main[:4] else []
+        if own:
+            whole += block + len(own).to_bytes(2, order) + b"".join(own) + bytes(4)
+            place = at + len(block)
+            entries.append(struct.pack("<HHII" if order == "little" else ">HHII", link, 4, 1, place))
+    return whole[:4] + len(whole).to_bytes(4, order) + whole[8:] + len(entries).to_bytes(2, order) + b"".join(entries)
+
+
+def _tag(entry: bytes, order: Literal["little", "big"]) -> int:
+    return int.from_bytes(entry[:2], order)
+
+
+def _entries(block: bytes, order: Literal["little", "big"], shift: int) -> list[bytes]:
+    """Return a TIFF's first directory, entry by entry, with places that count from `shift` bytes before it."""
+    at = int.from_bytes(block[4:8], order)
+    count = min(int.from_bytes(block[at : at + 2], order), _MOST_ENTRIES)
+    moved: list[bytes] = []
+    for start in range(at + 2, min(at + 2 + 12 * count, len(block) - 11), 12):
+        entry = block[start : start + 12]
+        kind, values = int.from_bytes(entry[2:4], order), int.from_bytes(entry[4:8], order)
+        place = int.from_bytes(entry[8:12], order) + shift
+        is_apart = values * _TYPE_BYTES.get(kind, 1) > 4 and place < 1 << 32
+        moved.append(entry[:8] + place.to_bytes(4, order) if is_apart else entry)
+    return moved
 
 
 def _jpeg_in(data: bytes, box: IsoBox) -> tuple[int, int] | None:

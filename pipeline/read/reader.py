@@ -20,7 +20,7 @@ from pipeline.read import archive_members
 from pipeline.read.budget import BytesInFlight, Share
 from pipeline.read.fetch import Fetcher, FetchSettings
 from pipeline.read.isolation import Answer, Decode, Decoded, DecodeOrder, IsolatedDecoder
-from pipeline.schema import ErrorCode, Media, PhotoError, RecordedBy
+from pipeline.schema import ErrorCode, PhotoError, RecordedBy
 
 _Outcome = storage.Blob | PhotoError
 _Fetched = tuple[list[_Outcome], float]
@@ -252,7 +252,7 @@ def _error_columns(error: PhotoError) -> dict[str, Any]:
 def _header_columns(facts: PhotoFacts) -> dict[str, Any]:
     return {
         schema.FORMAT: facts.format,
-        schema.MEDIA: str(Media.IMAGE),
+        schema.MEDIA: str(facts.media),
         schema.WIDTH_PX: facts.width_px,
         schema.HEIGHT_PX: facts.height_px,
         schema.TAKEN_AT: facts.exif.taken_at,

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipeline.decode.boxes.iso_media import is_jpeg2000_cut, is_jxl_cut
 from pipeline.decode.exif import tiff_extent_bytes
 from pipeline.schema import ErrorCode, PhotoError
 
@@ -67,6 +68,10 @@ def is_cut(format_name: str, data: bytes) -> bool:
             return tiff_extent_bytes(data) > len(data)
         case "heic" | "avif":
             return _is_box_cut(data)
+        case "jxl":
+            return is_jxl_cut(data)
+        case "jp2":
+            return is_jpeg2000_cut(data)
         case "camera raw":
             return False  # `raw.RawFile` tells it
     raise AssertionError(f"no such format: {format_name}")

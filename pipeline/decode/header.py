@@ -1,8 +1,8 @@
 """What a photo's first bytes tell: its format, and whether it is larger than what is taken. No codec is asked.
 
 So a file is refused before the rest of it is fetched, and before a codec spends memory on what its header claims. What
-stands further back than the bytes at hand (a TIFF's directory, a JPEG's frame behind large profiles, all sizes in HEIC
-and AVIF) is not judged here: the decoder, which has the whole file, does that.
+stands further back than the bytes at hand (a TIFF's directory, a JPEG's frame behind large profiles, a camera raw
+file's preview) is not judged here: the decoder, which has the whole file, does that.
 """
 
 from __future__ import annotations
@@ -10,6 +10,15 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from pipeline.decode.boxes.iso_media import (
+    JP2_CODESTREAM,
+    JP2_CONTAINER,
+    JXL_CODESTREAM,
+    JXL_CONTAINER,
+    primary_size_px,
+)
+from pipeline.decode.boxes.jpeg2000 import jpeg2000_memory_bytes, read_jpeg2000_header
+from pipeline.decode.boxes.jpeg_xl import jxl_size_px
 from pipeline.decode.exif import ExifFacts, read_exif, tiff_count, tiff_number
 from pipeline.decode.jpeg import read_jpeg_header
 from pipeline.decode.raw import RAW_FORMATS, raw_format
@@ -25,10 +34,14 @@ _MAGICS = (
     (b"MM\0\x2a", "tiff"),
     (b"II\x2b\0", "tiff"),
     (b"MM\0\x2b", "tiff"),
+    (JXL_CODESTREAM, "jxl"),
+    (JXL_CONTAINER, "jxl"),
+    (JP2_CODESTREAM, "jp2"),
+    (JP2_CONTAINER, "jp2"),
 )
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
-_BYTES_PER_PIXEL = {"webp": 12, "heic": 8, "avif": 8}
+_BYTES_PER_PIXEL = {"webp": 12, "heic": 8, "avif": 8, "jxl": 16}
 _BYTES_PER_PIXEL_ELSE = 4
 _LEAST_ROW_BYTES = 32
 """A codec keeps a pointer for each row of pixels, and no row is shorter than a word."""
@@ -108,8 +121,13 @@ def check_size(format_name: str, data: bytes, limits: DecodeLimits) -> None:
 
     `data`: a file, or its first bytes, of any format but JPEG.
     """
-    size_px = _size_px(format_name, data)
-    needed_bytes = memory_bytes(format_name, size_px) if size_px is not None else 0
+    jpeg2000 = read_jpeg2000_header(data) if format_name == "jp2" else None
+    if jpeg2000 is not None:
+        size_px: tuple[int, int] | None = (jpeg2000.width_px, jpeg2000.height_px)
+        needed_bytes = jpeg2000_memory_bytes(jpeg2000, jpeg2000.halvings)
+    else:
+        size_px = _size_px(format_name, data)
+        needed_bytes = memory_bytes(format_name, size_px) if size_px is not None else 0
     if size_px is not None and min(size_px) >= 1 and _is_too_large(size_px, needed_bytes, limits):
         exif = read_exif(data) if format_name == "tiff" else ExifFacts()
         refuse_too_large(facts_of(format_name, size_px, exif, exif.orientation), needed_bytes, limits)
@@ -193,6 +211,10 @@ def _size_px(format_name: str, data: bytes) -> tuple[int, int] | None:
             return None if width_px is None or height_px is None else (width_px, height_px)
         case "webp":
             return _webp_size_px(data)
+        case "heic" | "avif":
+            return primary_size_px(data)
+        case "jxl":
+            return jxl_size_px(data)
     return None
 
 

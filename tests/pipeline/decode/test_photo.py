@@ -393,10 +393,9 @@ def test_empty_and_unsupported() -> None:
         b"This is text\n",
         b"%!PS-Adobe-3.0 EPSF",
         b"\xff\xd8",
-        b"II\x2a\0\x10\0\0\0CR\x02\0",
         b"RIFF\0\0\0\0AVI ",
     ]
-    others += [encode(china_image(), name) for name in ("jpeg2000", "ppm", "ico", "tga", "eps")]
+    others += [encode(china_image(), name) for name in ("ppm", "ico", "tga", "eps")]
     for data in others:
         failure = refusal(data)
         assert (failure.code, failure.facts) == (ErrorCode.UNSUPPORTED_FORMAT, None)

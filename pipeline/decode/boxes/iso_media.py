@@ -6,9 +6,13 @@ nests or repeats its boxes, a bounded number of them is looked at.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+JXL_CODESTREAM, JXL_CONTAINER = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
+JP2_CODESTREAM, JP2_CONTAINER = b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"
+_JP2_END = b"\xff\xd9"
 _MOST_BOXES = 10_000
 """Of one parent: real files have a few hundred (a HEIC's tiles), and most files less than twenty."""
 _MOST_ITEMS = 65_536
@@ -67,8 +71,22 @@ def children(data: bytes, parent: IsoBox) -> Iterator[IsoBox]:
     return iso_boxes(data, start, parent.end)
 
 
+def is_jxl_cut(data: bytes) -> bool:
+    """Say whether a JPEG XL file ends before its boxes do; of a bare codestream libjxl does not say why it fails."""
+    return data.startswith(JXL_CODESTREAM) or any(box.is_cut for box in iso_boxes(data))
+
+
+def is_jpeg2000_cut(data: bytes) -> bool:
+    """Say whether a JPEG 2000's end is missing, and with it some of the picture: OpenJPEG would paint it grey."""
+    box = None if data.startswith(JP2_CODESTREAM) else iso_box(data, b"jp2c")
+    if box is not None and box.is_cut:
+        return True
+    end = len(data) if box is None else box.end
+    return _JP2_END not in data[max(0, end - 64) : end]
+
+
 def primary_size_px(data: bytes) -> tuple[int, int] | None:
-    """Return width and height, as stored, of a HEIC's or AVIF's primary picture, None where these bytes don't tell.
+    """Return width and height, as displayed, of a HEIC's or AVIF's primary picture, None where these bytes don't tell.
 
     They stand in the `ispe` box that `ipma` gives to the item that `pitm` names (ISO/IEC 23008-12); where no item can
     be told apart, the largest `ispe` is taken.
@@ -78,14 +96,25 @@ def primary_size_px(data: bytes) -> tuple[int, int] | None:
     container = iso_box(data, b"ipco", within=properties) if properties else None
     if meta is None or properties is None or container is None or container.is_cut:
         return None
-    sizes = {
-        number: (_number(data, box.start + 4, 4), _number(data, box.start + 8, 4))
-        for number, box in enumerate(children(data, container), start=1)
-        if box.kind == b"ispe" and box.start + 12 <= box.end
-    }
+    held = dict(enumerate(children(data, container), start=1))
     item = _primary_item(data, meta)
-    own = [sizes[number] for number in _properties_of(data, properties, item) if number in sizes]
-    return own[-1] if own else max(sizes.values(), key=lambda size: size[0] * size[1], default=None)
+    own = [held[number] for number in _properties_of(data, properties, item) if number in held]
+    width_px, height_px = next((size for box in own if (size := _extent_px(data, box))), None) or max(
+        (size for box in held.values() if (size := _extent_px(data, box))), key=math.prod, default=(0, 0)
+    )
+    for box in own:
+        if box.kind == b"clap" and box.start + 16 <= box.end:  # what of the coded picture is shown
+            parts = [_number(data, box.start + 4 * i, 4) for i in range(4)]
+            width_px, height_px = parts[0] // max(1, parts[1]), parts[2] // max(1, parts[3])
+        elif box.kind == b"irot" and box.end > box.start and data[box.start] & 1:
+            width_px, height_px = height_px, width_px
+    return (width_px, height_px) if width_px and height_px else None
+
+
+def _extent_px(data: bytes, box: IsoBox) -> tuple[int, int] | None:
+    if box.kind != b"ispe" or box.start + 12 > box.end:
+        return None
+    return _number(data, box.start + 4, 4), _number(data, box.start + 8, 4)
 
 
 def _number(data: bytes, at: int, size_bytes: int) -> int:

@@ -7,8 +7,8 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.decode.boxes.iso_media import is_jpeg2000_cut, is_jxl_cut
 from pipeline.decode.exif import tiff_extent_bytes
+from pipeline.decode.pictures.iso_media import is_jpeg2000_cut, is_jxl_cut
 from pipeline.schema import ErrorCode, PhotoError
 
 _SAYS_TRUNCATED = re.compile(r"truncat|premature end|unexpected end|end of (file|data)|only got \d+|EOF", re.IGNORECASE)

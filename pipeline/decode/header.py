@@ -10,18 +10,18 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from pipeline.decode.boxes.iso_media import (
+from pipeline.decode.exif import ExifFacts, read_exif, tiff_count, tiff_number
+from pipeline.decode.jpeg import read_jpeg_header
+from pipeline.decode.pictures.iso_media import (
     JP2_CODESTREAM,
     JP2_CONTAINER,
     JXL_CODESTREAM,
     JXL_CONTAINER,
     primary_size_px,
 )
-from pipeline.decode.boxes.jpeg2000 import jpeg2000_memory_bytes, read_jpeg2000_header
-from pipeline.decode.boxes.jpeg_xl import jxl_size_px
-from pipeline.decode.exif import ExifFacts, read_exif, tiff_count, tiff_number
-from pipeline.decode.jpeg import read_jpeg_header
-from pipeline.decode.raw import RAW_FORMATS, raw_format
+from pipeline.decode.pictures.jpeg2000 import jpeg2000_memory_bytes, read_jpeg2000_header
+from pipeline.decode.pictures.jpeg_xl import jxl_size_px
+from pipeline.decode.pictures.raw import RAW_FORMATS, raw_format
 from pipeline.schema import ErrorCode, Media, PhotoError
 
 _MAGICS = (

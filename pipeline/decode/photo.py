@@ -34,15 +34,6 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from pipeline.decode.boxes.jpeg2000 import (
-    decode_jpeg2000,
-    halvings_for,
-    jpeg2000_exif,
-    jpeg2000_memory_bytes,
-    jpeg2000_profile,
-    read_jpeg2000_header,
-)
-from pipeline.decode.boxes.jpeg_xl import jxl_exif, jxl_size_px, read_jxl
 from pipeline.decode.codec_errors import codec_call, is_cut
 from pipeline.decode.exif import ExifFacts, read_exif, tiff_number
 from pipeline.decode.header import DecodeFailure as DecodeFailure
@@ -51,10 +42,19 @@ from pipeline.decode.header import PhotoFacts as PhotoFacts
 from pipeline.decode.header import check_size, facts_of, memory_bytes, refuse_too_large
 from pipeline.decode.header import sniff_format as sniff_format
 from pipeline.decode.jpeg import decode_jpeg_shrunk, read_jpeg_header, shrink_eighths
-from pipeline.decode.raw import RAW_FORMATS, RawFile
-from pipeline.decode.views import MAX_ICC_BYTES, StoredPicture, upright_views
-from pipeline.decode.views import SHRINK_MARGIN as SHRINK_MARGIN
-from pipeline.decode.views import DecodeTarget as DecodeTarget
+from pipeline.decode.pictures.jpeg2000 import (
+    decode_jpeg2000,
+    halvings_for,
+    jpeg2000_exif,
+    jpeg2000_memory_bytes,
+    jpeg2000_profile,
+    read_jpeg2000_header,
+)
+from pipeline.decode.pictures.jpeg_xl import jxl_exif, jxl_size_px, read_jxl
+from pipeline.decode.pictures.raw import RAW_FORMATS, RawFile
+from pipeline.decode.pictures.views import MAX_ICC_BYTES, StoredPicture, upright_views
+from pipeline.decode.pictures.views import SHRINK_MARGIN as SHRINK_MARGIN
+from pipeline.decode.pictures.views import DecodeTarget as DecodeTarget
 from pipeline.schema import ErrorCode, PhotoError
 
 Image.MAX_IMAGE_PIXELS = None

@@ -67,7 +67,7 @@ class Report:
 def check_decode(data: bytes) -> str:
     """A photo of the right shape, or a refusal from the closed set; what is told of it fits the output's columns."""
     from pipeline.decode.photo import DecodeFailure, DecodeLimits, DecodeTarget, decode_photo
-    from pipeline.decode.raw import RAW_FORMATS
+    from pipeline.decode.pictures.raw import RAW_FORMATS
 
     facts: object
     try:

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.decode.boxes.iso_media import iso_box, primary_size_px
-from pipeline.decode.boxes.jpeg2000 import halvings_for, read_jpeg2000_header
-from pipeline.decode.boxes.jpeg_xl import jxl_size_px
 from pipeline.decode.header import check_head
 from pipeline.decode.photo import DecodedPhoto, DecodeFailure, DecodeLimits, DecodeTarget, decode_photo
+from pipeline.decode.pictures.iso_media import iso_box, primary_size_px
+from pipeline.decode.pictures.jpeg2000 import halvings_for, read_jpeg2000_header
+from pipeline.decode.pictures.jpeg_xl import jxl_size_px
 from tests.support.photo_samples import camera_jpeg, china_image, encode, exif_block
 
 TARGET = DecodeTarget(96, 110)

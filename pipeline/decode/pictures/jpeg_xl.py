@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from pipeline.decode.boxes.iso_media import JXL_CODESTREAM, iso_boxes
 from pipeline.decode.codec_errors import codec_call
 from pipeline.decode.exif import ExifFacts, read_exif
+from pipeline.decode.pictures.iso_media import JXL_CODESTREAM, iso_boxes
 from pipeline.schema import ErrorCode, PhotoError
 
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))

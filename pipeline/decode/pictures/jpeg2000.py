@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from PIL import Image, Jpeg2KImagePlugin
 
-from pipeline.decode.boxes.iso_media import JP2_CODESTREAM, is_jpeg2000_cut, iso_box, iso_boxes
 from pipeline.decode.codec_errors import codec_call
+from pipeline.decode.pictures.iso_media import JP2_CODESTREAM, is_jpeg2000_cut, iso_box, iso_boxes
 from pipeline.schema import ErrorCode, PhotoError
 
 _COD, _SOT = 0x52, 0x90

@@ -21,10 +21,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from pipeline.decode.boxes.iso_media import IsoBox, children, iso_box, iso_boxes
 from pipeline.decode.codec_errors import codec_call
 from pipeline.decode.exif import ExifFacts, TiffDirectory, read_exif, tiff_directories
 from pipeline.decode.jpeg import JpegHeader, read_jpeg_header
+from pipeline.decode.pictures.iso_media import IsoBox, children, iso_box, iso_boxes
 from pipeline.schema import ErrorCode, PhotoError
 
 _Loaded = TypeVar("_Loaded")

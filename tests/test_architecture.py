@@ -57,6 +57,8 @@ HOMES = {
     ),
     "pillow_jxl": ("pipeline/decode/pictures/jpeg_xl.py",),
     "rawpy": ("pipeline/decode/pictures/raw.py",),
+    "defusedxml": ("pipeline/decode/xmp.py",),
+    "tzfpy": ("pipeline/locate/places.py",),
     "jinja2": ("pipeline/report/templates.py",),
     "markupsafe": ("pipeline/report/templates.py", "pipeline/report/charts.py"),
     "pathspec": ("pipeline/sources/search.py",),

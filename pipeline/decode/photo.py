@@ -34,6 +34,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from pipeline.decode.carried import Carried, carried
 from pipeline.decode.codec_errors import codec_call, is_cut
 from pipeline.decode.exif import ExifFacts, read_exif, tiff_number
 from pipeline.decode.header import DecodeFailure as DecodeFailure
@@ -45,16 +46,16 @@ from pipeline.decode.jpeg import decode_jpeg_shrunk, read_jpeg_header, shrink_ei
 from pipeline.decode.pictures.jpeg2000 import (
     decode_jpeg2000,
     halvings_for,
-    jpeg2000_exif,
     jpeg2000_memory_bytes,
     jpeg2000_profile,
     read_jpeg2000_header,
 )
-from pipeline.decode.pictures.jpeg_xl import jxl_exif, jxl_size_px, read_jxl
+from pipeline.decode.pictures.jpeg_xl import jxl_size_px, read_jxl
 from pipeline.decode.pictures.raw import RAW_FORMATS, RawFile
 from pipeline.decode.pictures.views import MAX_ICC_BYTES, StoredPicture, upright_views
 from pipeline.decode.pictures.views import SHRINK_MARGIN as SHRINK_MARGIN
 from pipeline.decode.pictures.views import DecodeTarget as DecodeTarget
+from pipeline.decode.recorded import NOTHING_RECORDED, Recorded, recorded_in
 from pipeline.schema import ErrorCode, PhotoError
 
 Image.MAX_IMAGE_PIXELS = None
@@ -91,6 +92,7 @@ class DecodedPhoto:
     width_px: int
     height_px: int
     exif: ExifFacts
+    recorded: Recorded = NOTHING_RECORDED
 
 
 def decode_photo(data: bytes, target: DecodeTarget, limits: DecodeLimits | None = None) -> DecodedPhoto:
@@ -117,7 +119,7 @@ def decode_photo(data: bytes, target: DecodeTarget, limits: DecodeLimits | None 
         raise DecodeFailure(error.code, error.message, facts) from error
     pixels_HWC = np.concatenate([np.asarray(view, dtype=np.uint8) for view in views])
     assert pixels_HWC.shape == target.shape_HWC
-    return DecodedPhoto(pixels_HWC, facts.format, facts.width_px, facts.height_px, facts.exif)
+    return DecodedPhoto(pixels_HWC, facts.format, facts.width_px, facts.height_px, facts.exif, facts.recorded)
 
 
 class _Source:
@@ -127,6 +129,7 @@ class _Source:
     memory_bytes: int
     icc: bytes | None
     turn: int  # the orientation (1 to 8) that is still to be applied to the loaded picture
+    is_turned_by_codec: bool = False
     bits: int = 16  # of each sample, where they come in 16-bit words
 
     @property
@@ -139,9 +142,10 @@ class _Source:
         """Return the picture as stored, at `scale` (0 to 1) of its size. Raises `PhotoError`."""
         raise NotImplementedError
 
-    def _set_facts(self, format_name: str, size_px: tuple[int, int], exif: ExifFacts) -> None:
-        self.turn = 1 if format_name in _TURNED_BY_CODEC else exif.orientation
-        self.facts = facts_of(format_name, size_px, exif, self.turn)
+    def _set_facts(self, format_name: str, size_px: tuple[int, int], blocks: Carried) -> None:
+        exif = read_exif(*blocks.exif)
+        self.turn = 1 if self.is_turned_by_codec else exif.orientation
+        self.facts = facts_of(format_name, size_px, exif, self.turn, recorded_in(exif, blocks))
 
 
 class _JpegSource(_Source):
@@ -150,7 +154,7 @@ class _JpegSource(_Source):
         self._header = header = read_jpeg_header(data)
         self.memory_bytes = header.coefficient_bytes
         self.icc = header.icc
-        self._set_facts(format_name, (header.width_px, header.height_px), read_exif(header.exif))
+        self._set_facts(format_name, (header.width_px, header.height_px), header.blocks)
 
     def load(self, target: DecodeTarget) -> tuple[Image.Image, float]:
         least_px = target.least_side_px(self._header.width_px, self._header.height_px)
@@ -161,6 +165,7 @@ class _JpegSource(_Source):
 class _PillowSource(_Source):
     def __init__(self, format_name: str, data: bytes) -> None:
         self._data, self._format = data, format_name
+        self.is_turned_by_codec = format_name in _TURNED_BY_CODEC
         if format_name == "png" and data.count(b"iCCP") > _MAX_PNG_PROFILES:
             raise PhotoError(ErrorCode.CORRUPT, "png: has many colour profiles")
         with codec_call(format_name, data):
@@ -170,13 +175,9 @@ class _PillowSource(_Source):
         self.icc = icc if isinstance(icc, bytes) else None  # a TIFF's may be of any type
         if format_name == "tiff":
             self.bits = tiff_number(data, _TIFF_BITS) or 16
-        self._read_facts()
+        self._set_facts(format_name, self._image.size, carried(format_name, data, self._image.info))
         if format_name == "tiff" and self.facts.exif.orientation != 1:
             self.memory_bytes *= 2  # Pillow turns it as it is loaded, into another picture
-
-    def _read_facts(self) -> None:
-        exif = read_exif(self._data if self._format == "tiff" else _exif_block(self._image.info))
-        self._set_facts(self._format, self._image.size, exif)
 
     def load(self, target: DecodeTarget) -> tuple[Image.Image, float]:
         if self._format == "tiff" and (tiff_number(self._data, _TIFF_SUBFILE_TYPE) or 0) & 1:
@@ -193,12 +194,15 @@ class _PillowSource(_Source):
                 raise ValueError("its frame is not of the kind that its header says")
             if self._image.has_transparency_data:
                 self._image.crop((0, 0, 1, 1)).convert("RGBA")
-        self._read_facts()  # PNG's EXIF may stand after the picture; TIFF and HEIC may change size when they are turned
+        # TIFF and HEIC may change size when they are turned.
+        self.facts = facts_of(self._format, self._image.size, self.facts.exif, self.turn, self.facts.recorded)
         return self._image, 1.0
 
 
 class _JxlSource(_Source):
     """A JPEG XL; one that a JPEG was made into is that JPEG."""
+
+    is_turned_by_codec = True
 
     def __init__(self, data: bytes) -> None:
         size_px = jxl_size_px(data)
@@ -206,17 +210,17 @@ class _JxlSource(_Source):
             raise PhotoError(ErrorCode.TRUNCATED, "jxl: ends before its picture's header does")
         self._data, self.icc = data, None
         self.memory_bytes = memory_bytes("jxl", size_px)
-        self._set_facts("jxl", size_px, jxl_exif(data))
+        self._set_facts("jxl", size_px, carried("jxl", data, {}))
 
     def load(self, target: DecodeTarget) -> tuple[Image.Image, float]:
         picture = read_jxl(self._data)
         if picture.jpeg is not None:
-            jpeg = _JpegSource(picture.jpeg, "jxl")
+            jpeg = _JpegSource(picture.jpeg, "jxl")  # with the metadata that it had
             self.facts, self.icc, self.turn = jpeg.facts, jpeg.icc, jpeg.turn
             return jpeg.load(target)
         assert picture.image is not None
         self.icc = picture.icc
-        self._set_facts("jxl", picture.image.size, self.facts.exif)
+        self.facts = facts_of("jxl", picture.image.size, self.facts.exif, self.turn, self.facts.recorded)
         return picture.image, 1.0
 
 
@@ -227,7 +231,7 @@ class _Jpeg2000Source(_Source):
             raise PhotoError(ErrorCode.TRUNCATED, "jp2: ends before its picture's header does")
         self._data, self._header, self._limits = data, header, limits
         self.memory_bytes, self.icc = 0, jpeg2000_profile(data)
-        self._set_facts("jp2", (header.width_px, header.height_px), read_exif(jpeg2000_exif(data)))
+        self._set_facts("jp2", (header.width_px, header.height_px), carried("jp2", data, {}))
 
     def load(self, target: DecodeTarget) -> tuple[Image.Image, float]:
         header = self._header
@@ -245,7 +249,10 @@ class _RawSource(_Source):
         self._raw = RawFile(format_name, data)
         self._shown_px = self._raw.size_px
         self.memory_bytes, self.icc = 0, None  # what is loaded is judged when it is known
-        self._set_facts(format_name, self._raw.size_px, self._raw.exif)
+        exif = self._raw.exif
+        self.turn = exif.orientation
+        records = recorded_in(exif, self._raw.blocks)
+        self.facts = facts_of(format_name, self._raw.size_px, exif, self.turn, records)
 
     @property
     def stored_px(self) -> tuple[int, int]:
@@ -284,14 +291,3 @@ def _open(format_name: str, data: bytes, limits: DecodeLimits) -> _Source:
         case "jp2":
             return _Jpeg2000Source(data, limits)
     return _PillowSource(format_name, data)
-
-
-def _exif_block(info: dict[Any, Any]) -> bytes | None:
-    block = info.get("exif")
-    if isinstance(block, bytes):
-        return block
-    text = info.get("Raw profile type exif")  # ImageMagick's way in PNG: name, length, then hexadecimal
-    try:
-        return bytes.fromhex("".join(text.split("\n")[3:])) if isinstance(text, str) else None
-    except ValueError:
-        return None

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from PIL import Image, Jpeg2KImagePlugin
 
 from pipeline.decode.codec_errors import codec_call
-from pipeline.decode.pictures.iso_media import JP2_CODESTREAM, is_jpeg2000_cut, iso_box, iso_boxes
+from pipeline.decode.pictures.iso_media import JP2_CODESTREAM, is_jpeg2000_cut, iso_box
 from pipeline.schema import ErrorCode, PhotoError
 
 _COD, _SOT = 0x52, 0x90
-_EXIF = b"JpgTiffExif->JP2"
 _FEW_SEGMENTS = 1000
 _MOST_REDUCED = 5
 
@@ -83,16 +82,6 @@ def decode_jpeg2000(data: bytes, halvings: int) -> Image.Image:
         image.reduce = halvings
         image.load()
     return image
-
-
-def jpeg2000_exif(data: bytes) -> bytes | None:
-    """Return the EXIF block in a box of its own, None where there is none."""
-    if data.startswith(JP2_CODESTREAM):
-        return None
-    for box in iso_boxes(data):
-        if box.kind == b"uuid" and data[box.start : box.start + 16] == _EXIF:
-            return data[box.start + 16 : box.end]
-    return None
 
 
 def jpeg2000_profile(data: bytes) -> bytes | None:

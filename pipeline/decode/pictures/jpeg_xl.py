@@ -7,19 +7,16 @@ count. libjxl is loaded when it is first needed.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from PIL import Image
 
 from pipeline.decode.codec_errors import codec_call
-from pipeline.decode.exif import ExifFacts, read_exif
 from pipeline.decode.pictures.iso_media import JXL_CODESTREAM, iso_boxes
 from pipeline.schema import ErrorCode, PhotoError
 
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 _SIZE_BITS = (9, 13, 18, 30)
-_TIFF_STARTS = (b"II\x2a\0", b"MM\0\x2a")
 _MODES = {"L", "LA", "RGB", "RGBA", "I;16", "F"}
 
 
@@ -106,19 +103,3 @@ def read_jxl(data: bytes) -> JxlPicture:
     with codec_call("jxl", data):
         image = Image.frombuffer(mode, (info.width, info.height), pixels, "raw", mode, 0, 1)
     return JxlPicture(None, image, icc or None)
-
-
-def jxl_exif(data: bytes) -> ExifFacts:
-    """Return what the box `Exif` says, but for the orientation, which the codestream has."""
-    return dataclasses.replace(read_exif(_exif(data)), orientation=1)
-
-
-def _exif(data: bytes) -> bytes | None:
-    """Return the TIFF in the box, before which stands how many bytes are to be passed over."""
-    for box in iso_boxes(data):
-        if box.kind == b"Exif":
-            skipped = int.from_bytes(data[box.start : box.start + 4], "big")
-            starts = (box.start + 4 + skipped, box.start + 4, box.start)  # some leave the number out
-            start = next((start for start in starts if data[start : start + 4] in _TIFF_STARTS), box.end)
-            return data[start : box.end]
-    return None

@@ -21,8 +21,9 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from pipeline.decode.carried import Carried, carried
 from pipeline.decode.codec_errors import codec_call
-from pipeline.decode.exif import ExifFacts, TiffDirectory, read_exif, tiff_directories
+from pipeline.decode.exif import TiffDirectory, read_exif, tiff_directories
 from pipeline.decode.jpeg import JpegHeader, read_jpeg_header
 from pipeline.decode.pictures.iso_media import IsoBox, children, iso_box, iso_boxes
 from pipeline.schema import ErrorCode, PhotoError
@@ -145,7 +146,7 @@ class _Found:
 
     places: list[tuple[int, int]]
     size_px: tuple[int, int] | None = None
-    exif: ExifFacts = dataclasses.field(default_factory=ExifFacts)
+    blocks: Carried = dataclasses.field(default_factory=Carried)
     has_orientation: bool = False
     is_cut: bool = False
 
@@ -153,8 +154,8 @@ class _Found:
 class RawFile:
     """A camera raw file: its facts, and the picture of it to look at.
 
-    `size_px`: width and height as stored. `exif`: what the file's directories say, and for what they don't, its
-    preview's EXIF.
+    `size_px`: width and height as stored. `blocks`: the file's own metadata, and after them its preview's. `exif`: what
+    the file's directories say, and for what they don't, its preview's EXIF.
 
     Raises `PhotoError` (unsupported_format, truncated) where neither its structure nor LibRaw tells anything of it.
     """
@@ -176,9 +177,10 @@ class RawFile:
         if not self._previews and found.size_px is None:
             self._previews = self._by_libraw()
         largest = self._previews[0] if self._previews else None
-        self.exif = found.exif
-        if largest is not None:
-            self.exif = _filled(found, read_exif(largest.header.exif))
+        self.blocks = found.blocks if largest is None else _both(found.blocks, largest.header.blocks)
+        self.exif = read_exif(*self.blocks.exif)
+        if largest is not None and not found.has_orientation:
+            self.exif = dataclasses.replace(self.exif, orientation=read_exif(*largest.header.blocks.exif).orientation)
         self.size_px = _displayed_px(found.size_px, largest) or self._developed_px()
 
     def turn_of(self, shown_px: tuple[int, int]) -> int:
@@ -308,13 +310,11 @@ def _previews(data: bytes, places: list[tuple[int, int]]) -> Iterator[_Preview]:
                 continue
 
 
-def _filled(found: _Found, preview: ExifFacts) -> ExifFacts:
-    """Return the file's own facts, and the preview's for what is missing: each is one camera's word on one photo."""
-    own = {field.name: getattr(found.exif, field.name) for field in dataclasses.fields(ExifFacts)}
-    missing = {name: getattr(preview, name) for name, value in own.items() if value is None}
-    if not found.has_orientation:
-        missing["orientation"] = preview.orientation
-    return dataclasses.replace(found.exif, **missing)
+def _both(own: Carried, preview: Carried) -> Carried:
+    """Return the file's own metadata, and behind it its preview's: each is one camera's word on one photo."""
+    return Carried(
+        own.exif + preview.exif, own.xmp + preview.xmp, own.photoshop or preview.photoshop, own.iim or preview.iim
+    )
 
 
 def _displayed_px(sensor_px: tuple[int, int] | None, largest: _Preview | None) -> tuple[int, int] | None:
@@ -336,7 +336,7 @@ def _read_tiff(data: bytes) -> _Found:
         extent_bytes = max(extent_bytes, extent)
     has_orientation = bool(directories) and directories[0].number(_ORIENTATION) in range(1, 9)
     is_cut = extent_bytes > len(data) or not directories or _is_cut_off(directories[0], data)
-    return _Found(places, _sensor_px(directories), read_exif(data), has_orientation, is_cut)
+    return _Found(places, _sensor_px(directories), carried("tiff", data, {}), has_orientation, is_cut)
 
 
 def _places_of(directory: TiffDirectory) -> tuple[list[tuple[int, int]], int]:
@@ -419,9 +419,10 @@ def _read_cr3(data: bytes) -> _Found:
                 places.append(place)
                 is_cut |= sum(place) > len(data)
     first = tiff_directories(blocks.get(b"CMT1", b""), 1)
-    exif = read_exif(_one_tiff(*(blocks.get(kind, b"") for kind in (b"CMT1", b"CMT2", b"CMT4"))))
+    camera = _one_tiff(*(blocks.get(kind, b"") for kind in (b"CMT1", b"CMT2", b"CMT4")))
     has_orientation = bool(first) and first[0].number(_ORIENTATION) in range(1, 9)
-    return _Found(places, _sensor_px(first), exif, has_orientation, is_cut)
+    own = Carried((camera,), carried("jp2", data, {}).xmp)
+    return _Found(places, _sensor_px(first), own, has_orientation, is_cut)
 
 
 def _one_tiff(main: bytes, camera: bytes, gps: bytes) -> bytes:

@@ -53,7 +53,7 @@ def test_codestream_and_container_are_told_and_keep_what_the_camera_wrote() -> N
     boxed = decode_photo(jxl(exif=exif_block(48.5, 11.5, orientation=6)), TARGET)
     assert difference(bare) < 2
     assert difference(boxed) < 2, "its codestream says how it is turned, its EXIF does not count"
-    assert (boxed.format, boxed.width_px, boxed.height_px, boxed.exif.orientation) == ("jxl", 1280, 854, 1)
+    assert (boxed.format, boxed.width_px, boxed.height_px) == ("jxl", 1280, 854)
     assert boxed.exif.lat_deg == pytest.approx(48.5)
 
 

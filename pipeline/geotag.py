@@ -409,6 +409,7 @@ def _cut_short(run: Run, plan: Plan, processed: Processed) -> Processed:
 
 def _reader_settings(run: Run) -> ReaderSettings:
     target = DecodeTarget.of(run.checkpoint.config.preprocessing)
+    target = replace(target, video_frames=run.settings.video_frames if run.settings.videos else 0)
     return ReaderSettings(target, run.settings.limits, fetch=run.settings.fetch, local_roots=run.local_roots)
 
 

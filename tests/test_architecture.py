@@ -56,6 +56,7 @@ HOMES = {
         "jobs/",
     ),
     "pillow_jxl": ("pipeline/decode/pictures/jpeg_xl.py",),
+    "av": ("pipeline/decode/pictures/video.py",),
     "rawpy": ("pipeline/decode/pictures/raw.py",),
     "defusedxml": ("pipeline/decode/xmp.py",),
     "tzfpy": ("pipeline/locate/places.py",),

@@ -13,6 +13,7 @@ from pipeline.schema import ErrorCode, PhotoError
 
 _SAYS_TRUNCATED = re.compile(r"truncat|premature end|unexpected end|end of (file|data)|only got \d+|EOF", re.IGNORECASE)
 _SAYS_TOO_LARGE = re.compile(r"data too large|too much memory|exceeds .*limit|security limit|allocat", re.IGNORECASE)
+_MOVIE_STARTS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _END_OF_DATA = (EOFError, IndexError, struct.error)
 _SAYS_UNSUPPORTED = re.compile(
     r"unsupported|not supported|cannot handle|unknown (pixel|compression|raw) mode", re.IGNORECASE
@@ -72,6 +73,8 @@ def is_cut(format_name: str, data: bytes) -> bool:
             return is_jxl_cut(data)
         case "jp2":
             return is_jpeg2000_cut(data)
+        case "video":
+            return data[4:8] in _MOVIE_STARTS and _is_box_cut(data)
         case "camera raw":
             return False  # `raw.RawFile` tells it
     raise AssertionError(f"no such format: {format_name}")

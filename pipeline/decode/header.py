@@ -22,6 +22,7 @@ from pipeline.decode.pictures.iso_media import (
 from pipeline.decode.pictures.jpeg2000 import jpeg2000_memory_bytes, read_jpeg2000_header
 from pipeline.decode.pictures.jpeg_xl import jxl_size_px
 from pipeline.decode.pictures.raw import RAW_FORMATS, raw_format
+from pipeline.decode.pictures.video import VIDEO_FORMATS, video_format
 from pipeline.decode.recorded import NOTHING_RECORDED, Recorded, recorded, recorded_in
 from pipeline.schema import ErrorCode, Media, PhotoError
 
@@ -81,6 +82,8 @@ class PhotoFacts:
     @property
     def media(self) -> Media:
         """What kind of picture the file holds, by its format."""
+        if self.format in VIDEO_FORMATS:
+            return Media.VIDEO
         return Media.RAW if self.format in RAW_FORMATS else Media.IMAGE
 
 
@@ -95,13 +98,15 @@ class DecodeFailure(PhotoError):  # noqa: N818 - as PhotoError reads: a failure 
         return DecodeFailure, (self.code, self.message, self.facts)
 
 
-def check_head(head: bytes, limits: DecodeLimits) -> None:
+def check_head(head: bytes, limits: DecodeLimits, with_videos: bool = False) -> None:
     """Look at the first bytes of a file whose rest is still to come; what they don't tell is no reason to refuse it.
+
+    `with_videos`: videos are taken, whatever their first bytes say.
 
     Raises `DecodeFailure`: unsupported_format, too_large, and corrupt where no rest could mend it.
     """
     try:
-        format_name = sniff_format(head)
+        format_name = sniff_format(head, with_videos)
         if format_name != "jpeg":
             check_size(format_name, head, limits)
             return
@@ -178,8 +183,11 @@ def refuse_too_large(facts: PhotoFacts, needed_bytes: int, limits: DecodeLimits)
         raise DecodeFailure(ErrorCode.TOO_LARGE, f"{size}: {need}", facts)
 
 
-def sniff_format(data: bytes) -> str:
-    """Return the format that a file's first bytes show; raises `PhotoError` (unsupported_format) for all others."""
+def sniff_format(data: bytes, with_videos: bool = False) -> str:
+    """Return the format that a file's first bytes show; raises `PhotoError` (unsupported_format) for all others.
+
+    `with_videos`: videos are no others.
+    """
     for magic, format_name in _MAGICS:
         if data.startswith(magic):
             return raw_format(data) or "tiff" if format_name == "tiff" else format_name
@@ -195,6 +203,8 @@ def sniff_format(data: bytes) -> str:
             return "heic"
     if (raw_name := raw_format(data)) is not None:
         return raw_name
+    if with_videos and (video_name := video_format(data)) is not None:
+        return video_name
     raise PhotoError(ErrorCode.UNSUPPORTED_FORMAT, "not a photo in a known format")
 
 

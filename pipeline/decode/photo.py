@@ -6,7 +6,8 @@ are ever parsed. Sizes are refused from the header, before memory is spent. Only
 Decisions: which squares, `model.backbones.framing` says; what lies beside a letterboxed photo is filled. Transparent
 pictures lie on white, as viewers show them. An embedded colour profile is applied (to sRGB); a broken one is ignored.
 16-bit pictures are scaled, not clipped. Of several frames the first is taken; of a camera raw file its
-largest preview, see `raw`.
+largest preview, see `raw`; of a video, where
+videos are asked for, one frame, see `video`.
 
 Importing this module lifts Pillow's own process-wide size limit (ours replaces it), tells the AVIF and HEIC decoders to
 use one thread each (photos are what runs in parallel) and silences Pillow's warnings about odd metadata.
@@ -52,6 +53,7 @@ from pipeline.decode.pictures.jpeg2000 import (
 )
 from pipeline.decode.pictures.jpeg_xl import jxl_size_px, read_jxl
 from pipeline.decode.pictures.raw import RAW_FORMATS, RawFile
+from pipeline.decode.pictures.video import VIDEO_FORMATS, VideoFile
 from pipeline.decode.pictures.views import MAX_ICC_BYTES, StoredPicture, upright_views
 from pipeline.decode.pictures.views import SHRINK_MARGIN as SHRINK_MARGIN
 from pipeline.decode.pictures.views import DecodeTarget as DecodeTarget
@@ -77,6 +79,7 @@ _TURNED_BY_CODEC = {"tiff", "heic"}
 _TIFF_SUBFILE_TYPE, _TIFF_BITS = 254, 258
 PngImagePlugin.MAX_TEXT_CHUNK = MAX_ICC_BYTES  # Pillow's 1 MiB refuses pictures with real profiles and metadata
 _MAX_PNG_PROFILES = 8  # one is allowed; each may unfold a thousandfold, and a few may appear in picture data by chance
+_OF_VIDEOS = 2.0  # so many times the pixels that the views need, as FFmpeg's averaging is rough
 _MAX_RUN_LENGTH_PIXELS = 1 << 25  # Pillow unfolds these BMPs in Python: 12 million pixels a second
 
 
@@ -84,7 +87,8 @@ _MAX_RUN_LENGTH_PIXELS = 1 << 25  # Pillow unfolds these BMPs in Python: 12 mill
 class DecodedPhoto:
     """`pixels_HWC`: uint8 RGB, of the target's `shape_HWC`, C-contiguous, upright. The rest as in `PhotoFacts`.
 
-    `format`: jpeg, png, webp, tiff, gif, bmp, heic, avif, jxl, jp2, or one of `raw.RAW_FORMATS`.
+    `format`: jpeg, png, webp, tiff, gif, bmp, heic, avif, jxl, jp2, or one of `raw.RAW_FORMATS` or
+    `video.VIDEO_FORMATS`.
     """
 
     pixels_HWC: np.ndarray[Any, np.dtype[np.uint8]]
@@ -107,7 +111,7 @@ def decode_photo(data: bytes, target: DecodeTarget, limits: DecodeLimits | None 
             raise PhotoError(ErrorCode.EMPTY, "the file has no bytes")
         if len(data) > limits.max_bytes:
             raise PhotoError(ErrorCode.TOO_LARGE, f"{len(data)} bytes, more than the {limits.max_bytes} allowed")
-        source = _open(sniff_format(data), data, limits)
+        source = _open(sniff_format(data, target.video_frames > 0), data, limits)
         facts = source.facts
         refuse_too_large(facts, source.memory_bytes, limits)
         image, scale = source.load(target)
@@ -278,7 +282,31 @@ class _RawSource(_Source):
         return image, scale
 
 
+class _VideoSource(_Source):
+    """A video by the best of its first key frames."""
+
+    def __init__(self, format_name: str, data: bytes) -> None:
+        self._video = video = VideoFile(format_name, data)
+        self.memory_bytes, self.icc, self.turn = video.memory_bytes, None, 1
+        self._shown_px = video.size_px
+        self.facts = facts_of(format_name, video.size_px, ExifFacts(), self.turn, video.recorded)
+
+    @property
+    def stored_px(self) -> tuple[int, int]:
+        return self._shown_px
+
+    def load(self, target: DecodeTarget) -> tuple[Image.Image, float]:
+        size_px, facts = self._video.size_px, self.facts
+        least_px = _OF_VIDEOS * target.least_side_px(*size_px) * target.shrink_margin
+        picture = self._video.look(target.video_frames, min(least_px, float(min(size_px))))
+        self.turn, self._shown_px = picture.turn, picture.size_px
+        self.facts = facts_of(facts.format, size_px, facts.exif, self.turn, facts.recorded)
+        return Image.fromarray(picture.pixels_HWC), 1.0
+
+
 def _open(format_name: str, data: bytes, limits: DecodeLimits) -> _Source:
+    if format_name in VIDEO_FORMATS:
+        return _VideoSource(format_name, data)
     if format_name in RAW_FORMATS:
         return _RawSource(format_name, data, limits)
     if format_name != "jpeg":  # opening alone may make a picture of the size that is claimed, or a tuple for each strip

@@ -109,7 +109,7 @@ class Reader:
 
     def __init__(self, settings: ReaderSettings) -> None:
         self._settings = settings
-        judge = functools.partial(check_head, limits=settings.limits)
+        judge = functools.partial(check_head, limits=settings.limits, with_videos=settings.target.video_frames > 0)
         self._fetcher = Fetcher(
             settings.fetch, settings.limits.max_bytes, local_roots=settings.local_roots, judge=judge
         )

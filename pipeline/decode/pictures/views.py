@@ -52,7 +52,8 @@ class DecodeTarget:
 
     `shrink_margin`: a JPEG is loaded at the smallest of 1/8, 1/4, 1/2 of its size and all of it that has at least so
     many times the pixels that the views need, then resized. Infinite: all of it, and without a short cut in resizing
-    either. `fill_rgb`: the colour beside a letterboxed photo.
+    either. `fill_rgb`: the colour beside a letterboxed photo. `video_frames`: out of how many key frames of a video the
+    best is taken; 0 where videos are no photos.
     """
 
     image_size_px: int
@@ -60,6 +61,7 @@ class DecodeTarget:
     shrink_margin: float = SHRINK_MARGIN
     framing: Cut = "centre"
     fill_rgb: tuple[int, int, int] = (128, 128, 128)
+    video_frames: int = 0
 
     def __post_init__(self) -> None:
         if not self.shrink_margin >= 1:

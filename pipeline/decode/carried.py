@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.decode.exif import has_tiff_header, tiff_blob
 from pipeline.decode.xmp import MAX_PACKET_BYTES
 
@@ -28,6 +30,7 @@ _GUID_BYTES = 32
 _PNG_XMP, _PNG_PROFILE = b"XML:com.adobe.xmp", b"raw profile type "
 _GIF_XMP, _GIF_XMP_END = b"\x0bXMP DataXMP", b"\x01\xff\xfe\xfd"
 _TIFF_XMP, _TIFF_IIM, _TIFF_PHOTOSHOP = 700, 33723, 34377
+_BOXES = {b"Exif": "exif", b"xml ": "xmp"}
 _UUID_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _UUID_EXIF = b"JpgTiffExif->JP2"
 _NOT_HEXADECIMAL = re.compile(rb"[^0-9A-Fa-f]+")
@@ -228,9 +231,17 @@ def _profile(kind: bytes, text: bytes) -> list[tuple[str, bytes]]:
     return []
 
 
+def _unfolded(data: bytes) -> bytes:
+    try:
+        with pa.CompressedInputStream(pa.BufferReader(data), "brotli") as stream:
+            return bytes(stream.read(MAX_BLOCK_BYTES + 1))
+    except OSError:
+        return b""
+
+
 def _boxes(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield the blocks in the top-level boxes of JPEG XL and JPEG 2000; compressed ones (`brob`) are left."""
-    at = 0
+    """Yield the blocks in the top-level boxes of JPEG XL and JPEG 2000, of which `brob` holds another, compressed."""
+    at = unfolded = 0
     while at + 8 <= len(data):
         size, kind, head = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8], 8
         if size == 1:
@@ -239,10 +250,11 @@ def _boxes(data: bytes) -> Iterator[tuple[str, bytes]]:
             return
         end = at + size if size else len(data)
         start = at + head
-        if kind == b"Exif":
-            yield "exif", data[start:end]
-        elif kind == b"xml ":
-            yield "xmp", data[start:end]
+        if kind in _BOXES:
+            yield _BOXES[kind], data[start:end]
+        elif kind == b"brob" and data[start : start + 4] in _BOXES and unfolded < _MAX_INFLATED:
+            unfolded += 1
+            yield _BOXES[data[start : start + 4]], _unfolded(data[start + 4 : end])
         elif kind == b"uuid" and data[start : start + 16] in (_UUID_XMP, _UUID_EXIF):
             yield "xmp" if data[start : start + 16] == _UUID_XMP else "exif", data[start + 16 : end]
         at = end

@@ -41,6 +41,10 @@ _MAGICS = (
     (JP2_CODESTREAM, "jp2"),
     (JP2_CONTAINER, "jp2"),
 )
+_BMP_HEADER_BYTES = {12, 16, 40, 52, 56, 64, 108, 124}
+"""Two letters are no magic: texts begin so, too."""
+_BLANKS, _MOST_BLANKS, _MOST_ODD = b" \t\r\n\0\xef\xbb\xbf", 64, 16
+"""What scripts of web servers put before a picture, and viewers pass over; a few other bytes, too, before a JPEG."""
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _BYTES_PER_PIXEL = {"webp": 12, "heic": 8, "avif": 8, "jxl": 16}
@@ -106,7 +110,8 @@ def check_head(head: bytes, limits: DecodeLimits, with_videos: bool = False) -> 
     Raises `DecodeFailure`: unsupported_format, too_large, and corrupt where no rest could mend it.
     """
     try:
-        format_name = sniff_format(head, with_videos)
+        format_name, start = sniff_format(head, with_videos), photo_start(head)
+        head = head[start:] if start else head
         if format_name != "jpeg":
             check_size(format_name, head, limits)
             return
@@ -183,13 +188,36 @@ def refuse_too_large(facts: PhotoFacts, needed_bytes: int, limits: DecodeLimits)
         raise DecodeFailure(ErrorCode.TOO_LARGE, f"{size}: {need}", facts)
 
 
+def photo_start(data: bytes) -> int:
+    """Return where a photo begins in a file's bytes: at 0, but where blanks or a few odd bytes stand before it."""
+    if _format_of(data) is not None:
+        return 0
+    blanks = len(data[:_MOST_BLANKS]) - len(data[:_MOST_BLANKS].lstrip(_BLANKS))
+    if blanks and _format_of(data[blanks : blanks + 512]) is not None:
+        return blanks
+    return max(0, data.find(b"\xff\xd8\xff", 0, _MOST_ODD))
+
+
 def sniff_format(data: bytes, with_videos: bool = False) -> str:
     """Return the format that a file's first bytes show; raises `PhotoError` (unsupported_format) for all others.
 
     `with_videos`: videos are no others.
     """
+    start = photo_start(data)
+    format_name = _format_of(data[start : start + 512] if start else data)
+    if format_name is None and with_videos:
+        format_name = video_format(data)
+    if format_name is None:
+        what = ": its first bytes are all zero" if data and not data[:65_536].strip(b"\0") else ""
+        raise PhotoError(ErrorCode.UNSUPPORTED_FORMAT, f"not a photo in a known format{what}")
+    return format_name
+
+
+def _format_of(data: bytes) -> str | None:
     for magic, format_name in _MAGICS:
         if data.startswith(magic):
+            if format_name == "bmp" and int.from_bytes(data[14:18], "little") not in {0, *_BMP_HEADER_BYTES}:
+                break
             return raw_format(data) or "tiff" if format_name == "tiff" else format_name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
@@ -201,11 +229,7 @@ def sniff_format(data: bytes, with_videos: bool = False) -> str:
             return "avif"
         if not _HEIC_BRANDS.isdisjoint(brands):
             return "heic"
-    if (raw_name := raw_format(data)) is not None:
-        return raw_name
-    if with_videos and (video_name := video_format(data)) is not None:
-        return video_name
-    raise PhotoError(ErrorCode.UNSUPPORTED_FORMAT, "not a photo in a known format")
+    return raw_format(data)
 
 
 def _size_px(format_name: str, data: bytes) -> tuple[int, int] | None:

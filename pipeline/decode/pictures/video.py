@@ -25,7 +25,9 @@ from pipeline.schema import ErrorCode, PhotoError, RecordedBy, UtcBy
 _Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 _ISO_FORMATS = {"mp4", "mov", "3gp"}
-VIDEO_FORMATS = frozenset({*_ISO_FORMATS, "matroska", "webm", "avi", "asf", "flv", "mpeg", "mpegts", "ogv", "mxf"})
+VIDEO_FORMATS = frozenset(
+    {*_ISO_FORMATS, "matroska", "webm", "avi", "asf", "flv", "mpeg", "mpegts", "ogv", "mxf", "realmedia"}
+)
 """The names of videos' formats."""
 _MAGICS = (
     (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
@@ -33,10 +35,12 @@ _MAGICS = (
     (0, b"\0\0\1\xba", "mpeg"),
     (0, b"\0\0\1\xb3", "mpeg"),
     (0, b"\x06\x0e\x2b\x34\2\5\1\1", "mxf"),
-    (8, b"AVI ", "avi"),
+    (0, b".RMF", "realmedia"),
+    (8, b"AVI LIST", "avi"),
 )
 _QUICKTIME_BOXES = {b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}
 _MOVIE_BRANDS = (b"iso", b"mp4", b"avc", b"M4V", b"MSNV", b"dash", b"f4v", b"F4V", b"mmp4", b"XAVC", b"hvc", b"NDSC")
+_SOUND_BRANDS = {b"M4A ", b"M4B ", b"M4P "}
 _PACKET_BYTES = (188, 192)
 _DARK, _FLAT = 24.0, 8.0
 """Of 255: the mean below which a frame is dark, and the deviation below which there is nothing in it."""
@@ -57,17 +61,20 @@ def video_format(data: bytes) -> str | None:
         brands = [data[at : at + 4] for at in (8, *range(16, min(int.from_bytes(data[:4], "big"), 256), 4))]
         if brands[0] == b"qt  ":
             return "mov"
+        if brands[0] in _SOUND_BRANDS:
+            return None
         if brands[0].startswith((b"3gp", b"3g2")):
             return "3gp"
         return "mp4" if any(brand.startswith((*_MOVIE_BRANDS, b"qt")) for brand in brands) else None
-    if data[4:8] in _QUICKTIME_BOXES:
+    if data[4:8] in _QUICKTIME_BOXES and int.from_bytes(data[:4], "big") >= 1:
         return "mov"
     if data.startswith(b"\x1a\x45\xdf\xa3"):
         return "webm" if b"webm" in data[:64] else "matroska"
     if data.startswith(b"OggS"):
         return "ogv" if b"theora" in data[:512] else None
     for packet_bytes in _PACKET_BYTES:
-        if data[packet_bytes - 188 : 4 * packet_bytes : packet_bytes] == b"GGGG":
+        start = packet_bytes - 188
+        if data[start : start + 4 * packet_bytes : packet_bytes] == b"GGGG":
             return "mpegts"
     return next((name for at, magic, name in _MAGICS if data[at : at + len(magic)] == magic), None)
 

@@ -45,6 +45,8 @@ _BMP_HEADER_BYTES = {12, 16, 40, 52, 56, 64, 108, 124}
 """Two letters are no magic: texts begin so, too."""
 _BLANKS, _MOST_BLANKS, _MOST_ODD = b" \t\r\n\0\xef\xbb\xbf", 64, 16
 """What scripts of web servers put before a picture, and viewers pass over; a few other bytes, too, before a JPEG."""
+_ZEROS_OF_A_BOX = 3
+"""So many bytes of its length, which a photo of boxes begins with, are blanks themselves."""
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _BYTES_PER_PIXEL = {"webp": 12, "heic": 8, "avif": 8, "jxl": 16}
@@ -193,8 +195,9 @@ def photo_start(data: bytes) -> int:
     if _format_of(data) is not None:
         return 0
     blanks = len(data[:_MOST_BLANKS]) - len(data[:_MOST_BLANKS].lstrip(_BLANKS))
-    if blanks and _format_of(data[blanks : blanks + 512]) is not None:
-        return blanks
+    for start in (blanks, blanks - _ZEROS_OF_A_BOX):
+        if start > 0 and _format_of(data[start : start + 512]) is not None:
+            return start
     return max(0, data.find(b"\xff\xd8\xff", 0, _MOST_ODD))
 
 

@@ -85,8 +85,8 @@ _SAME_PICTURE = 12.0
 @dataclass(frozen=True)
 class DecodeBenchmark:
     """Photos a second and core of our decode, beside each library's own shrinking decode with an antialiased resize,
-    and beside the bare call that ours is made of, which neither resizes nor checks. In place of raw files and videos the
-    others are given the same picture as a JPEG."""
+    and beside the bare call that ours is made of, which neither resizes nor checks. In place of raw files and videos
+    the others are given the same picture as a JPEG."""
 
     photos: str | None = None
     """Folder of photos, the largest of which are encoded anew in each format; the demo's if not given."""

@@ -82,3 +82,9 @@ def loci(lat_deg: float, lon_deg: float, name: bytes = b"\0") -> bytes:
     """Return the `udta` box of 3GPP."""
     place = struct.pack(">Biii", 0, round(lon_deg * 65536), round(lat_deg * 65536), 0)
     return box(b"udta", box(b"loci", struct.pack(">IH", 0, 0x15C7), name, place, b"earth\0\0"))
+
+
+def one_video_of_each(image: Image.Image) -> list[tuple[str, bytes]]:
+    """Return a video of each structure, with its container's name."""
+    mp4 = with_movie_boxes(video([image] * 2), apple_keys(location_ISO6709="+48.1+011.5/"))
+    return [("mp4", mp4), ("matroska", video([image] * 2, "matroska"))]

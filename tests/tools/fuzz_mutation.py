@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tests.support.photo_samples import china_image, encode, exif_block, in_every_format
+from tests.support.raw_samples import one_raw_of_each
+from tests.support.video_samples import one_video_of_each
 
 _MAX_CORPUS_FILE_BYTES, _MAX_INPUT_BYTES = 1 << 20, 4 << 20
 _EXTREMES = (0, 1, 2, 3, 7, 8, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000)
@@ -345,8 +347,7 @@ _STRUCTURED: dict[str, Callable[[random.Random, bytearray], None]] = {
     "jpeg": _jpeg,
     "png": _png,
     "tiff": _tiff,
-    "heic": _boxes,
-    "avif": _boxes,
+    **dict.fromkeys(("heic", "avif", "jp2", "cr3", "mp4"), _boxes),
     "webp": _webp,
     "gif": _gif,
     "bmp": _bmp,
@@ -382,6 +383,7 @@ def _photos() -> list[Seed]:
     palette, clear = image.quantize(32), image.convert("RGBA")
     clear.putalpha(99)
     seeds = [Seed(name, data) for name, data in in_every_format(image).items()]
+    seeds += [Seed(kind, data) for kind, data in (*one_raw_of_each(image), *one_video_of_each(image))]
     more: list[tuple[str, Image.Image, dict[str, object]]] = [
         ("jpeg", image, {"exif": exif, "icc_profile": b"x" * 200, "comment": b"hello"}),
         ("jpeg", image, {"progressive": True, "exif": exif}),

@@ -22,8 +22,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tests.support.photo_samples import china_image, encode, exif_block, in_every_format
-from tests.support.raw_samples import one_raw_of_each
-from tests.support.video_samples import one_video_of_each
+from tests.support.video_samples import raws_and_videos
 from tests.tools.fuzz_metadata import metadata_seeds
 
 _MAX_CORPUS_FILE_BYTES, _MAX_INPUT_BYTES = 1 << 20, 4 << 20
@@ -385,7 +384,7 @@ def _photos() -> list[Seed]:
     palette, clear = image.quantize(32), image.convert("RGBA")
     clear.putalpha(99)
     seeds = [Seed(name, data) for name, data in in_every_format(image).items()]
-    seeds += [Seed(kind, data) for kind, data in (*one_raw_of_each(image), *one_video_of_each(image))]
+    seeds += [Seed(kind, data) for kind, data in raws_and_videos(image)]
     more: list[tuple[str, Image.Image, dict[str, object]]] = [
         ("jpeg", image, {"exif": exif, "icc_profile": b"x" * 200, "comment": b"hello"}),
         ("jpeg", image, {"progressive": True, "exif": exif}),

@@ -148,7 +148,7 @@ class _Found:
     places: list[tuple[int, int]]
     size_px: tuple[int, int] | None = None
     blocks: Carried = dataclasses.field(default_factory=Carried)
-    has_orientation: bool = False
+    orientation: int | None = None
     is_cut: bool = False
 
 
@@ -180,8 +180,10 @@ class RawFile:
         largest = self._previews[0] if self._previews else None
         self.blocks = found.blocks if largest is None else _both(found.blocks, largest.header.blocks)
         self.exif = read_exif(*self.blocks.exif)
-        if largest is not None and not found.has_orientation:
-            self.exif = dataclasses.replace(self.exif, orientation=read_exif(*largest.header.blocks.exif).orientation)
+        orientation = found.orientation
+        if orientation is None and largest is not None:
+            orientation = read_exif(*largest.header.blocks.exif).orientation
+        self.exif = dataclasses.replace(self.exif, orientation=orientation or 1)
         self.size_px = _displayed_px(found.size_px, largest) or self._developed_px()
 
     def turn_of(self, shown_px: tuple[int, int]) -> int:
@@ -335,9 +337,13 @@ def _read_tiff(data: bytes) -> _Found:
         own, extent = _places_of(directory)
         places += own
         extent_bytes = max(extent_bytes, extent)
-    has_orientation = bool(directories) and directories[0].number(_ORIENTATION) in range(1, 9)
     is_cut = extent_bytes > len(data) or not directories or _is_cut_off(directories[0], data)
-    return _Found(places, _sensor_px(directories), carried("tiff", data, {}), has_orientation, is_cut)
+    return _Found(places, _sensor_px(directories), carried("tiff", data, {}), _orientation(directories), is_cut)
+
+
+def _orientation(directories: list[TiffDirectory]) -> int | None:
+    """Return how the camera was held: the first directory says it of all pictures, or else the sensor's own does."""
+    return next((o for d in directories if (o := d.number(_ORIENTATION)) is not None and 1 <= o <= 8), None)
 
 
 def _places_of(directory: TiffDirectory) -> tuple[list[tuple[int, int]], int]:
@@ -421,9 +427,8 @@ def _read_cr3(data: bytes) -> _Found:
                 is_cut |= sum(place) > len(data)
     first = tiff_directories(blocks.get(b"CMT1", b""), 1)
     camera = _one_tiff(*(blocks.get(kind, b"") for kind in (b"CMT1", b"CMT2", b"CMT4")))
-    has_orientation = bool(first) and first[0].number(_ORIENTATION) in range(1, 9)
     own = Carried((camera,), carried("jp2", data, {}).xmp)
-    return _Found(places, _sensor_px(first), own, has_orientation, is_cut)
+    return _Found(places, _sensor_px(first), own, _orientation(first), is_cut)
 
 
 def _one_tiff(main: bytes, camera: bytes, gps: bytes) -> bytes:

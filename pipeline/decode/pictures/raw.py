@@ -84,6 +84,7 @@ _SAME_SIZE = 0.06
 _BAYER_BYTES, _ELSE_BYTES = 8, 24
 """For each pixel of the sensor: its word, its share of four colours and of the picture; and where it can't shrink."""
 _COLOURS = 3
+_MOST_EMPTY = 0.1
 _ORIENTATION_OF_FLIP = {0: 1, 3: 3, 5: 8, 6: 6}
 _NO_PREVIEW = "camera raw file without an embedded preview"
 
@@ -265,11 +266,19 @@ class RawFile:
             if needed_bytes > max_memory_bytes:
                 need = f"developing needs {needed_bytes >> 20} MiB, more than the {max_memory_bytes >> 20} MiB allowed"
                 raise PhotoError(ErrorCode.TOO_LARGE, f"{_NO_PREVIEW}, and {need}")
+            if _empty_rows_share(raw.raw_image_visible) > _MOST_EMPTY:  # LibRaw says no word of it
+                message = "camera raw file whose sensor's data are damaged, or end too early"
+                raise PhotoError(ErrorCode.TRUNCATED, message)
             developed: _Pixels = raw.postprocess(half_size=True, use_camera_wb=True, user_flip=0, output_bps=8)
         return developed[..., 0] if developed.shape[2] != _COLOURS else developed  # of a monochrome sensor
 
     def _libraw_call(self) -> _LibrawCall:
         return _LibrawCall(self._data, self._is_cut)
+
+
+def _empty_rows_share(sensor: np.ndarray[Any, Any]) -> float:
+    """Return how many of a sensor's rows, 0 to 1, hold zeros alone and were not decoded: sensors have noise."""
+    return float(1 - sensor.reshape(sensor.shape[0], -1).any(axis=1).mean())
 
 
 class _LibrawCall:
@@ -286,7 +295,7 @@ class _LibrawCall:
         try:
             self._call.__exit__(*raised)
         except PhotoError as error:
-            if error.code == ErrorCode.TOO_LARGE:
+            if raised[0] is PhotoError or error.code == ErrorCode.TOO_LARGE:  # ours, or what no format can help
                 raise
             if self._is_cut:
                 raise PhotoError(ErrorCode.TRUNCATED, "camera raw file that ends before its pictures do") from error

@@ -170,6 +170,14 @@ def test_cut_raw_is_truncated_and_never_shown_half() -> None:
     assert failure(raf(LARGE)[:40_000]).code == "truncated"
 
 
+def test_sensor_s_data_that_are_half_there_are_no_picture() -> None:
+    data = bytearray(mosaic_dng(china_image()))
+    data[-300_000:] = bytes(300_000)
+    found = failure(bytes(data))
+    assert found.code == "truncated"
+    assert "sensor's data are damaged" in found.message
+
+
 def test_tiff_that_is_only_a_tiff_stays_one() -> None:
     for options in ({}, {"compression": "jpeg"}, {"compression": "tiff_lzw"}):
         assert sniff_format(encode(china_image(), "tiff", **options)) == "tiff"

@@ -74,10 +74,10 @@ def _photo_table(catalog: Catalog, folder: str) -> Table:
         f"""
         SELECT uri, status, error_code, lat_deg, lon_deg, place, country, radius_km,
             countries[1].country, countries[1].probability, information_bits
-        FROM photos ORDER BY status = 'failed', status = 'undecided', uri LIMIT {_ROWS_SHOWN}
+        FROM photos WHERE status <> 'skipped' ORDER BY status = 'failed', status = 'undecided', uri LIMIT {_ROWS_SHOWN}
         """
     ).fetchall()
-    (total,) = catalog.sql("SELECT count(*) FROM photos").fetchall()[0]
+    (total,) = catalog.sql("SELECT count(*) FROM photos WHERE status <> 'skipped'").fetchall()[0]
     table = Table(title=f"{len(rows)} of {total} photos", title_justify="left")
     for name in ("photo", "place", "point", "within", "likeliest country", "the picture said"):
         table.add_column(name, justify="right" if name in ("within", "the picture said") else "left")

@@ -8,6 +8,7 @@ Run the same command again to go on after an interruption, or to take on what is
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -83,7 +84,7 @@ def exit_code(record: RunRecord | None, plan: PlanCounts, max_failed_fraction: f
     code = 0
     if record is not None and has_too_many_failures(record, max_failed_fraction):
         counts = record.counts
-        log.error("%d of %d photos failed, more than --max-failed-fraction allows", counts.failed, counts.published)
+        log.error("%d of %d photos failed, more than --max-failed-fraction allows", counts.failed, counts.photos)
         code = 3
     if not plan.is_complete:
         log.error("source problems: %d; all but these, named above, could be listed", plan.source_problems)
@@ -93,7 +94,18 @@ def exit_code(record: RunRecord | None, plan: PlanCounts, max_failed_fraction: f
 
 def has_too_many_failures(record: RunRecord, max_failed_fraction: float) -> bool:
     """Whether more than that share of a run's photos failed."""
-    return record.counts.failed > max_failed_fraction * record.counts.published
+    return record.counts.failed > max_failed_fraction * record.counts.photos
+
+
+def skipped_text(by_kind: Mapping[str, Mapping[str, int]]) -> str:
+    """Return what was skipped, in words: `312 sidecars (.xmp 300, .json 12), 40 videos (.mp4)`."""
+    said = []
+    for kind, endings in by_kind.items():
+        names = [(ending or "no ending", count) for ending, count in endings.items()]
+        listed = ", ".join(f"{name} {count}" for name, count in names) if len(names) > 1 else names[0][0]
+        total = sum(endings.values())
+        said.append(f"{total} {kind if total > 1 else kind.removesuffix('s')} ({listed})")
+    return ", ".join(said)
 
 
 def _verify(output: str) -> int:
@@ -167,7 +179,7 @@ def _whose(plan: Plan, model_id: str) -> str:
 
 def _print_summary(outcome: Outcome, record: RunRecord) -> None:
     plan, published, left = outcome.plan, record.counts, record.plan.left if record.plan else 0
-    table = Table(title=f"{published.published} photos by {outcome.model_id}", title_justify="left", min_width=60)
+    table = Table(title=f"{published.photos} photos by {outcome.model_id}", title_justify="left", min_width=60)
     table.add_column("status")
     table.add_column("photos", justify="right")
     table.add_row("located", str(published.located))
@@ -177,6 +189,8 @@ def _print_summary(outcome: Outcome, record: RunRecord) -> None:
         table.add_row(f"failed: {code}", str(count))
     if published.recorded_apart:
         table.add_row("recorded positions more than 1 km apart (recorded_apart_km)", str(published.recorded_apart))
+    if published.skipped:
+        table.add_row("skipped: no photos", str(published.skipped))
     if plan.already_done:
         table.add_row("done before, not in this run", str(plan.already_done))
     if plan.of_another_model:
@@ -195,6 +209,8 @@ def _print_summary(outcome: Outcome, record: RunRecord) -> None:
         table.add_row("left for the next run (--max-hours)", str(left))
     Console(width=max(100, Console().width)).print(table)
     _print_problems(plan)
+    if published.skipped:
+        print(f"skipped: {skipped_text(published.skipped_by_kind or {})}")
     print(f"{plan.todo - left} photos processed in {record.wall_s:.0f} s. Look at them with")
     print(f'    python -m jobs.query {outcome.output} "SELECT uri, lat_deg, lon_deg, radius_km FROM photos"')
 

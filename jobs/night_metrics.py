@@ -60,6 +60,8 @@ def write(path: str, exit_code: int, started_at: dt.datetime, night: Mapping[str
         photos = GaugeMetricFamily(name, METRICS[name], labels=(schema.STATUS, schema.ERROR_CODE))
         photos.add_metric((str(schema.Status.LOCATED), ""), night["located"])
         photos.add_metric((str(schema.Status.UNDECIDED), ""), night.get("undecided", 0))
+        if night.get("skipped"):
+            photos.add_metric((str(schema.Status.SKIPPED), str(schema.ErrorCode.NOT_A_PHOTO)), night["skipped"])
         for code, count in night["failed_by_code"].items():
             photos.add_metric((str(schema.Status.FAILED), code), count)
         gauges.append(photos)

@@ -17,7 +17,7 @@ import os
 import re
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -148,6 +148,7 @@ def summary_text(night: dict[str, Any]) -> str:
         f"located tonight           {night['located']}",
         f"undecided: can't tell     {undecided}",
         *(f"failed, {code:<18}{count}" for code, count in sorted(night["failed_by_code"].items())),
+        *([f"skipped, no photos        {night['skipped']}: {_skipped(night)}"] if night.get("skipped") else []),
         f"of these changed photos   {night['changed']}",
         f"listed no more            {night['gone']}",
         *([f"missing, maybe not gone   {night['held_back']}"] if night.get("held_back") else []),
@@ -268,6 +269,8 @@ def _described(date: str, started_at: dt.datetime, done: list[_Done], set_aside:
         "located": sum(record.counts.located for record in published),
         "undecided": sum(record.counts.undecided for record in published),
         "failed_by_code": dict(failed_by_code),
+        "skipped": sum(record.counts.skipped for record in published),
+        "skipped_by_kind": _summed([record.counts.skipped_by_kind or {} for record in published]),
         "changed": sum(run.plan.changed for run in done),
         "gone": last.gone,
         "source_problems": last.source_problems,
@@ -278,6 +281,19 @@ def _described(date: str, started_at: dt.datetime, done: list[_Done], set_aside:
         "waiting": waiting,
         "set_aside": set_aside,
     }
+
+
+def _skipped(night: Mapping[str, Any]) -> str:
+    return geotag_archive.skipped_text(night["skipped_by_kind"])
+
+
+def _summed(by_kinds: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    """Return what runs have skipped, taken together."""
+    found: dict[str, collections.Counter[str]] = {}
+    for by_kind in by_kinds:
+        for kind, endings in by_kind.items():
+            found.setdefault(kind, collections.Counter()).update(endings)
+    return {kind: dict(endings) for kind, endings in found.items()}
 
 
 def _night(output: str, date: str) -> dict[str, Any] | None:

@@ -39,7 +39,7 @@ from pipeline.run import albums, copies, publish, staging, sweep, tally
 from pipeline.run.photo_set import PhotoSet, UnaccountedError
 from pipeline.run.plan import Listed, Plan, cut_to_staged, list_sources, local_photos, plan_listed
 from pipeline.run.publish import Published
-from pipeline.schema import FETCH_ERRORS, Status
+from pipeline.schema import FETCH_ERRORS, ErrorCode, Status
 from pipeline.sources import manifest
 from pipeline.storage import lease
 
@@ -250,6 +250,7 @@ def plan_run(run: Run, listed: Listed) -> Plan:
         run.settings.limit,
         run.settings.retag,
         run.settings.order,
+        videos=run.settings.videos,
         records=run.finished,
         forgotten=None if forgotten is None else storage.join(run.output, forgotten.path),
     )
@@ -320,7 +321,9 @@ def publish_rows(run: Run, processed: Processed) -> Published:
     if processed.metrics is not None:
         failed = {(str(Status.FAILED), code): count for code, count in published.failed_by_code.items()}
         looked_at = {Status.LOCATED: published.located, Status.UNDECIDED: published.undecided}
-        processed.metrics.settle({(str(status), ""): count for status, count in looked_at.items()} | failed)
+        looked_at_and_skipped = {(str(status), ""): count for status, count in looked_at.items()}
+        looked_at_and_skipped[str(Status.SKIPPED), str(ErrorCode.NOT_A_PHOTO)] = published.skipped
+        processed.metrics.settle(looked_at_and_skipped | failed)
     return published
 
 
@@ -385,6 +388,8 @@ def _record(
             undecided=published.undecided,
             failed=published.failed,
             failed_by_code=published.failed_by_code,
+            skipped=published.skipped,
+            skipped_by_kind=published.skipped_by_kind,
             fingerprint=published.fingerprint,
             copies=copies.count(run.stage),
             beyond_known_contents=processed.unmatched,
@@ -418,6 +423,7 @@ def _cut_short(run: Run, plan: Plan, processed: Processed) -> Processed:
 
 def _reader_settings(run: Run) -> ReaderSettings:
     target = DecodeTarget.of(run.checkpoint.config.preprocessing)
+    target = replace(target, video_frames=run.settings.video_frames if run.settings.videos else 0)
     return ReaderSettings(target, run.settings.limits, fetch=run.settings.fetch, local_roots=run.local_roots)
 
 

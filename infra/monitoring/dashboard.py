@@ -76,7 +76,7 @@ NIGHT: list[tuple[str, str, str]] = [
     ("Last success", "dateTimeFromNow", "1000 * max by (instance) (graticule_night_last_success_timestamp_seconds)"),
     ("Took", "s", "graticule_night_finish_timestamp_seconds - graticule_night_start_timestamp_seconds"),
     ("Located", "short", 'sum by (instance) (graticule_night_photos{status="located"})'),
-    ("Failed", "short", 'sum by (instance) (graticule_night_photos{status="failed"})'),
+    ("Failed, skipped", "short", 'sum by (instance, status) (graticule_night_photos{status=~"failed|skipped"})'),
     ("Left, gone", "short", 'label_replace(graticule_night_photos_left, "what", "left", "", "")'
      ' or label_replace(graticule_night_photos_gone, "what", "gone", "", "")'),
 ]  # fmt: skip
@@ -106,7 +106,7 @@ def text() -> str:
     made = made.with_row(dashboard.Row("Last night"))
     for title, unit, expression in NIGHT:
         panel = stat.Panel().title(title).unit(unit).datasource(SOURCE).span(4).height(4)
-        made = made.with_panel(panel.with_target(_query(0, "{{instance}} {{what}}", expression)))
+        made = made.with_panel(panel.with_target(_query(0, "{{instance}} {{what}} {{status}}", expression)))
     for row, panels in ROWS.items():
         made = made.with_row(dashboard.Row(row))
         for title, unit, lines in panels:

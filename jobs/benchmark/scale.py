@@ -185,7 +185,11 @@ def _measure(folder: Path, workers: int, photos: int) -> _Run:
         raise ValueError(f"the run with {workers} workers failed with exit code {driver.returncode}: see above")
     output = str(folder / _OUTPUT)
     start, end = (f"quantile_cont(epoch(processed_at), {share})" for share in _STEADY)
-    found = Catalog(output).sql(f"SELECT count(*) FILTER (status <> 'failed'), {start}, {end} FROM photos").fetchall()
+    found = (
+        Catalog(output)
+        .sql(f"SELECT count(*) FILTER (status NOT IN ('failed', 'skipped')), {start}, {end} FROM photos")
+        .fetchall()
+    )
     ((rows, *steady_s),) = found
     if rows != photos:
         raise ValueError(f"{rows} of {photos} photos were looked at: the run's speed would mean nothing")

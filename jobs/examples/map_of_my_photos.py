@@ -30,7 +30,7 @@ print(
         """
         SELECT coalesce(recorded_country, country, 'can''t tell') AS country, count(*) AS photos,
             count(recorded_lat_deg) AS by_gps
-        FROM photos WHERE status <> 'failed' GROUP BY ALL ORDER BY photos DESC, country
+        FROM photos WHERE status NOT IN ('failed', 'skipped') GROUP BY ALL ORDER BY photos DESC, country
         """,
         100,
     )

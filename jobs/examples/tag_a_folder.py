@@ -10,7 +10,7 @@ from pipeline.published.catalog import Catalog
 
 QUERY = """
 SELECT parse_filename(uri) AS photo, status, coalesce(error_code, place, region, country, 'can''t tell') AS answer
-FROM photos ORDER BY photo
+FROM photos WHERE status <> 'skipped' ORDER BY photo
 """
 
 

@@ -65,6 +65,7 @@ class Selection:
             reasons.append(
                 "WHEN gone_since IS NOT NULL THEN 'gone: its source lists it no more (--with-gone takes it)'"
             )
+        reasons.append("WHEN status = 'skipped' THEN 'skipped: no photo'")
         if not self.with_failed:
             reasons.append("WHEN status = 'failed' THEN 'failed, no place'")
         if not self.with_undecided:

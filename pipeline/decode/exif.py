@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from pipeline.decode.taken import Moment, gps_moment, read_moment, read_offset
 
 _ORIENTATION, _DATE_TIME, _EXIF_IFD, _GPS_IFD = 0x0112, 0x0132, 0x8769, 0x8825
+_SUB_IFDS = 0x014A
 _ORIGINAL = (0x9003, 0x9291, 0x9011)
 """The time of taking, its fraction of a second, and its offset from UTC; likewise that of digitizing."""
 _DIGITIZED = (0x9004, 0x9292, 0x9012)
@@ -25,6 +26,9 @@ _TYPES = {1: "B", 2: "s", 3: "H", 4: "L", 5: "LL", 6: "b", 7: "B", 8: "h", 9: "l
 _TYPES |= {13: "L", 16: "Q", 18: "Q", 129: "B"}
 _ASCII, _RATIONALS, _FLOATS = 2, (5, 10), (11, 12)
 _TEXTS = (_ASCII, 7, 129)  # as some write it, and UTF-8 since Exif 3.0
+_UNDEFINED = 7
+_RAW_MAGICS = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0")
+"""Olympus' and Panasonic's camera raw files are TIFF with another word in the place of 42."""
 _MAX_ENTRIES = 1000
 _MAX_TEXT_BYTES = 64
 _MAGIC = re.compile(rb"II\x2a\0|MM\0\x2a|II\x2b\0|MM\0\x2b")
@@ -167,6 +171,56 @@ def tiff_count(tiff_file: bytes, tag: int) -> int:
     return entry.count if entry is not None else 0
 
 
+class TiffDirectory:
+    """One directory of a TIFF-shaped file, to ask for its tags; what is absent or broken reads as none."""
+
+    def __init__(self, tiff: _TiffTags, entries: dict[int, _Entry]) -> None:
+        self._tiff, self._entries = tiff, entries
+
+    def number(self, tag: int) -> int | None:
+        """Return a tag's first whole number."""
+        return self._tiff.integer(self._entries.get(tag))
+
+    def numbers(self, tag: int, limit: int) -> list[float]:
+        """Return up to `limit` numbers of a tag."""
+        return self._tiff.numbers(self._entries.get(tag), limit)
+
+    def text(self, tag: int) -> str:
+        """Return a tag's text, at most its first 64 characters."""
+        return self._tiff.text(self._entries.get(tag))
+
+    def count(self, tag: int) -> int:
+        """Return how many values a tag says it has, 0 when it is absent."""
+        entry = self._entries.get(tag)
+        return entry.count if entry is not None else 0
+
+    def value_bytes(self, tag: int) -> tuple[int, int] | None:
+        """Return where the bytes of a tag of single bytes lie in the file, and how many it says there are."""
+        entry = self._entries.get(tag)
+        return None if entry is None or entry.type not in (1, _UNDEFINED) else (entry.offset, entry.count)
+
+
+def tiff_directories(tiff_file: bytes, most: int, is_chain_followed: bool = True) -> list[TiffDirectory]:
+    """Return a TIFF-shaped file's directories, at most so many: each of the chain, and after it its sub-directories.
+
+    `is_chain_followed`: without, only the first of the chain, with its own.
+    """
+    tiff = _TiffTags(tiff_file)
+    found: list[TiffDirectory] = []
+    seen: set[int] = set()
+    waiting = [tiff.first_directory]
+    while waiting and len(found) < most:
+        place = waiting.pop(0)
+        entries = tiff.directory(place) if place not in seen else {}
+        seen.add(place)
+        if entries:
+            found.append(TiffDirectory(tiff, entries))
+            waiting = [int(p) for p in tiff.numbers(entries.get(_SUB_IFDS), most) if math.isfinite(p)] + waiting
+            if is_chain_followed:
+                waiting.append(tiff.next_directory(place))
+    return found
+
+
 @dataclass(frozen=True)
 class _Entry:
     type: int
@@ -178,12 +232,12 @@ class _TiffTags:
     """Bounds-checked access to a TIFF structure (classic or BigTIFF): what lies outside reads as absent."""
 
     def __init__(self, data: bytes) -> None:
-        found = _MAGIC.search(data, 0, _MAX_BYTES_BEFORE_MAGIC)
+        found = None if data[:4] in _RAW_MAGICS else _MAGIC.search(data, 0, _MAX_BYTES_BEFORE_MAGIC)
         self._data = memoryview(data)[found.start() if found else 0 :]
         magic = bytes(self._data[:4])
         self._order = ">" if magic[:2] == b"MM" else "<"
         self._big = magic in (b"II\x2b\0", b"MM\0\x2b")
-        known = self._big or magic in (b"II\x2a\0", b"MM\0\x2a")
+        known = self._big or magic in (b"II\x2a\0", b"MM\0\x2a", *_RAW_MAGICS)
         place = (self._unpack("Q", 8) if self._big else self._unpack("L", 4)) if known else ()
         self.first_directory: int = place[0] if place else 0
 
@@ -211,9 +265,17 @@ class _TiffTags:
             at += entry_bytes
         return entries
 
+    def next_directory(self, offset: int) -> int:
+        """Return where the directory after the one at `offset` lies, 0 when that is the last."""
+        count = self._unpack("Q" if self._big else "H", offset)
+        if not count:
+            return 0
+        after = offset + (8 + 20 * count[0] if self._big else 2 + 12 * count[0])
+        return (self._unpack("Q" if self._big else "L", after) or (0,))[0]
+
     def numbers(self, entry: _Entry | None, limit: int) -> list[float]:
         """Return up to `limit` numbers, rationals divided (x/0 is NaN, but 0/0 is 0: unused); empty when broken."""
-        if entry is None or entry.type not in _TYPES or entry.type == _ASCII or entry.count < 1:
+        if entry is None or entry.type not in _TYPES or entry.type in (_ASCII, _UNDEFINED) or entry.count < 1:
             return []
         layout = _TYPES[entry.type]
         values = self._unpack(f"{len(layout) * min(entry.count, limit)}{layout[0]}", entry.offset)

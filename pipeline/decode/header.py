@@ -1,8 +1,8 @@
 """What a photo's first bytes tell: its format, and whether it is larger than what is taken. No codec is asked.
 
 So a file is refused before the rest of it is fetched, and before a codec spends memory on what its header claims. What
-stands further back than the bytes at hand (a TIFF's directory, a JPEG's frame behind large profiles, all sizes in HEIC
-and AVIF) is not judged here: the decoder, which has the whole file, does that.
+stands further back than the bytes at hand (a TIFF's directory, a JPEG's frame behind large profiles, a camera raw
+file's preview) is not judged here: the decoder, which has the whole file, does that.
 """
 
 from __future__ import annotations
@@ -12,8 +12,19 @@ from dataclasses import dataclass
 
 from pipeline.decode.exif import ExifFacts, read_exif, tiff_count, tiff_number
 from pipeline.decode.jpeg import read_jpeg_header
+from pipeline.decode.pictures.iso_media import (
+    JP2_CODESTREAM,
+    JP2_CONTAINER,
+    JXL_CODESTREAM,
+    JXL_CONTAINER,
+    primary_size_px,
+)
+from pipeline.decode.pictures.jpeg2000 import jpeg2000_memory_bytes, read_jpeg2000_header
+from pipeline.decode.pictures.jpeg_xl import jxl_size_px
+from pipeline.decode.pictures.raw import RAW_FORMATS, raw_format
+from pipeline.decode.pictures.video import VIDEO_FORMATS, video_format
 from pipeline.decode.recorded import NOTHING_RECORDED, Recorded, recorded, recorded_in
-from pipeline.schema import ErrorCode, PhotoError
+from pipeline.schema import ErrorCode, Media, PhotoError
 
 _MAGICS = (
     (b"\xff\xd8\xff", "jpeg"),
@@ -25,10 +36,20 @@ _MAGICS = (
     (b"MM\0\x2a", "tiff"),
     (b"II\x2b\0", "tiff"),
     (b"MM\0\x2b", "tiff"),
+    (JXL_CODESTREAM, "jxl"),
+    (JXL_CONTAINER, "jxl"),
+    (JP2_CODESTREAM, "jp2"),
+    (JP2_CONTAINER, "jp2"),
 )
+_BMP_HEADER_BYTES = {12, 16, 40, 52, 56, 64, 108, 124}
+"""Two letters are no magic: texts begin so, too."""
+_BLANKS, _MOST_BLANKS, _MOST_ODD = b" \t\r\n\0\xef\xbb\xbf", 64, 16
+"""What scripts of web servers put before a picture, and viewers pass over; a few other bytes, too, before a JPEG."""
+_HEAD_BYTES, _ZEROS_OF_A_BOX = 512, 3
+"""So many bytes of its length, which a photo of boxes begins with, are blanks themselves."""
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
-_BYTES_PER_PIXEL = {"webp": 12, "heic": 8, "avif": 8}
+_BYTES_PER_PIXEL = {"webp": 12, "heic": 8, "avif": 8, "jxl": 16}
 _BYTES_PER_PIXEL_ELSE = 4
 _LEAST_ROW_BYTES = 32
 """A codec keeps a pointer for each row of pixels, and no row is shorter than a word."""
@@ -64,6 +85,13 @@ class PhotoFacts:
     exif: ExifFacts
     recorded: Recorded = NOTHING_RECORDED
 
+    @property
+    def media(self) -> Media:
+        """What kind of picture the file holds, by its format."""
+        if self.format in VIDEO_FORMATS:
+            return Media.VIDEO
+        return Media.RAW if self.format in RAW_FORMATS else Media.IMAGE
+
 
 class DecodeFailure(PhotoError):  # noqa: N818 - as PhotoError reads: a failure of the photo, not of the program
     """Why a photo could not be decoded, with `facts` where its header could be read, else None."""
@@ -76,13 +104,16 @@ class DecodeFailure(PhotoError):  # noqa: N818 - as PhotoError reads: a failure 
         return DecodeFailure, (self.code, self.message, self.facts)
 
 
-def check_head(head: bytes, limits: DecodeLimits) -> None:
+def check_head(head: bytes, limits: DecodeLimits, with_videos: bool = False) -> None:
     """Look at the first bytes of a file whose rest is still to come; what they don't tell is no reason to refuse it.
+
+    `with_videos`: videos are taken, whatever their first bytes say.
 
     Raises `DecodeFailure`: unsupported_format, too_large, and corrupt where no rest could mend it.
     """
     try:
-        format_name = sniff_format(head)
+        format_name, start = find_photo(head, with_videos)
+        head = head[start:] if start else head
         if format_name != "jpeg":
             check_size(format_name, head, limits)
             return
@@ -105,8 +136,13 @@ def check_size(format_name: str, data: bytes, limits: DecodeLimits) -> None:
 
     `data`: a file, or its first bytes, of any format but JPEG.
     """
-    size_px = _size_px(format_name, data)
-    needed_bytes = memory_bytes(format_name, size_px) if size_px is not None else 0
+    jpeg2000 = read_jpeg2000_header(data) if format_name == "jp2" else None
+    if jpeg2000 is not None:
+        size_px: tuple[int, int] | None = (jpeg2000.width_px, jpeg2000.height_px)
+        needed_bytes = jpeg2000_memory_bytes(jpeg2000, jpeg2000.halvings)
+    else:
+        size_px = _size_px(format_name, data)
+        needed_bytes = memory_bytes(format_name, size_px) if size_px is not None else 0
     if size_px is not None and min(size_px) >= 1 and _is_too_large(size_px, needed_bytes, limits):
         exif = read_exif(data) if format_name == "tiff" else ExifFacts()
         facts = facts_of(format_name, size_px, exif, exif.orientation, recorded(exif))
@@ -154,13 +190,38 @@ def refuse_too_large(facts: PhotoFacts, needed_bytes: int, limits: DecodeLimits)
         raise DecodeFailure(ErrorCode.TOO_LARGE, f"{size}: {need}", facts)
 
 
+def find_photo(data: bytes, with_videos: bool = False) -> tuple[str, int]:
+    """Return the format that a file's first bytes show, and where the photo begins.
+
+    That is at 0, but where blanks or a few odd bytes stand before it. `with_videos`: videos are photos, too.
+
+    Raises `PhotoError` (unsupported_format) for all others.
+    """
+    format_name = _format_of(data)
+    if format_name is not None:
+        return format_name, 0
+    blanks = len(data[:_MOST_BLANKS]) - len(data[:_MOST_BLANKS].lstrip(_BLANKS))
+    odd = data.find(b"\xff\xd8\xff", 0, _MOST_ODD)
+    for start in (blanks, blanks - _ZEROS_OF_A_BOX, odd):
+        if start > 0 and (format_name := _format_of(data[start : start + _HEAD_BYTES])) is not None:
+            return format_name, start
+    if with_videos and (format_name := video_format(data)) is not None:
+        return format_name, 0
+    what = ": its first bytes are all zero" if data and not data[:65_536].strip(b"\0") else ""
+    raise PhotoError(ErrorCode.UNSUPPORTED_FORMAT, f"not a photo in a known format{what}")
+
+
 def sniff_format(data: bytes) -> str:
-    """Return the format that a file's first bytes show; raises `PhotoError` (unsupported_format) for all others."""
+    """Return the format of a photo as `find_photo` does; raises `PhotoError` (unsupported_format) for all others."""
+    return find_photo(data)[0]
+
+
+def _format_of(data: bytes) -> str | None:
     for magic, format_name in _MAGICS:
         if data.startswith(magic):
-            if format_name == "tiff" and data[8:10] == b"CR":
+            if format_name == "bmp" and int.from_bytes(data[14:18], "little") not in {0, *_BMP_HEADER_BYTES}:
                 break
-            return format_name
+            return raw_format(data) or "tiff" if format_name == "tiff" else format_name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     if data[4:8] == b"ftyp":
@@ -171,7 +232,7 @@ def sniff_format(data: bytes) -> str:
             return "avif"
         if not _HEIC_BRANDS.isdisjoint(brands):
             return "heic"
-    raise PhotoError(ErrorCode.UNSUPPORTED_FORMAT, "not a photo in a known format")
+    return raw_format(data)
 
 
 def _size_px(format_name: str, data: bytes) -> tuple[int, int] | None:
@@ -191,6 +252,10 @@ def _size_px(format_name: str, data: bytes) -> tuple[int, int] | None:
             return None if width_px is None or height_px is None else (width_px, height_px)
         case "webp":
             return _webp_size_px(data)
+        case "heic" | "avif":
+            return primary_size_px(data)
+        case "jxl":
+            return jxl_size_px(data)
     return None
 
 

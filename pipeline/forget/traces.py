@@ -18,6 +18,7 @@ from pipeline import older_rows, schema, storage
 from pipeline.published import geoparquet, gone, layout
 from pipeline.published.records import PhotoCounts, PublishedFile, RunRecord
 from pipeline.run.photo_set import PhotoSet
+from pipeline.run.tally import skipped_by_kind
 from pipeline.storage import lease
 from pipeline.storage.duckdb import connect
 from pipeline.storage.ranged_file import RangedFile
@@ -88,7 +89,7 @@ def _file_without(
     uri = storage.join(output, file.path)
     rows = f"read_parquet('{uri.replace(chr(39), 2 * chr(39))}', hive_partitioning = false)"
     lost = connection.sql(
-        f"SELECT photo_id, status, error_code FROM {rows} SEMI JOIN chosen USING (photo_id)"
+        f"SELECT photo_id, status, error_code, format, uri FROM {rows} SEMI JOIN chosen USING (photo_id)"
     ).to_arrow_table()
     if not lost.num_rows:
         return file, counts
@@ -138,8 +139,23 @@ def _fewer(counts: PhotoCounts, lost: pa.Table) -> PhotoCounts:
         undecided=counts.undecided - status.count(str(schema.Status.UNDECIDED)),
         failed=counts.failed - status.count(str(schema.Status.FAILED)),
         failed_by_code=by_code,
+        skipped=counts.skipped - status.count(str(schema.Status.SKIPPED)),
+        skipped_by_kind=_fewer_skipped(counts, lost),
         fingerprint=fingerprint,
     )
+
+
+def _fewer_skipped(counts: PhotoCounts, lost: pa.Table) -> dict[str, dict[str, int]] | None:
+    if counts.skipped_by_kind is None:
+        return None
+    fewer = {kind: dict(endings) for kind, endings in counts.skipped_by_kind.items()}
+    for kind, endings in skipped_by_kind([lost]).items():
+        for ending, count in endings.items():
+            own = fewer.get(kind, {})
+            name = ending if ending in own else "others"
+            own[name] = own.get(name, 0) - count
+    kept = {kind: {ending: n for ending, n in endings.items() if n > 0} for kind, endings in fewer.items()}
+    return {kind: endings for kind, endings in kept.items() if endings}
 
 
 def _list_without(connection: Any, output: str, listed: PublishedFile, epoch: int) -> PublishedFile:

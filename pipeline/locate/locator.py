@@ -143,7 +143,9 @@ class Locator:
         columns[schema.ERROR_MESSAGE] = pc.if_else(
             broken, "the network's outputs are not finite numbers", columns[schema.ERROR_MESSAGE]
         )
-        without_place = pc.if_else(pc.is_valid(columns[schema.ERROR_CODE]), str(Status.FAILED), schema.COPIED)
+        is_skipped = pc.fill_null(pc.equal(columns[schema.ERROR_CODE], str(ErrorCode.NOT_A_PHOTO)), False)
+        refused = pc.if_else(is_skipped, str(Status.SKIPPED), str(Status.FAILED))
+        without_place = pc.if_else(pc.is_valid(columns[schema.ERROR_CODE]), refused, schema.COPIED)
         columns |= self._exif_names(read)
         columns |= self._utc_by_zone(read)
         columns |= {name: values.take(spread_array) for name, values in self._answer_columns(answers).items()}

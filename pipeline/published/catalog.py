@@ -29,6 +29,7 @@ _RUNS = pa.schema(
         pa.field("located", pa.int64()),
         pa.field("undecided", pa.int64()),
         pa.field("failed", pa.int64()),
+        pa.field("skipped", pa.int64()),
         pa.field("failed_by_code", pa.map_(pa.string(), pa.int64())),
         pa.field("record", pa.string()),
     ]
@@ -52,6 +53,7 @@ class Catalog:
     photos_here  those of them that were not found gone from their sources: `gone_since` is null
     history   every row, of older runs too
     failures  photos without a place
+    skipped   files that are no photos
     levels    a row for each photo and geographic level
     accuracy  photos whose file says where they were taken: how far the answer is off
     runs      one row a finished run
@@ -78,7 +80,7 @@ class Catalog:
         self.connection.execute(catalog_sql.DEFINITIONS)
         for column in schema.PHOTOS:
             doc = _literal(column.metadata[b"doc"].decode())
-            for view in ("photos", "photos_here", "history", "failures"):
+            for view in ("photos", "photos_here", "history", "failures", "skipped"):
                 self.connection.execute(f"COMMENT ON COLUMN {view}.{column.name} IS {doc}")
         for column in schema.SOURCE_PROBLEMS:
             doc = _literal(column.metadata[b"doc"].decode())
@@ -196,6 +198,7 @@ class Catalog:
                 "located": record.counts.located,
                 "undecided": record.counts.undecided,
                 "failed": record.counts.failed,
+                "skipped": record.counts.skipped,
                 "failed_by_code": list((record.counts.failed_by_code or {}).items()),
                 "record": json.dumps(record.to_json()),
             }

@@ -56,6 +56,7 @@ CREATE MACRO in_cell(token) AS TABLE
 
 CREATE VIEW photos_here AS FROM photos WHERE gone_since IS NULL;
 CREATE VIEW failures AS FROM photos WHERE status = 'failed';
+CREATE VIEW skipped AS FROM photos WHERE status = 'skipped';
 CREATE VIEW levels AS
     SELECT photo_id, uri, cell.level, cell.s2_level, cell.cell_id, cell.cell_token, cell.lat_deg, cell.lon_deg,
         cell.probability
@@ -77,6 +78,7 @@ CREATE VIEW accuracy AS
 COMMENT ON VIEW photos IS 'the newest row of every photo, or the answer that it failed to renew';
 COMMENT ON VIEW history IS 'every row that was ever published: one for each photo and run';
 COMMENT ON VIEW failures IS 'photos that could not be looked at';
+COMMENT ON VIEW skipped IS 'listed files that are no photos: sidecars, databases, videos';
 COMMENT ON VIEW levels IS 'one row for each photo and geographic level: its best cell there';
 COMMENT ON VIEW accuracy IS 'photos with a place whose file has one too: how far the two are apart';
 COMMENT ON TABLE runs IS 'one row for each finished run';

@@ -49,6 +49,7 @@ class AlbumCounts:
 class PhotoCounts:
     """How a run's photos ended; `fingerprint` tells which they are (see `photo_set`).
 
+    `skipped` are files that are no photos, `skipped_by_kind` how many of which kind, by their names' endings.
     `copies` are those whose bytes are another's, `beyond_known_contents` those that were not compared any more;
     `recorded_apart` are those of which two recorded positions are more than a kilometre from each other.
     """
@@ -62,11 +63,18 @@ class PhotoCounts:
     beyond_known_contents: int | None = None
     context: AlbumCounts | None = None
     recorded_apart: int | None = None
+    skipped: int = 0
+    skipped_by_kind: Mapping[str, Mapping[str, int]] | None = None
 
     @property
     def published(self) -> int:
-        """Photos that have a row by this run."""
-        return self.located + self.undecided + self.failed
+        """Files that have a row by this run."""
+        return self.located + self.undecided + self.failed + self.skipped
+
+    @property
+    def photos(self) -> int:
+        """Those of them that are photos, or should be."""
+        return self.published - self.skipped
 
 
 @dataclass(frozen=True, kw_only=True)

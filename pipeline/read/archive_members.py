@@ -60,6 +60,13 @@ def read_member(
     return _whole(read(0, stored_bytes, intake) if stored_bytes else b"", stored_bytes)
 
 
+def read_head(container_uri: str, offset_bytes: int, stored_bytes: int, container_etag: str | None) -> bytes:
+    """Return a member's first bytes, at most 64 KiB, unpacked; b"" where they don't tell. Raises as `read_member`."""
+    length_bytes = min(stored_bytes, storage.HEAD_BYTES)
+    head = storage.read_range(container_uri, offset_bytes, length_bytes, container_etag) if length_bytes else b""
+    return _unpacked_head(head, _local_header(head, stored_bytes)) if archives.is_zip(container_uri) else head
+
+
 def lie_together(listed: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Yield rows of `schema.MANIFEST` in groups: those that follow each other closely in one tar, for `read_together`.
 
@@ -185,12 +192,7 @@ def _zip_member(
     def look(head: bytes, _: int) -> None:
         """Ask `intake` about the photo whose packed bytes have begun to come."""
         header = _local_header(head, stored_bytes)
-        photo_head = head[header.start : header.start + header.packed_bytes]
-        if header.is_deflated:
-            try:
-                photo_head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(photo_head, len(head))
-            except zlib.error:  # said once all of it is there
-                return
+        photo_head = _unpacked_head(head, header)
         if intake is not None and len(photo_head) > len(head) // 2:  # the extra field may take most of it
             intake(photo_head, header.packed_bytes if size_bytes is None else size_bytes)
 
@@ -209,6 +211,17 @@ def _zip_member(
     if zlib.crc32(photo) not in (_descriptor_crcs(descriptor) if header.crc is None else (header.crc,)):
         raise PhotoError(ErrorCode.CORRUPT, "its CRC-32 in the archive is another")
     return photo
+
+
+def _unpacked_head(head: bytes, header: _LocalHeader) -> bytes:
+    """Return as much of a zip's member as its first packed bytes hold; b"" where they are damaged."""
+    photo_head = head[header.start : header.start + header.packed_bytes]
+    if not header.is_deflated:
+        return photo_head
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(photo_head, len(head))
+    except zlib.error:
+        return b""
 
 
 def _inflated(packed: memoryview, max_bytes: int, size_bytes: int | None, intake: storage.Intake | None) -> bytes:

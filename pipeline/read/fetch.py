@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import tenacity
 
 from pipeline import schema, storage
+from pipeline.decode import kinds
 from pipeline.read import archive_members
 from pipeline.read.budget import Share
 from pipeline.schema import ErrorCode, PhotoError
@@ -103,8 +104,9 @@ class Fetcher:
     """Fetches photos, rows of `schema.MANIFEST` as dictionaries; any thread may call it.
 
     `may_connect` is the gate before web servers, see `web.is_public`; `local_roots` the one before this machine's
-    files, see `roots.is_allowed`, with None for an open one. `judge` is given the first 64 KiB of a larger photo, and
-    raises PhotoError where the rest need not be fetched.
+    files, see `roots.is_allowed`, with None for an open one. `judge` is given the first 64 KiB of a larger photo and
+    where it was listed, and raises PhotoError where the rest need not be fetched. What is no photo by its name is asked
+    for these alone first, and for all of it only where they are a photo's: a store then sends no video in vain.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class Fetcher:
         max_bytes: int,
         may_connect: Callable[[web.Address, int], bool] = web.is_public,
         local_roots: Sequence[str] | None = None,
-        judge: Callable[[bytes], None] = lambda _: None,
+        judge: Callable[[bytes, str], None] = lambda *_: None,
     ) -> None:
         self._settings = settings
         self._max_bytes = max_bytes
@@ -135,11 +137,19 @@ class Fetcher:
         `share` is grown where the photo is larger than it was listed; where that has to wait, nothing is held.
         """
         size_bytes = listed[schema.SIZE_BYTES]
-        if size_bytes is not None and size_bytes > self._max_bytes:
+        is_too_large = size_bytes is not None and size_bytes > self._max_bytes
+        is_named_otherwise = kinds.is_named_otherwise(listed[schema.URI])
+        if is_named_otherwise and (is_too_large or self._is_asked_first(listed)):
+            self._tried(self._look, listed)  # a film is no photo, however large it is
+        if is_too_large:
             raise PhotoError(ErrorCode.TOO_LARGE, f"{size_bytes} bytes, more than the limit of {self._max_bytes}")
         while True:
             try:
                 return self._tried(functools.partial(self._attempt, share=share), listed)
+            except PhotoError as error:
+                if is_named_otherwise and isinstance(error.__cause__, storage.TooLargeError):
+                    self._tried(self._look, listed)
+                raise
             except _NoRoomError as error:
                 assert share is not None
                 # Not with a connection held open meanwhile, nor at the cost of the photo's own time.
@@ -193,13 +203,36 @@ class Fetcher:
             raise PhotoError(code, str(error)) from error
         return got
 
+    def _is_asked_first(self, listed: Mapping[str, Any]) -> bool:
+        """Whether a file's first bytes are asked for alone: each request that breaks off costs a connection."""
+        uri, size_bytes = listed[schema.URI], listed[schema.SIZE_BYTES]
+        if listed[schema.CONTAINER_URI] is not None or (size_bytes is not None and size_bytes <= storage.HEAD_BYTES):
+            return False
+        return not web.is_web(uri) and storage.is_remote(uri)
+
+    def _look(self, listed: Mapping[str, Any], deadline_s: float) -> None:
+        """Have the first bytes judged, and nothing more; of a web server's file nothing is asked."""
+        uri, container_uri = listed[schema.URI], listed[schema.CONTAINER_URI]
+        if web.is_web(uri):
+            return
+        if container_uri is None:
+            self._check_name(uri)
+        with storage.one_attempt(self._settings.attempt_timeout_s, deadline_s):
+            if container_uri is None:
+                head = storage.read_range(uri, 0, storage.HEAD_BYTES)
+            else:
+                part = (listed[schema.OFFSET_BYTES], listed[schema.STORED_BYTES], listed[schema.CONTAINER_ETAG])
+                head = archive_members.read_head(container_uri, *part)
+        if head:
+            self._judge(head, uri)
+
     def _attempt_together(self, group: Sequence[Mapping[str, Any]], deadline_s: float) -> list[bytes | PhotoError]:
         with storage.one_attempt(self._settings.attempt_timeout_s, deadline_s):
             return archive_members.read_together(group)
 
     def _attempt(self, listed: Mapping[str, Any], deadline_s: float, share: Share | None) -> storage.Blob:
         def intake(head: bytes, size_bytes: int) -> None:
-            self._judge(head)
+            self._judge(head, listed[schema.URI])
             if share is not None and not share.has_grown(size_bytes):
                 raise _NoRoomError(size_bytes)
 

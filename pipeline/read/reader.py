@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import functools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,13 +14,14 @@ from blake3 import blake3
 
 from pipeline import schema, storage
 from pipeline.decode.header import check_head
+from pipeline.decode.kinds import KindError, refuse_others
 from pipeline.decode.photo import DecodeFailure, DecodeLimits, DecodeTarget, PhotoFacts, decode_photo
 from pipeline.decode.recorded import Recorded
 from pipeline.read import archive_members
 from pipeline.read.budget import BytesInFlight, Share
 from pipeline.read.fetch import Fetcher, FetchSettings
 from pipeline.read.isolation import Answer, Decode, Decoded, DecodeOrder, IsolatedDecoder
-from pipeline.schema import ErrorCode, Media, PhotoError
+from pipeline.schema import ErrorCode, PhotoError
 
 _Outcome = storage.Blob | PhotoError
 _Fetched = tuple[list[_Outcome], float]
@@ -57,6 +57,11 @@ class ReaderSettings:
     def __post_init__(self) -> None:
         if not self.decode_timeout_s > 0:
             raise ValueError(f"decode_timeout_s {self.decode_timeout_s:g}: give more than 0 seconds")
+
+    @property
+    def videos(self) -> bool:
+        """Whether videos are for the decoder, and not skipped."""
+        return self.target.video_frames > 0
 
     @property
     def decode_memory_bytes(self) -> int:
@@ -109,11 +114,15 @@ class Reader:
 
     def __init__(self, settings: ReaderSettings) -> None:
         self._settings = settings
-        judge = functools.partial(check_head, limits=settings.limits)
         self._fetcher = Fetcher(
-            settings.fetch, settings.limits.max_bytes, local_roots=settings.local_roots, judge=judge
+            settings.fetch, settings.limits.max_bytes, local_roots=settings.local_roots, judge=self._judge
         )
         self._fetchers = ThreadPoolExecutor(settings.concurrent_fetches, thread_name_prefix="fetch")
+
+    def _judge(self, head: bytes, uri: str) -> None:
+        """Raise PhotoError where a file's first bytes say enough: it is no photo, or too large."""
+        refuse_others(head, uri, self._settings.videos)
+        check_head(head, self._settings.limits, self._settings.videos)
 
     def __call__(self, plan: pa.Table, note_read: NoteRead = lambda _: None) -> pa.Table:
         """Read every photo of `plan`; a photo that can't be had is a row with an error code, anything else raises.
@@ -191,7 +200,13 @@ class Reader:
             # never be done: the next run compares with what is listed then.
             row[schema.ETAG] = listed[schema.ETAG] or blob.etag or None
             row[schema.SIZE_BYTES] = len(blob.data)
+            refused = self._refused(blob.data, listed[schema.URI])
+            row.update({} if refused is None else _error_columns(refused))
+            if refused is not None and refused.code == ErrorCode.NOT_A_PHOTO:
+                continue  # without a hash, as those of which only the first bytes were fetched
             row[schema.CONTENT_HASH] = blake3(blob.data).digest(length=16)
+            if refused is not None:
+                continue
             fetched_rows.append(row)
             photos.append(blob.data)
         for row, (answer, decode_s) in zip(fetched_rows, self._decode(photos), strict=True):
@@ -202,6 +217,14 @@ class Reader:
                 facts, pixels = answer
                 row.update(_header_columns(facts) | {schema.PIXELS_HWC: pixels})
         return rows
+
+    def _refused(self, data: bytes, uri: str) -> PhotoError | None:
+        """Return why a file that was fetched is not to be decoded: it is no photo."""
+        try:
+            refuse_others(data[: storage.HEAD_BYTES], uri, self._settings.videos)
+        except PhotoError as error:
+            return error.without_frames()
+        return None
 
     def _decode(self, photos: list[bytes]) -> list[Answer]:
         answers: list[Answer] = []
@@ -248,13 +271,15 @@ def _refuse_overlapping(group: list[dict[str, Any]], share: Share) -> _Fetched:
 def _error_columns(error: PhotoError) -> dict[str, Any]:
     facts = error.facts if isinstance(error, DecodeFailure) else None
     columns = {schema.ERROR_CODE: str(error.code), schema.ERROR_MESSAGE: error.message}
+    if isinstance(error, KindError):
+        columns[schema.FORMAT] = error.format
     return columns | (_header_columns(facts) if facts else {})
 
 
 def _header_columns(facts: PhotoFacts) -> dict[str, Any]:
     return {
         schema.FORMAT: facts.format,
-        schema.MEDIA: str(Media.IMAGE),
+        schema.MEDIA: str(facts.media),
         schema.WIDTH_PX: facts.width_px,
         schema.HEIGHT_PX: facts.height_px,
         **_recorded_columns(facts.recorded),

@@ -22,6 +22,7 @@ from pipeline.locate.precision import PRECISIONS
 from pipeline.published.catalog import Catalog
 from pipeline.report.map_bins import MapBins
 from pipeline.report.reliability import Bin, BinCounts
+from pipeline.run.tally import skipped_by_kind
 
 THRESHOLDS_KM = (1, 25, 200, 750, 2500)
 EXAMPLES = 12
@@ -42,7 +43,7 @@ _MOST_MONTHS = 36
 _HAS_PLACE = f"status = '{schema.Status.LOCATED}'"
 _ERROR_KM = "distance_km(recorded_lat_deg, recorded_lon_deg, lat_deg, lon_deg)"
 _IS_UNDECIDED = f"status = '{schema.Status.UNDECIDED}'"
-_HAS_TRUTH = f"status <> '{schema.Status.FAILED}' AND {_ERROR_KM} IS NOT NULL"
+_HAS_TRUTH = f"{_ERROR_KM} IS NOT NULL"
 """The guesses of undecided photos among them: radius and confidence are to be true of these, too."""
 
 
@@ -117,6 +118,7 @@ class Report:
     photos: int
     located: int
     undecided: int
+    skipped_by_kind: dict[str, dict[str, int]]
     size_bytes: int
     models: Sequence[str]
     first_taken_at: dt.datetime | None
@@ -146,6 +148,11 @@ class Report:
         return self.photos - self.located - self.undecided
 
     @property
+    def skipped(self) -> int:
+        """Listed files that are no photos, which count nowhere else."""
+        return sum(sum(endings.values()) for endings in self.skipped_by_kind.values())
+
+    @property
     def coarsened(self) -> list[str]:
         """Precisions that runs were limited to, other than the finest."""
         found = {run[schema.PRECISION] for run in self.runs} - {None, PRECISIONS[0]}
@@ -164,7 +171,9 @@ class _Gathering:
     def __init__(self, catalog: Catalog, where: str | None, view: str) -> None:
         self._catalog = catalog
         # The line break ends a comment that the condition may end with.
-        self._photos = f"(SELECT * FROM {view} WHERE ({where}\n))" if where else view
+        taken = f"SELECT * FROM {view} WHERE ({where}\n)" if where else f"SELECT * FROM {view} WHERE true"
+        self._photos = f"({taken} AND status <> '{schema.Status.SKIPPED}')"
+        self._skipped = f"({taken} AND status = '{schema.Status.SKIPPED}')"
         self._where = where
         self._names = country_names()
         self._places = Places()
@@ -186,6 +195,7 @@ class _Gathering:
             photos=counted["photos"],
             located=counted["located"],
             undecided=counted["undecided"],
+            skipped_by_kind=self._skipped_by_kind(),
             size_bytes=counted["total"],
             models=[
                 row["model"] for row in self._rows("model_id AS model, count(*) AS n", "GROUP BY 1 ORDER BY 2 DESC")
@@ -298,6 +308,10 @@ class _Gathering:
         )
         photos = {row["step"]: row["n"] for row in rows}
         return [photos.get(step, 0) for step in range(20)]
+
+    def _skipped_by_kind(self) -> dict[str, dict[str, int]]:
+        rows = self._catalog.sql(f"SELECT status, format, uri FROM {self._skipped}").to_arrow_reader(_BATCH_ROWS)
+        return skipped_by_kind(rows)
 
     def _failures(self) -> list[Failure]:
         rows = self._rows(

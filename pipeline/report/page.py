@@ -102,6 +102,7 @@ def _facts(report: Report) -> list[tuple[str, str, str]]:
         ("with a place", f"{report.located:,}", percent(report.located, report.photos)),
         ("can't tell", f"{report.undecided:,}", percent(report.undecided, report.photos)),
         ("failed", f"{report.failed:,}", percent(report.failed, report.photos)),
+        *([("skipped", f"{report.skipped:,}", "files that are no photos")] if report.skipped else []),
         ("countries", f"{sum(country.code is not None for country in report.countries):,}", ""),
         ("median confidence", sure, "of the finest cell"),
         ("median radius", _km(report.median_radius_km), f"is to hold {RADIUS_PROBABILITY:.0%}"),

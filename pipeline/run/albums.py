@@ -46,9 +46,9 @@ CREATE TABLE dropped AS
 CREATE VIEW ours AS FROM staged ANTI JOIN dropped USING (file_index, file_row_number);
 """
 _PHOTOS = """
-SELECT folder_of(uri) AS folder, photo_id, epoch(taken_at) AS time_s, is_ours AND status <> 'failed' AS is_ours,
-    recorded_lat_deg, recorded_lon_deg, radius_km, alternatives
-FROM ({rows}) WHERE taken_at IS NOT NULL AND (status <> 'failed' OR recorded_lat_deg IS NOT NULL)
+SELECT folder_of(uri) AS folder, photo_id, epoch(taken_at) AS time_s, is_ours AND status NOT IN ('failed', 'skipped')
+    AS is_ours, recorded_lat_deg, recorded_lon_deg, radius_km, alternatives
+FROM ({rows}) WHERE taken_at IS NOT NULL AND (status NOT IN ('failed', 'skipped') OR recorded_lat_deg IS NOT NULL)
 ORDER BY folder, taken_at, photo_id
 """
 _OURS = "SELECT *, true AS is_ours FROM ours"
@@ -91,7 +91,7 @@ def add_context(
         reading.execute(_DEFINITIONS + _CHOICE)
         view_rows(reading, "published", published_files, has_all_columns=True)
         ((without_time,),) = reading.sql(
-            "SELECT count(DISTINCT photo_id) FROM ours WHERE taken_at IS NULL AND status <> 'failed'"
+            "SELECT count(DISTINCT photo_id) FROM ours WHERE taken_at IS NULL AND status NOT IN ('failed', 'skipped')"
         ).fetchall()
         photos = reading.sql(_PHOTOS.format(rows=_WITH_PUBLISHED))
         albums = _Albums(settings, cells)

@@ -18,13 +18,14 @@ import duckdb
 import pyarrow as pa
 
 from pipeline import schema, storage
+from pipeline.decode.kinds import VIDEO_FORMATS
 from pipeline.published import gone, layout
 from pipeline.published.records import PlanCounts, RunRecord
 from pipeline.run import staging
 from pipeline.run.photo_set import PhotoSet, UnaccountedError
 from pipeline.sources import manifest
 from pipeline.sources.roots import is_allowed
-from pipeline.storage.duckdb import connect, view_rows
+from pipeline.storage.duckdb import connect, rebatched, view_rows
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ _ORDER_BY: dict[Order, str] = {
     "oldest": "modified_at ASC NULLS LAST, uri",
 }
 
+_NO_PHOTO = f"'{schema.ErrorCode.NOT_A_PHOTO}'"
+_SKIPPED_VIDEO = f"coalesce(error_code = {_NO_PHOTO} AND format IN {tuple(sorted(VIDEO_FORMATS))}, false)"
 _TASKS = 1024
 _ROWS_PER_TASK = (64, 65_536)
 """A file of the plan is a task: small ones spread a small archive, large ones keep a billion photos' plan short."""
@@ -80,6 +83,7 @@ def make_plan(
     order: Order = "name",
     records: Sequence[RunRecord] | None = None,
     forgotten: str | None = None,
+    videos: bool = False,
 ) -> Plan:
     """List `sources`, as `listing` says if given, and plan as `plan_listed` does.
 
@@ -97,6 +101,7 @@ def make_plan(
             order,
             records=records,
             forgotten=forgotten,
+            videos=videos,
         )
 
 
@@ -112,13 +117,15 @@ def plan_listed(
     *,
     records: Sequence[RunRecord] | None = None,
     forgotten: str | None = None,
+    videos: bool = False,
 ) -> Plan:
     """Leave out what is done of what is listed, write the rest as the stage's plan, and say what was counted.
 
     A photo is done when the published row that the view `photos` shows of it (see `catalog`; `published_files` are in
     the order of their runs, the oldest first) is of this version (same URI, same ETag; any, where the listing has no
     ETag), no transient failure and, with `retry_failed`, no failure at all; with `retag`, only when it is of this model
-    too. What failed to be fetched in each of its last k runs waits, without `retry_failed`, until 2^(k-1) - 1 others,
+    too. What was skipped as no photo is done; but with `videos`, what was skipped as a video is not.
+    What failed to be fetched in each of its last k runs waits, without `retry_failed`, until 2^(k-1) - 1 others,
     at most 31, have begun.
     `limit` bounds how many photos this run takes on, and `order` says which ones, and in which order: by name, or
     by the time of their last change, those without one last; but what failed before comes after all else, the longest
@@ -130,7 +137,7 @@ def plan_listed(
     left_out = _leave_out(connection, forgotten)
     if repeats := _find_repeats(connection):
         log.info("%d rows of the manifest repeat a photo: each photo gets one row", repeats)
-    _judge(connection, stage, published_files, model_id, retry_failed, retag)
+    _judge(connection, stage, published_files, model_id, retry_failed, retag, videos)
     done, of_another_model, waiting = _one_row(
         connection,
         "SELECT count(*) FILTER (is_done), count(*) FILTER (is_of_another_model), count(*) FILTER (is_waiting)"
@@ -334,14 +341,16 @@ def _judge(
     model_id: str,
     retry_failed: bool,
     retag: bool,
+    videos: bool,
 ) -> None:
     """Make the table `judged`: what is to be done about each photo of `listed`, which is named by its row there.
 
     `failed_at` is null but where the row of this version is a failure that is to be mended; it grows with the run's
     place in the order of runs, and this run's own failures come last.
     """
-    transient, missed = _is_one_of(schema.TRANSIENT_ERRORS), _is_one_of(schema.FETCH_ERRORS)
-    again = "coalesce(error_code IS NOT NULL, false)" if retry_failed else transient
+    missed, video = _is_one_of(schema.FETCH_ERRORS), _SKIPPED_VIDEO if videos else "false"
+    failed = f"error_code <> {_NO_PHOTO}" if retry_failed else _is_one_of(schema.TRANSIENT_ERRORS)
+    again = f"coalesce({failed} OR {video}, false)"
     whose = f"CASE WHEN model_id = $model_id THEN {_OWN} ELSE {_AGAIN if retag else _OTHER} END"
     published = (
         f"CASE WHEN {again} THEN {_AGAIN} ELSE {whose} END | CASE WHEN {again} OR {missed} THEN {_FAILED} ELSE 0 END"
@@ -350,11 +359,12 @@ def _judge(
     # Rows staged for a photo that was changed since are made again: the newer wins when the run is published.
     # The others are published, also where a restart without `retag` or `retry_failed` would not ask for them.
     # What failed to be fetched is: the run may have been ended because its source went away (see `source_gone`).
-    staged = f"CASE WHEN {missed} THEN {_AGAIN} ELSE {_OWN} END"
+    staged = f"CASE WHEN {missed} OR {video} THEN {_AGAIN} ELSE {_OWN} END"
     view_rows(connection, "published", published_files)
     view_rows(connection, "staged", stage.row_files())
     connection.execute(f"CREATE TABLE done AS {_newest('published', published)}", {"model_id": model_id})
-    _look_into_failures(connection, _runs_since(published_files, stage.epoch), missed, whose, model_id)
+    answer = f"CASE WHEN {video} THEN {_AGAIN} ELSE {whose} END"
+    _look_into_failures(connection, _runs_since(published_files, stage.epoch), missed, answer, model_id)
     connection.execute(
         f"""
         CREATE TABLE judged AS
@@ -379,7 +389,7 @@ def _judge(
 
 
 def _look_into_failures(
-    connection: duckdb.DuckDBPyConnection, runs_since: Sequence[int], missed: str, whose: str, model_id: str
+    connection: duckdb.DuckDBPyConnection, runs_since: Sequence[int], missed: str, answer: str, model_id: str
 ) -> None:
     """Make the table `failed` of the photos whose newest published row is a failure to look into: few, as a rule.
 
@@ -393,7 +403,8 @@ def _look_into_failures(
     connection.execute(
         f"""
         CREATE TABLE tried AS
-        SELECT photo_id, file_index, {missed} AS is_missed, {whose} AS verdict, error_code IS NULL AS is_located,
+        SELECT photo_id, file_index, {missed} AS is_missed, {answer} AS verdict,
+            coalesce(error_code = {_NO_PHOTO}, true) AS is_located,
             hash(etag) >> 3 = done.row >> 3 AS is_version
         FROM published JOIN (FROM done WHERE row & {_FAILED} <> 0) done USING (photo_id)
         """,
@@ -469,28 +480,13 @@ def _write_plan(
             f"SELECT {', '.join(schema.MANIFEST.names)} {taken} AND {condition}"
             f" ORDER BY failed_at NULLS FIRST, {_ORDER_BY[order]}"
         )
-        for index, batch in enumerate(_rebatch(rows.to_arrow_reader(_ROWS_PER_TASK[1]), rows_per_file)):
+        for index, batch in enumerate(rebatched(rows.to_arrow_reader(_ROWS_PER_TASK[1]), rows_per_file)):
             uri = stage.plan_uri(name, index)
             storage.write_bytes(uri, staging.parquet_bytes(batch.cast(schema.MANIFEST)))
             photos |= PhotoSet.of([batch])
             if name == "todo":
                 files.append(uri)
     return tuple(files), photos
-
-
-def _rebatch(reader: pa.RecordBatchReader, rows_per_batch: int) -> Iterator[pa.Table]:
-    """Yield the reader's rows in tables of exactly `rows_per_batch`, the last one maybe shorter."""
-    held: list[pa.RecordBatch] = []
-    for batch in reader:
-        while batch.num_rows:
-            room = rows_per_batch - sum(part.num_rows for part in held)
-            held.append(batch.slice(0, room))
-            batch = batch.slice(min(room, batch.num_rows))
-            if sum(part.num_rows for part in held) == rows_per_batch:
-                yield pa.Table.from_batches(held)
-                held = []
-    if held:
-        yield pa.Table.from_batches(held)
 
 
 def _one_row(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from pipeline.published.geoparquet import Bbox
 from pipeline.published.records import PublishedFile, RunRecord
 from pipeline.run import staging
 from pipeline.run.photo_set import PhotoSet, UnaccountedError, id_bytes
+from pipeline.run.tally import skipped_by_kind
 from pipeline.storage.duckdb import connect
 
 LEAST_ROWS_PER_FILE = 500_000
@@ -49,6 +50,12 @@ class Published:
     fingerprint: str
     undecided: int = 0
     recorded_apart: int = 0
+    skipped_by_kind: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> int:
+        """Files that are no photos."""
+        return sum(sum(endings.values()) for endings in self.skipped_by_kind.values())
 
     @property
     def failed(self) -> int:
@@ -58,7 +65,7 @@ class Published:
     @property
     def photos(self) -> PhotoSet:
         """Which photos have a row."""
-        return PhotoSet(self.located + self.undecided + self.failed, self.fingerprint)
+        return PhotoSet(self.located + self.undecided + self.skipped + self.failed, self.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -108,10 +115,10 @@ def publish(
             with contextlib.suppress(OSError):  # where the store is the reason, the next holder removes them
                 discard(stage)
             raise
-        outcomes, recorded_apart = accounts.outcomes(), accounts.recorded_apart()
+        outcomes, skipped, recorded_apart = accounts.outcomes(), accounts.skipped(), accounts.recorded_apart()
     located, undecided = (outcomes.pop((status, None), 0) for status in ("located", "undecided"))
-    failed_by_code = {str(code): count for (_, code), count in outcomes.items()}
-    return Published(files, located, failed_by_code, photos, undecided, recorded_apart)
+    failed = {str(code): count for (status, code), count in outcomes.items() if status == schema.Status.FAILED}
+    return Published(files, located, failed, photos, undecided, recorded_apart, skipped)
 
 
 def put_file(stage: staging.Stage, index: int, groups: Iterable[pa.Table], bbox: Bbox | None) -> PublishedFile:
@@ -300,6 +307,11 @@ class _Accounts:
             f"SELECT count(*) FROM written WHERE recorded_apart_km > {APART_KM}"
         ).fetchall()
         return int(count)
+
+    def skipped(self) -> dict[str, dict[str, int]]:
+        """Return how many written rows are of what is no photo, by kind and ending."""
+        found = self._connection.sql("SELECT status, format, uri FROM written WHERE status = 'skipped'")
+        return skipped_by_kind(found.to_arrow_reader(geoparquet.ROWS_PER_GROUP))
 
     def _view(self, name: str, files: Sequence[str], columns: pa.Schema) -> None:
         if files:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import collections
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import schema
+from pipeline.decode import kinds
 from pipeline.run import staging
 from pipeline.storage.duckdb import connect, view_rows
 
+_MOST_ENDINGS = 20
 Outcomes = Mapping[tuple[str, str], int]
 """Photos by status and error code, "" where there is none."""
 
@@ -119,6 +122,25 @@ def outcomes(rows: pa.Table) -> Outcomes:
     return {(row[schema.STATUS], row[schema.ERROR_CODE] or ""): row["count_all"] for row in counted}
 
 
+def skipped_by_kind(rows: Iterable[pa.Table | pa.RecordBatch]) -> dict[str, dict[str, int]]:
+    """Count rows of what was no photo by kind and by their names' endings, the most frequent first.
+
+    Of each kind the endings beyond the first are gathered under `others`: anybody can make up as many as they like.
+    """
+    counted: dict[str, collections.Counter[str]] = {}
+    for part in rows:
+        is_skipped = pc.equal(part.column(schema.STATUS), str(schema.Status.SKIPPED))
+        formats, uris = (part.filter(is_skipped).column(name).to_pylist() for name in (schema.FORMAT, schema.URI))
+        for format_name, uri in zip(formats, uris, strict=True):
+            counted.setdefault(kinds.group_of(format_name), collections.Counter())[kinds.ending_of(uri)] += 1
+    by_kind = {}
+    for kind, endings in sorted(counted.items(), key=lambda item: -item[1].total()):
+        by_kind[str(kind)] = dict(sorted(endings.items(), key=lambda item: (-item[1], item[0]))[:_MOST_ENDINGS])
+        if rest := endings.total() - sum(by_kind[str(kind)].values()):
+            by_kind[str(kind)]["others"] = rest
+    return by_kind
+
+
 def staged_outcomes(stage: staging.Stage) -> Outcomes:
     """Return how the photos ended that a run has staged, each once, by its newest row."""
     files = stage.row_files()
@@ -130,8 +152,8 @@ def staged_outcomes(stage: staging.Stage) -> Outcomes:
             """
             SELECT status, coalesce(error_code, ''), count(*) FROM (
                 SELECT photo_id, arg_max(status, file_index) AS status,
-                    CASE WHEN arg_max(status, file_index) = 'failed' THEN arg_max(error_code, file_index) END
-                        AS error_code
+                    CASE WHEN arg_max(status, file_index) IN ('failed', 'skipped')
+                        THEN arg_max(error_code, file_index) END AS error_code
                 FROM staged GROUP BY photo_id)
             GROUP BY ALL
             """

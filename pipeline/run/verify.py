@@ -36,25 +36,29 @@ _ROWS_PER_BATCH = 65_536
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, MemoryError)
 """What reading a damaged Parquet file raises."""
 _CODES = ", ".join(f"'{code}'" for code in schema.ErrorCode)
+_NO_PHOTO = str(schema.ErrorCode.NOT_A_PHOTO)
+_LOOKED_AT = "status NOT IN ('failed', 'skipped')"
 _IS_PROBABILITY = "BETWEEN 0 AND 1.000001"  # a sum of 32-bit numbers
 _ROW_RULES = {
-    "have a status that we don't know": "status NOT IN ('located', 'undecided', 'failed')",
+    "have a status that we don't know": "status NOT IN ('located', 'undecided', 'skipped', 'failed')",
     "are failed without an error code that we know": f"""
-        status = 'failed' AND coalesce(error_code NOT IN ({_CODES}), true)""",
-    "have not failed and have an error code": "status <> 'failed' AND error_code IS NOT NULL",
-    "are failed and have a place": """
-        status = 'failed' AND coalesce(lat_deg, lon_deg, radius_km, confidence, cell_id) IS NOT NULL""",
-    "were looked at and have no position on Earth": """
-        status <> 'failed' AND NOT coalesce(lat_deg BETWEEN -90 AND 90 AND lon_deg BETWEEN -180 AND 180, false)""",
-    "were looked at and have no cell, radius or confidence": """
-        status <> 'failed' AND (cell_id IS NULL OR NOT coalesce(radius_km >= 0, false) OR confidence IS NULL)""",
-    "have half a context": """
+        status = 'failed' AND coalesce(error_code NOT IN ({_CODES}) OR error_code = '{_NO_PHOTO}', true)""",
+    "are skipped for another reason than that they are no photos": f"""
+        status = 'skipped' AND coalesce(error_code <> '{_NO_PHOTO}', true)""",
+    "have not failed and have an error code": f"{_LOOKED_AT} AND error_code IS NOT NULL",
+    "are failed or skipped and have a place": f"""
+        NOT {_LOOKED_AT} AND coalesce(lat_deg, lon_deg, radius_km, confidence, cell_id) IS NOT NULL""",
+    "were looked at and have no position on Earth": f"""
+        {_LOOKED_AT} AND NOT coalesce(lat_deg BETWEEN -90 AND 90 AND lon_deg BETWEEN -180 AND 180, false)""",
+    "were looked at and have no cell, radius or confidence": f"""
+        {_LOOKED_AT} AND (cell_id IS NULL OR NOT coalesce(radius_km >= 0, false) OR confidence IS NULL)""",
+    "have half a context": f"""
         (context_lat_deg IS NULL) <> (context_photos IS NULL) OR (context_lat_deg IS NULL) <> (context_cell_id IS NULL)
         OR (context_lat_deg IS NULL) <> (context_lon_deg IS NULL)
         OR context_lat_deg IS NOT NULL AND NOT coalesce(context_radius_km >= 0
             AND context_lat_deg BETWEEN -90 AND 90 AND context_lon_deg BETWEEN -180 AND 180, false)
-        OR context_lat_deg IS NOT NULL AND status = 'failed'""",
-    "were looked at and have no levels": "status <> 'failed' AND coalesce(len(levels), 0) = 0",
+        OR context_lat_deg IS NOT NULL AND NOT {_LOOKED_AT}""",
+    "were looked at and have no levels": f"{_LOOKED_AT} AND coalesce(len(levels), 0) = 0",
     "have a probability that is none": f"""
         NOT coalesce(confidence {_IS_PROBABILITY}, true) OR NOT coalesce(context_confidence {_IS_PROBABILITY}, true)
         OR NOT coalesce(scene_probability {_IS_PROBABILITY}, true)
@@ -247,10 +251,11 @@ class _Run:
 
     def _check_sums(self) -> None:
         said = {} if self._record.photos is None else asdict(self._record.photos)
-        by_code = {code: count for (_, code), count in sorted(self._counts.items()) if code}
+        outcomes = sorted(self._counts.items())
+        by_code = {code: count for (status, code), count in outcomes if status == schema.Status.FAILED}
         counted: dict[str, object] = {"failed": sum(by_code.values()), "failed_by_code": by_code}
-        for status in (schema.Status.LOCATED, schema.Status.UNDECIDED):
-            counted[status] = self._counts.get((status, ""), 0)
+        for status in (schema.Status.LOCATED, schema.Status.UNDECIDED, schema.Status.SKIPPED):
+            counted[status] = sum(count for (each, _), count in outcomes if each == status)
         for name, count in counted.items():
             if said.get(name) not in (None, count):
                 self._found(self._where, f"says {name}: {said[name]}; its files say {count}")

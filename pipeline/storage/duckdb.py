@@ -127,3 +127,18 @@ def view_rows(
     connection.execute(
         f"CREATE VIEW {name} AS {f'FROM no_{name} UNION ALL BY NAME {rows}' if has_all_columns else rows}"
     )
+
+
+def rebatched(reader: pa.RecordBatchReader, rows_per_batch: int) -> Iterator[pa.Table]:
+    """Yield the reader's rows in tables of exactly `rows_per_batch`, the last one maybe shorter."""
+    held: list[pa.RecordBatch] = []
+    for batch in reader:
+        while batch.num_rows:
+            room = rows_per_batch - sum(part.num_rows for part in held)
+            held.append(batch.slice(0, room))
+            batch = batch.slice(min(room, batch.num_rows))
+            if sum(part.num_rows for part in held) == rows_per_batch:
+                yield pa.Table.from_batches(held)
+                held = []
+    if held:
+        yield pa.Table.from_batches(held)

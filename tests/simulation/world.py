@@ -42,10 +42,12 @@ from pipeline.storage import lease
 from tests.simulation.memory_store import MemoryStore
 from tests.simulation.scheduler import Chances, Killed, Process, Scheduler, as_threading, as_time
 from tests.support.bytes_below import traces
-from tests.support.photo_rows import failed_row, located_row, photos
+from tests.support.photo_rows import failed_row, located_row, photos, skipped_row
 
 PHOTOS, OUTPUT = "s3://world/photos", "s3://world/out"
 LEASE_S = 6.0
+_SIDECAR = 3
+"""The number of the file that is no photo, whatever its name says here."""
 _EXPECTED = (OSError, ValueError, duckdb.Error, KeyboardInterrupt)
 """What may end a driver that others disturb; anything else is a bug."""
 
@@ -180,7 +182,8 @@ class World:
         names = {name for name in self.store.objects if name.startswith(PHOTOS)} - self._given_up()
         if missing := names - {row["uri"] for row in history}:
             raise BrokenError(f"everything was done, and these photos have no row: {sorted(missing)}")
-        located = collections.Counter((row["uri"], row["etag"]) for row in history if row["status"] == "located")
+        looked_at = [row for row in history if row["status"] in ("located", "skipped")]
+        located = collections.Counter((row["uri"], row["etag"]) for row in looked_at)
         if several := {version: count for version, count in located.items() if count > 1}:
             raise BrokenError(f"one version of a photo was located by several runs that count: {several}")
 
@@ -241,6 +244,8 @@ class World:
             + dt.timedelta(days=self._random.uniform(-99, 99)),
         }
         uri = listed[schema.URI]
+        if uri == f"{PHOTOS}/{_SIDECAR}.jpg":
+            return skipped_row(uri, "json", listed[schema.ETAG], **own)
         if self._random.random() < 0.1:
             return failed_row(uri, schema.ErrorCode.FETCH_FAILED, etag=listed[schema.ETAG], **own)
         return located_row(uri, 10.0, 20.0, listed[schema.ETAG], **own)

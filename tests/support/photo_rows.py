@@ -64,6 +64,15 @@ def failed_row(uri: str, code: ErrorCode, etag: str = "v1", **changed: Any) -> d
     return _row(uri, etag) | columns | changed
 
 
+def skipped_row(uri: str, format_name: str, etag: str = "v1", **changed: Any) -> dict[str, Any]:
+    """Return the row of a file that is no photo."""
+    return failed_row(uri, ErrorCode.NOT_A_PHOTO, etag) | {
+        schema.STATUS: str(Status.SKIPPED),
+        schema.FORMAT: format_name,
+        **changed,
+    }
+
+
 def photos(rows: Sequence[dict[str, Any]]) -> pa.Table:
     """Return `rows` as the table that is staged."""
     return pa.Table.from_pylist(list(rows), schema=schema.PHOTOS)

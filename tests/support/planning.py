@@ -45,9 +45,15 @@ class World:
         return self
 
     def plan(
-        self, model_id: str = "m-1", retry_failed: bool = False, limit: int | None = None, retag: bool = False
+        self,
+        model_id: str = "m-1",
+        retry_failed: bool = False,
+        limit: int | None = None,
+        retag: bool = False,
+        videos: bool = False,
     ) -> Plan:
-        return make_plan([str(self.source)], self.stage, self.published, model_id, retry_failed, limit, retag=retag)
+        sources = [str(self.source)]
+        return make_plan(sources, self.stage, self.published, model_id, retry_failed, limit, retag=retag, videos=videos)
 
 
 def todo(plan: Plan) -> list[str]:

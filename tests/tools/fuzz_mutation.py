@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tests.support.photo_samples import china_image, encode, exif_block, in_every_format
+from tests.support.video_samples import raws_and_videos
 from tests.tools.fuzz_metadata import metadata_seeds
 
 _MAX_CORPUS_FILE_BYTES, _MAX_INPUT_BYTES = 1 << 20, 4 << 20
@@ -346,8 +347,7 @@ _STRUCTURED: dict[str, Callable[[random.Random, bytearray], None]] = {
     "jpeg": _jpeg,
     "png": _png,
     "tiff": _tiff,
-    "heic": _boxes,
-    "avif": _boxes,
+    **dict.fromkeys(("heic", "avif", "jp2", "cr3", "mp4"), _boxes),
     "webp": _webp,
     "gif": _gif,
     "bmp": _bmp,
@@ -384,6 +384,7 @@ def _photos() -> list[Seed]:
     palette, clear = image.quantize(32), image.convert("RGBA")
     clear.putalpha(99)
     seeds = [Seed(name, data) for name, data in in_every_format(image).items()]
+    seeds += [Seed(kind, data) for kind, data in raws_and_videos(image)]
     more: list[tuple[str, Image.Image, dict[str, object]]] = [
         ("jpeg", image, {"exif": exif, "icc_profile": b"x" * 200, "comment": b"hello"}),
         ("jpeg", image, {"progressive": True, "exif": exif}),

@@ -155,7 +155,7 @@ def _of_archive(output: str) -> GeotaggedPhotos:
     published = catalog.Catalog(output)
     photos = published.rows(
         f"SELECT {schema.URI}, {schema.RECORDED_LAT_DEG}, {schema.RECORDED_LON_DEG}, {schema.STATUS}, {schema.RUN_ID}"
-        f" FROM photos ORDER BY {schema.URI}"
+        f" FROM photos WHERE {schema.STATUS} <> '{schema.Status.SKIPPED}' ORDER BY {schema.URI}"
     )
     # Where a run was told to keep nothing finer than a city, the positions are the centres of cells.
     precision = {record.run_id: record.setting("precision") for record in published.records}

@@ -18,7 +18,8 @@ from pipeline.run.staging import Stage
 from pipeline.schema import ErrorCode
 from pipeline.sources.manifest import ListSettings
 from pipeline.storage import duckdb
-from tests.support.photo_rows import NOON, failed_row, located_row
+from pipeline.storage.duckdb import rebatched
+from tests.support.photo_rows import NOON, failed_row, located_row, skipped_row
 from tests.support.planning import OTHER, Row, World, later, todo
 
 
@@ -109,7 +110,27 @@ def test_failures_of_the_moment_are_taken_again_and_others_when_asked(world: Wor
     world.list(*((f"/{code}", "v1") for code in ErrorCode), ("/good", "v1"))
     world.publish(*(failed_row(f"/{code}", code) for code in ErrorCode), located_row("/good", 1, 1))
     assert todo(world.plan()) == ["/fetch_failed", "/fetch_timeout", "/not_found"]
-    assert todo(world.plan(retry_failed=True)) == sorted(f"/{code}" for code in ErrorCode)
+    # What is no photo is none when failures are retried, either.
+    assert todo(world.plan(retry_failed=True)) == sorted(f"/{code}" for code in ErrorCode if code != "not_a_photo")
+
+
+def test_a_skipped_video_is_taken_again_once_videos_are_asked_for(world: World) -> None:
+    world.list(*((f"/{name}", "v1") for name in ("a.jpg", "a.mp4", "a.xmp", "cut.mov", "new.mp4", "passed.mp4")))
+    skipped = {name: skipped_row(f"/{name}", format_name) for name, format_name in (("a.mp4", "mp4"), ("a.xmp", "xmp"))}
+    world.publish(*skipped.values(), located_row("/a.jpg", 1, 1), failed_row("/cut.mov", ErrorCode.CORRUPT))
+    world.publish(skipped_row("/passed.mp4", "mp4"))
+    world.publish(failed_row("/passed.mp4", ErrorCode.FETCH_FAILED))  # which says nothing against the row before
+    assert todo(world.plan()) == ["/new.mp4"]
+    assert todo(world.plan(retry_failed=True)) == ["/new.mp4", "/cut.mov"]
+    assert set(todo(world.plan(videos=True))) == {"/new.mp4", "/a.mp4", "/passed.mp4"}
+    world.publish(located_row("/a.mp4", 1, 1, format="mp4"), located_row("/passed.mp4", 1, 1, format="mp4"))
+    assert todo(world.plan(videos=True)) == ["/new.mp4"]
+
+
+def test_what_this_run_has_skipped_as_a_video_is_made_again_where_it_goes_on_with_videos(world: World) -> None:
+    world.list(("/a.mp4", "v1"), ("/a.xmp", "v1")).staged(skipped_row("/a.mp4", "mp4"), skipped_row("/a.xmp", "xmp"))
+    assert todo(world.plan()) == []
+    assert todo(world.plan(videos=True)) == ["/a.mp4"]
 
 
 def test_only_the_newest_row_counts(world: World) -> None:
@@ -209,7 +230,7 @@ def test_tasks_are_small_for_small_archives_and_few_for_large_ones(
 
 def test_rebatch_cuts_across_what_comes_in() -> None:
     reader = pa.table({"n": list(range(25))}).to_reader(max_chunksize=7)
-    assert [part.column("n").to_pylist() for part in plan_module._rebatch(reader, 10)] == [
+    assert [part.column("n").to_pylist() for part in rebatched(reader, 10)] == [
         list(range(10)),
         list(range(10, 20)),
         list(range(20, 25)),

@@ -30,7 +30,7 @@ from pipeline.run.publish import publish, put_record
 from pipeline.run.staging import Stage, parquet_bytes
 from pipeline.schema import ErrorCode
 from pipeline.storage import lease
-from tests.support.photo_rows import NOON, failed_row, located_row, photos
+from tests.support.photo_rows import NOON, failed_row, located_row, photos, skipped_row
 
 Row = dict[str, Any]
 PART_0 = "photos/run=r1/part-e1-00000.parquet"
@@ -102,6 +102,21 @@ def test_the_file_is_geoparquet_1_1(tmp_path: Path, rows: list[Row]) -> None:
         assert column["bbox"] == [min(lons), min(lats), max(lons), max(lats)]
     else:
         assert "bbox" not in column
+
+
+def test_what_is_no_photo_is_counted_apart_by_kind_and_ending(tmp_path: Path) -> None:
+    others = [("a.xmp", "xmp"), ("b.XMP", "xmp"), ("a.json", "json"), ("a.mp4", "mp4"), ("README", "text")]
+    rows = [skipped_row(f"/{name}", format_name) for name, format_name in others]
+    rows += [skipped_row(f"/x.{number}", "data") for number in range(30)]
+    published = publish(plan_and_stage(str(tmp_path), [*rows, *FAILED], rows, FAILED))
+    assert published.skipped == 35
+    assert published.failed_by_code == {"corrupt": 1, "empty": 2}
+    assert published.photos.count == 38
+    assert published.skipped_by_kind["sidecars"] == {".xmp": 2, ".json": 1}
+    assert published.skipped_by_kind["videos"] == {".mp4": 1}
+    assert published.skipped_by_kind["documents"] == {"": 1}
+    assert len(published.skipped_by_kind["other files"]) == 21
+    assert published.skipped_by_kind["other files"]["others"] == 10
 
 
 def test_large_runs_become_several_files_of_like_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

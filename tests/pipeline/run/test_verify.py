@@ -317,7 +317,7 @@ def test_rules_of_failed_rows_and_positions(output: Path) -> None:
     found = [problem.removeprefix(f"{PARTS[2]}: ").split(", for")[0] for problem in problems(output)]
     assert found == [
         "2 rows are failed without an error code that we know",
-        "1 rows are failed and have a place",
+        "1 rows are failed or skipped and have a place",
         "1 rows were looked at and have no position on Earth",
         "1 rows have another geometry than position",
     ]

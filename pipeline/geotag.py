@@ -244,6 +244,7 @@ def plan_run(run: Run, listed: Listed) -> Plan:
         run.settings.limit,
         run.settings.retag,
         run.settings.order,
+        videos=run.settings.videos,
         records=run.finished,
         forgotten=None if forgotten is None else storage.join(run.output, forgotten.path),
     )
@@ -385,6 +386,7 @@ def _record(
             copies=copies.count(run.stage),
             beyond_known_contents=processed.unmatched,
             context=explained,
+            recorded_apart=published.recorded_apart,
         ),
         files=published.files,
     )
@@ -413,6 +415,7 @@ def _cut_short(run: Run, plan: Plan, processed: Processed) -> Processed:
 
 def _reader_settings(run: Run) -> ReaderSettings:
     target = DecodeTarget.of(run.checkpoint.config.preprocessing)
+    target = replace(target, video_frames=run.settings.video_frames if run.settings.videos else 0)
     return ReaderSettings(target, run.settings.limits, fetch=run.settings.fetch, local_roots=run.local_roots)
 
 

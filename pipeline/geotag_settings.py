@@ -51,6 +51,10 @@ class GeotagSettings:
     """Take only photos whose name below the source matches one of these patterns, such as *.jpg or 2024/**."""
     exclude: tuple[str, ...] = ()
     """Leave out photos that match one of these."""
+    videos: bool = False
+    """Look at videos, too: at one frame of each, out of its first key frames. Their bytes are fetched whole."""
+    video_frames: int = 5
+    """Out of so many key frames of a video the sharpest that is not dark is looked at."""
     photos_root: tuple[str, ...] = ()
     """Folders below which a manifest may name local photos, beside its own folder."""
     ignore_marks: bool = False
@@ -100,7 +104,11 @@ class GeotagSettings:
         ):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} {share}: give a share between 0 and 1")
-        for name, value in (("--limit", self.limit), ("--batch-size", self.batch_size)):
+        for name, value in (
+            ("--limit", self.limit),
+            ("--batch-size", self.batch_size),
+            ("--video-frames", self.video_frames),
+        ):
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value}: give at least 1")
         if self.max_hours is not None and not self.max_hours > 0:

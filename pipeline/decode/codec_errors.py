@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.decode.exif import tiff_extent_bytes
+from pipeline.decode.pictures.iso_media import is_jpeg2000_cut, is_jxl_cut
 from pipeline.schema import ErrorCode, PhotoError
 
 _SAYS_TRUNCATED = re.compile(r"truncat|premature end|unexpected end|end of (file|data)|only got \d+|EOF", re.IGNORECASE)
 _SAYS_TOO_LARGE = re.compile(r"data too large|too much memory|exceeds .*limit|security limit|allocat", re.IGNORECASE)
+_MOVIE_STARTS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _END_OF_DATA = (EOFError, IndexError, struct.error)
 _SAYS_UNSUPPORTED = re.compile(
     r"unsupported|not supported|cannot handle|unknown (pixel|compression|raw) mode", re.IGNORECASE
@@ -67,6 +69,14 @@ def is_cut(format_name: str, data: bytes) -> bool:
             return tiff_extent_bytes(data) > len(data)
         case "heic" | "avif":
             return _is_box_cut(data)
+        case "jxl":
+            return is_jxl_cut(data)
+        case "jp2":
+            return is_jpeg2000_cut(data)
+        case "video":
+            return data[4:8] in _MOVIE_STARTS and _is_box_cut(data)
+        case "camera raw":
+            return False  # `raw.RawFile` tells it
     raise AssertionError(f"no such format: {format_name}")
 
 

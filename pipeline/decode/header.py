@@ -1,8 +1,8 @@
 """What a photo's first bytes tell: its format, and whether it is larger than what is taken. No codec is asked.
 
 So a file is refused before the rest of it is fetched, and before a codec spends memory on what its header claims. What
-stands further back than the bytes at hand (a TIFF's directory, a JPEG's frame behind large profiles, all sizes in HEIC
-and AVIF) is not judged here: the decoder, which has the whole file, does that.
+stands further back than the bytes at hand (a TIFF's directory, a JPEG's frame behind large profiles, a camera raw
+file's preview) is not judged here: the decoder, which has the whole file, does that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,19 @@ from dataclasses import dataclass
 
 from pipeline.decode.exif import ExifFacts, read_exif, tiff_count, tiff_number
 from pipeline.decode.jpeg import read_jpeg_header
-from pipeline.schema import ErrorCode, PhotoError
+from pipeline.decode.pictures.iso_media import (
+    JP2_CODESTREAM,
+    JP2_CONTAINER,
+    JXL_CODESTREAM,
+    JXL_CONTAINER,
+    primary_size_px,
+)
+from pipeline.decode.pictures.jpeg2000 import jpeg2000_memory_bytes, read_jpeg2000_header
+from pipeline.decode.pictures.jpeg_xl import jxl_size_px
+from pipeline.decode.pictures.raw import RAW_FORMATS, raw_format
+from pipeline.decode.pictures.video import VIDEO_FORMATS, video_format
+from pipeline.decode.recorded import NOTHING_RECORDED, Recorded, recorded, recorded_in
+from pipeline.schema import ErrorCode, Media, PhotoError
 
 _MAGICS = (
     (b"\xff\xd8\xff", "jpeg"),
@@ -24,6 +36,10 @@ _MAGICS = (
     (b"MM\0\x2a", "tiff"),
     (b"II\x2b\0", "tiff"),
     (b"MM\0\x2b", "tiff"),
+    (JXL_CODESTREAM, "jxl"),
+    (JXL_CONTAINER, "jxl"),
+    (JP2_CODESTREAM, "jp2"),
+    (JP2_CONTAINER, "jp2"),
 )
 _BMP_HEADER_BYTES = {12, 16, 40, 52, 56, 64, 108, 124}
 """Two letters are no magic: texts begin so, too."""
@@ -31,7 +47,7 @@ _BLANKS, _MOST_BLANKS, _MOST_ODD = b" \t\r\n\0\xef\xbb\xbf", 64, 16
 """What scripts of web servers put before a picture, and viewers pass over; a few other bytes, too, before a JPEG."""
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
-_BYTES_PER_PIXEL = {"webp": 12, "heic": 8, "avif": 8}
+_BYTES_PER_PIXEL = {"webp": 12, "heic": 8, "avif": 8, "jxl": 16}
 _BYTES_PER_PIXEL_ELSE = 4
 _LEAST_ROW_BYTES = 32
 """A codec keeps a pointer for each row of pixels, and no row is shorter than a word."""
@@ -65,6 +81,14 @@ class PhotoFacts:
     width_px: int
     height_px: int
     exif: ExifFacts
+    recorded: Recorded = NOTHING_RECORDED
+
+    @property
+    def media(self) -> Media:
+        """What kind of picture the file holds, by its format."""
+        if self.format in VIDEO_FORMATS:
+            return Media.VIDEO
+        return Media.RAW if self.format in RAW_FORMATS else Media.IMAGE
 
 
 class DecodeFailure(PhotoError):  # noqa: N818 - as PhotoError reads: a failure of the photo, not of the program
@@ -78,13 +102,15 @@ class DecodeFailure(PhotoError):  # noqa: N818 - as PhotoError reads: a failure 
         return DecodeFailure, (self.code, self.message, self.facts)
 
 
-def check_head(head: bytes, limits: DecodeLimits) -> None:
+def check_head(head: bytes, limits: DecodeLimits, with_videos: bool = False) -> None:
     """Look at the first bytes of a file whose rest is still to come; what they don't tell is no reason to refuse it.
+
+    `with_videos`: videos are taken, whatever their first bytes say.
 
     Raises `DecodeFailure`: unsupported_format, too_large, and corrupt where no rest could mend it.
     """
     try:
-        format_name, start = sniff_format(head), photo_start(head)
+        format_name, start = sniff_format(head, with_videos), photo_start(head)
         head = head[start:] if start else head
         if format_name != "jpeg":
             check_size(format_name, head, limits)
@@ -98,8 +124,9 @@ def check_head(head: bytes, limits: DecodeLimits) -> None:
         raise DecodeFailure(error.code, error.message) from error
     size_px = (header.width_px, header.height_px)
     if _is_too_large(size_px, header.coefficient_bytes, limits):
-        exif = read_exif(header.exif)
-        refuse_too_large(facts_of("jpeg", size_px, exif, exif.orientation), header.coefficient_bytes, limits)
+        exif = read_exif(*header.blocks.exif)
+        facts = facts_of("jpeg", size_px, exif, exif.orientation, recorded_in(exif, header.blocks))
+        refuse_too_large(facts, header.coefficient_bytes, limits)
 
 
 def check_size(format_name: str, data: bytes, limits: DecodeLimits) -> None:
@@ -107,11 +134,17 @@ def check_size(format_name: str, data: bytes, limits: DecodeLimits) -> None:
 
     `data`: a file, or its first bytes, of any format but JPEG.
     """
-    size_px = _size_px(format_name, data)
-    needed_bytes = memory_bytes(format_name, size_px) if size_px is not None else 0
+    jpeg2000 = read_jpeg2000_header(data) if format_name == "jp2" else None
+    if jpeg2000 is not None:
+        size_px: tuple[int, int] | None = (jpeg2000.width_px, jpeg2000.height_px)
+        needed_bytes = jpeg2000_memory_bytes(jpeg2000, jpeg2000.halvings)
+    else:
+        size_px = _size_px(format_name, data)
+        needed_bytes = memory_bytes(format_name, size_px) if size_px is not None else 0
     if size_px is not None and min(size_px) >= 1 and _is_too_large(size_px, needed_bytes, limits):
         exif = read_exif(data) if format_name == "tiff" else ExifFacts()
-        refuse_too_large(facts_of(format_name, size_px, exif, exif.orientation), needed_bytes, limits)
+        facts = facts_of(format_name, size_px, exif, exif.orientation, recorded(exif))
+        refuse_too_large(facts, needed_bytes, limits)
     pieces = max(tiff_count(data, tag) for tag in _TIFF_PIECES) if format_name == "tiff" else 0
     if pieces > _MAX_TIFF_PIECES:
         raise DecodeFailure(ErrorCode.CORRUPT, f"tiff: says it has {pieces} strips or tiles")
@@ -124,7 +157,7 @@ def memory_bytes(format_name: str, size_px: tuple[int, int]) -> int:
     return height_px * max(row_bytes, _LEAST_ROW_BYTES)
 
 
-def facts_of(format_name: str, size_px: tuple[int, int], exif: ExifFacts, turn: int) -> PhotoFacts:
+def facts_of(format_name: str, size_px: tuple[int, int], exif: ExifFacts, turn: int, records: Recorded) -> PhotoFacts:
     """Return the facts of a picture that is stored with this width and height, and is displayed after this turn.
 
     `turn`: an EXIF orientation, 1 to 8.
@@ -136,7 +169,7 @@ def facts_of(format_name: str, size_px: tuple[int, int], exif: ExifFacts, turn: 
     if max(size_px) > _MAX_SIDE_PX:
         raise PhotoError(ErrorCode.TOO_LARGE, f"{format_name}: says it is {size_px[0]} × {size_px[1]} pixels")
     width_px, height_px = reversed(size_px) if turn >= 5 else size_px
-    return PhotoFacts(format_name, width_px, height_px, exif)
+    return PhotoFacts(format_name, width_px, height_px, exif, records)
 
 
 def _is_too_large(size_px: tuple[int, int], needed_bytes: int, limits: DecodeLimits) -> bool:
@@ -165,10 +198,15 @@ def photo_start(data: bytes) -> int:
     return max(0, data.find(b"\xff\xd8\xff", 0, _MOST_ODD))
 
 
-def sniff_format(data: bytes) -> str:
-    """Return the format that a file's first bytes show; raises `PhotoError` (unsupported_format) for all others."""
+def sniff_format(data: bytes, with_videos: bool = False) -> str:
+    """Return the format that a file's first bytes show; raises `PhotoError` (unsupported_format) for all others.
+
+    `with_videos`: videos are no others.
+    """
     start = photo_start(data)
     format_name = _format_of(data[start : start + 512] if start else data)
+    if format_name is None and with_videos:
+        format_name = video_format(data)
     if format_name is None:
         what = ": its first bytes are all zero" if data and not data[:65_536].strip(b"\0") else ""
         raise PhotoError(ErrorCode.UNSUPPORTED_FORMAT, f"not a photo in a known format{what}")
@@ -180,9 +218,7 @@ def _format_of(data: bytes) -> str | None:
         if data.startswith(magic):
             if format_name == "bmp" and int.from_bytes(data[14:18], "little") not in {0, *_BMP_HEADER_BYTES}:
                 break
-            if format_name == "tiff" and data[8:10] == b"CR":
-                break
-            return format_name
+            return raw_format(data) or "tiff" if format_name == "tiff" else format_name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     if data[4:8] == b"ftyp":
@@ -193,7 +229,7 @@ def _format_of(data: bytes) -> str | None:
             return "avif"
         if not _HEIC_BRANDS.isdisjoint(brands):
             return "heic"
-    return None
+    return raw_format(data)
 
 
 def _size_px(format_name: str, data: bytes) -> tuple[int, int] | None:
@@ -213,6 +249,10 @@ def _size_px(format_name: str, data: bytes) -> tuple[int, int] | None:
             return None if width_px is None or height_px is None else (width_px, height_px)
         case "webp":
             return _webp_size_px(data)
+        case "heic" | "avif":
+            return primary_size_px(data)
+        case "jxl":
+            return jxl_size_px(data)
     return None
 
 

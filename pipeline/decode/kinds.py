@@ -20,6 +20,7 @@ import re
 from dataclasses import dataclass
 
 from pipeline.decode.header import sniff_format
+from pipeline.decode.pictures.video import video_format
 from pipeline.schema import ErrorCode, PhotoError
 
 
@@ -153,16 +154,8 @@ _NAMES: dict[str, str] = {
 _MAGICS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\0\5\x16\7", "appledouble"),
     (0, b"\0\5\x16\0", "appledouble"),
-    (0, b"\x1a\x45\xdf\xa3", "matroska"),
-    (8, b"AVI LIST", "avi"),
     (8, b"WAVE", "wav"),
-    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
-    (0, b"FLV\1", "flv"),
-    (0, b"\0\0\1\xba", "mpeg"),
-    (0, b"\0\0\1\xb3", "mpeg"),
     (0, b"OggS", "ogg"),
-    (0, b".RMF", "realmedia"),
-    (0, b"\x06\x0e\x2b\x34\2\5\1\1", "mxf"),
     (0, b"ID3", "mp3"),
     (0, b"fLaC", "flac"),
     (8, b"AIFF", "aiff"),
@@ -226,7 +219,7 @@ _MAGICS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"PAR1", "data"),
     (0, b"PAR2\0PKT", "checksum"),
 )
-_EXE, _MPEG_TS = re.compile(rb"MZ.{58}(..\0\0)", re.DOTALL), (188, 192)
+_EXE = re.compile(rb"MZ.{58}(..\0\0)", re.DOTALL)
 _PICTURE_MAGICS = (
     *(b"8BPS", b"gimp xcf", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\xff\x0a", b"\0\0\0\x0cJXL "),
     *(b"II", b"MM\0", b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM", b"IIRO", b"DDS ", b"v/1\1", b"#?RADIANCE", b"qoif"),
@@ -234,8 +227,6 @@ _PICTURE_MAGICS = (
 )
 """What begins so is a picture, of a format that others can read."""
 _PICTURE_BRANDS = {b"crx ", b"jxl ", b"jp2 ", b"jpx ", b"jpm ", b"mjp2"}
-_VIDEO_BRANDS = (b"iso", b"mp4", b"avc", b"M4V", b"MSNV", b"dash", b"f4v", b"F4V", b"mmp4", b"XAVC", b"hvc", b"NDSC")
-_BOXES_OF_QUICKTIME = {b"moov", b"mdat", b"wide", b"pnot", b"free", b"skip"}
 _ONE_CONTENT = {
     "mp4": {"mp4", "mov", "3gp", "m4a"},
     "mov": {"mp4", "mov", "3gp", "m4a"},
@@ -401,22 +392,10 @@ def _format(head: bytes, name: _Name) -> str | None:
 
 def _media_format(head: bytes) -> str | None:
     """Return the format of a video, a sound or a program whose beginning is no fixed text."""
-    if head[4:8] == b"ftyp":
-        end = min(int.from_bytes(head[:4], "big"), 256)
-        brands = [head[8:12], *(head[at : at + 4] for at in range(16, end, 4))]
-        if brands[0][:3] in (b"M4A", b"M4B", b"M4P"):
-            return "m4a"
-        if brands[0] == b"qt  ":
-            return "mov"
-        if any(brand.startswith((b"3gp", b"3g2")) for brand in brands[:1]):
-            return "3gp"
-        return "mp4" if any(brand.startswith(_VIDEO_BRANDS) or brand == b"qt  " for brand in brands) else None
-    if head[4:8] in _BOXES_OF_QUICKTIME and int.from_bytes(head[:4], "big") >= 1:
-        return "mov"
-    for packet_bytes in _MPEG_TS:
-        start = packet_bytes - 188
-        if len(head) > 4 * packet_bytes and head[start : start + 4 * packet_bytes : packet_bytes] == b"GGGG":
-            return "mpegts"
+    if head[4:8] == b"ftyp" and head[8:11] in (b"M4A", b"M4B", b"M4P"):
+        return "m4a"
+    if (video_name := video_format(head)) is not None:
+        return video_name
     program = _EXE.match(head)
     if program is not None and int.from_bytes(program[1], "little") >= 64:
         return "exe"

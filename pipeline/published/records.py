@@ -50,7 +50,8 @@ class PhotoCounts:
     """How a run's photos ended; `fingerprint` tells which they are (see `photo_set`).
 
     `skipped` are files that are no photos, `skipped_by_kind` how many of which kind, by their names' endings.
-    `copies` are those whose bytes are another's, `beyond_known_contents` those that were not compared any more.
+    `copies` are those whose bytes are another's, `beyond_known_contents` those that were not compared any more;
+    `recorded_apart` are those of which two recorded positions are more than a kilometre from each other.
     """
 
     located: int = 0
@@ -61,6 +62,7 @@ class PhotoCounts:
     copies: int | None = None
     beyond_known_contents: int | None = None
     context: AlbumCounts | None = None
+    recorded_apart: int | None = None
     skipped: int = 0
     skipped_by_kind: Mapping[str, Mapping[str, int]] | None = None
 

@@ -65,6 +65,7 @@ _BOOT = (
 # costs a quarter of their decoding in page faults. What is larger than 32 MiB, glibc's maximum, still goes back.
 _HEAP_PIECE_BYTES, _HEAP_KEPT_BYTES = 32 << 20, 64 << 20
 _KEEP_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(_HEAP_PIECE_BYTES), "MALLOC_TRIM_THRESHOLD_": str(_HEAP_KEPT_BYTES)}
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # LibRaw's; photos are what runs in parallel
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
@@ -194,7 +195,7 @@ def _answers(layout: _Layout, order: DecodeOrder, memory: _PhotoMemory, limit: _
         answer = _answer(memory.photo(layout, index), order, limit)
         if isinstance(answer, DecodedPhoto):
             memory.put_pixels(layout, index, answer.pixels_HWC)
-            facts = PhotoFacts(answer.format, answer.width_px, answer.height_px, answer.exif)
+            facts = PhotoFacts(answer.format, answer.width_px, answer.height_px, answer.exif, answer.recorded)
             answers.append((facts, time.perf_counter() - start_s))
             continue
         answers.append((answer, time.perf_counter() - start_s))
@@ -256,7 +257,7 @@ class _Child:
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", _BOOT, *map(str, passed), *path],
-                env=os.environ | _KEEP_HEAP,
+                env=os.environ | _KEEP_HEAP | _ONE_THREAD,
                 stdin=subprocess.DEVNULL,
                 pass_fds=passed,
             )

@@ -16,11 +16,12 @@ from pipeline import schema, storage
 from pipeline.decode.header import check_head
 from pipeline.decode.kinds import KindError, refuse_others
 from pipeline.decode.photo import DecodeFailure, DecodeLimits, DecodeTarget, PhotoFacts, decode_photo
+from pipeline.decode.recorded import Recorded
 from pipeline.read import archive_members
 from pipeline.read.budget import BytesInFlight, Share
 from pipeline.read.fetch import Fetcher, FetchSettings
 from pipeline.read.isolation import Answer, Decode, Decoded, DecodeOrder, IsolatedDecoder
-from pipeline.schema import ErrorCode, Media, PhotoError, RecordedBy
+from pipeline.schema import ErrorCode, PhotoError
 
 _Outcome = storage.Blob | PhotoError
 _Fetched = tuple[list[_Outcome], float]
@@ -44,7 +45,6 @@ class ReaderSettings:
         fetch: how long each is tried, from where, and how many bytes are held; its `concurrent` is the whole run's
             affair.
         local_roots: where local photos may be read, see `roots.is_allowed`; None for anywhere.
-        videos: videos are for the decoder, and not skipped.
     """
 
     target: DecodeTarget
@@ -53,11 +53,15 @@ class ReaderSettings:
     decode_timeout_s: float = 60.0
     fetch: FetchSettings = field(default_factory=FetchSettings)
     local_roots: tuple[str, ...] | None = None
-    videos: bool = False
 
     def __post_init__(self) -> None:
         if not self.decode_timeout_s > 0:
             raise ValueError(f"decode_timeout_s {self.decode_timeout_s:g}: give more than 0 seconds")
+
+    @property
+    def videos(self) -> bool:
+        """Whether videos are for the decoder, and not skipped."""
+        return self.target.video_frames > 0
 
     @property
     def decode_memory_bytes(self) -> int:
@@ -118,7 +122,7 @@ class Reader:
     def _judge(self, head: bytes, uri: str) -> None:
         """Raise PhotoError where a file's first bytes say enough: it is no photo, or too large."""
         refuse_others(head, uri, self._settings.videos)
-        check_head(head, self._settings.limits)
+        check_head(head, self._settings.limits, self._settings.videos)
 
     def __call__(self, plan: pa.Table, note_read: NoteRead = lambda _: None) -> pa.Table:
         """Read every photo of `plan`; a photo that can't be had is a row with an error code, anything else raises.
@@ -235,7 +239,8 @@ class Reader:
             photo = decode_photo(data, self._settings.target, self._settings.limits)
         except PhotoError as error:
             return error.without_frames()
-        return PhotoFacts(photo.format, photo.width_px, photo.height_px, photo.exif), photo.pixels_HWC.tobytes()
+        facts = PhotoFacts(photo.format, photo.width_px, photo.height_px, photo.exif, photo.recorded)
+        return facts, photo.pixels_HWC.tobytes()
 
 
 class IsolatedReader(Reader):
@@ -274,11 +279,26 @@ def _error_columns(error: PhotoError) -> dict[str, Any]:
 def _header_columns(facts: PhotoFacts) -> dict[str, Any]:
     return {
         schema.FORMAT: facts.format,
-        schema.MEDIA: str(Media.IMAGE),
+        schema.MEDIA: str(facts.media),
         schema.WIDTH_PX: facts.width_px,
         schema.HEIGHT_PX: facts.height_px,
-        schema.TAKEN_AT: facts.exif.taken_at,
-        schema.RECORDED_LAT_DEG: facts.exif.lat_deg,
-        schema.RECORDED_LON_DEG: facts.exif.lon_deg,
-        schema.RECORDED_BY: None if facts.exif.lat_deg is None else str(RecordedBy.EXIF),
+        **_recorded_columns(facts.recorded),
+    }
+
+
+def _recorded_columns(recorded: Recorded) -> dict[str, Any]:
+    return {
+        schema.TAKEN_AT: recorded.taken_at,
+        schema.TAKEN_AT_UTC: recorded.taken_at_utc,
+        schema.TAKEN_AT_UTC_BY: recorded.utc_by,
+        schema.RECORDED_LAT_DEG: recorded.lat_deg,
+        schema.RECORDED_LON_DEG: recorded.lon_deg,
+        schema.RECORDED_BY: recorded.by,
+        schema.RECORDED_APART_KM: recorded.apart_km,
+        schema.IPTC_CITY: recorded.city,
+        schema.IPTC_REGION: recorded.region,
+        schema.IPTC_COUNTRY: recorded.country,
+        schema.IPTC_COUNTRY_CODE: recorded.country_code,
+        schema.CAPTION: recorded.caption,
+        schema.KEYWORDS: list(recorded.keywords) or None,
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pillow_heif
+import pillow_jxl  # noqa: F401 - teaches Pillow to write it
 import sklearn.datasets
 from PIL import Image
 
@@ -45,12 +46,12 @@ def china_image() -> Image.Image:
 
 
 def encode(image: Image.Image, format_name: str, **options: Any) -> bytes:
-    """Return `image` as a file; `format_name`: jpeg, png, webp, tiff, gif, bmp, heic or avif."""
+    """Return `image` as a file; `format_name`: jpeg, png, webp, tiff, gif, bmp, heic, avif, jxl or jp2."""
     buffer = io.BytesIO()
     if format_name == "heic":
         pillow_heif.from_pillow(image).save(buffer, **options)
     else:
-        image.save(buffer, format_name, **options)
+        image.save(buffer, {"jp2": "jpeg2000"}.get(format_name, format_name), **options)
     return buffer.getvalue()
 
 
@@ -88,8 +89,9 @@ def camera_jpeg(image: Image.Image, orientation: int = 1, **facts: Any) -> bytes
 
 def in_every_format(image: Image.Image) -> dict[str, bytes]:
     """Return the same picture as a file of each format that Graticule reads, by the name that it gives the format."""
-    lossless = {"png": {}, "tiff": {}, "bmp": {}, "webp": {"lossless": True}}
+    lossless = {"png": {}, "tiff": {}, "bmp": {}, "webp": {"lossless": True}, "jp2": {}}
     lossy = {"jpeg": {"quality": 95}, "heic": {"quality": 95}, "avif": {"quality": 95}, "gif": {}}
+    lossy["jxl"] = {"quality": 95, "effort": 3}
     return {name: encode(image, name, **options) for name, options in (lossless | lossy).items()}
 
 

@@ -67,6 +67,7 @@ class Report:
 def check_decode(data: bytes) -> str:
     """A photo of the right shape, or a refusal from the closed set; what is told of it fits the output's columns."""
     from pipeline.decode.photo import DecodeFailure, DecodeLimits, DecodeTarget, decode_photo
+    from pipeline.decode.pictures.raw import RAW_FORMATS
 
     facts: object
     try:
@@ -81,7 +82,8 @@ def check_decode(data: bytes) -> str:
         assert str(photo.pixels_HWC.dtype) == "uint8"
         code, facts = "ok", photo
     if facts is not None:
-        assert facts.format in ("jpeg", "png", "webp", "tiff", "gif", "bmp", "heic", "avif")  # type: ignore[attr-defined]
+        known = {"jpeg", "png", "webp", "tiff", "gif", "bmp", "heic", "avif", "jxl", "jp2", *RAW_FORMATS}
+        assert facts.format in known  # type: ignore[attr-defined]
         assert 0 < facts.width_px < 1 << 31, facts  # type: ignore[attr-defined]
         assert 0 < facts.height_px < 1 << 31, facts  # type: ignore[attr-defined]
         _check_exif_facts(facts.exif)  # type: ignore[attr-defined]
@@ -101,7 +103,7 @@ def check_exif(data: bytes) -> str:
     for tag in (254, 256, 258, 50706):
         number = tiff_number(data, tag)
         assert number is None or isinstance(number, int)
-    for name in ("jpeg", "png", "webp", "gif", "bmp", "tiff", "heic", "avif"):
+    for name in ("jpeg", "png", "webp", "gif", "bmp", "tiff", "heic", "avif", "jxl", "jp2"):
         assert is_cut(name, data) in (True, False)
     try:
         sniff_format(data)

@@ -11,8 +11,6 @@ from pipeline.decode.photo import DecodeTarget, decode_photo
 from tests.support.photo_samples import camera_jpeg, china_image, encode, in_every_format
 
 FILES = in_every_format(china_image())
-SIZE_TOLD = {"jpeg", "png", "webp", "tiff", "gif", "bmp"}
-"""HEIC's and AVIF's sizes are those of boxes in boxes: the decoder's to find."""
 
 
 def refusal(head: bytes, limits: DecodeLimits | None = None) -> DecodeFailure:
@@ -29,19 +27,16 @@ def test_no_beginning_of_a_photo_is_refused_however_short(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_head_judges_as_the_decoder_does(name: str) -> None:
-    """Where it tells the size, with the same words and facts."""
+    """With the same words and facts."""
     data = FILES[name] if name != "webp" else encode(china_image(), "webp")
     check_head(data, DecodeLimits(max_pixels=640 * 427))
     limits = DecodeLimits(max_pixels=640 * 427 - 1)
     with pytest.raises(DecodeFailure) as caught:
         decode_photo(data, DecodeTarget(32, 36), limits)
-    if name in SIZE_TOLD:
-        found = refusal(data, limits)
-        assert (found.code, found.message) == (caught.value.code, caught.value.message)
-        assert found.facts is not None
-        assert (found.facts.width_px, found.facts.height_px) == (640, 427)
-    else:
-        check_head(data, limits)
+    found = refusal(data[:4096] if name not in ("tiff", "gif") else data, limits)
+    assert (found.code, found.message) == (caught.value.code, caught.value.message)
+    assert found.facts is not None
+    assert (found.facts.width_px, found.facts.height_px) == (640, 427)
 
 
 def test_what_a_camera_wrote_is_kept_where_a_photo_is_refused_by_its_head() -> None:
@@ -61,7 +56,6 @@ def test_what_a_camera_wrote_is_kept_where_a_photo_is_refused_by_its_head() -> N
         b"\x1a\x45\xdf\xa3matroska",
         b"%PDF-1.7",
         b"PK\3\4",
-        b"II*\0\x10\0\0\0CR\2\0",
         b"RIFF\0\0\0\x18AVI LIST",
     ],
 )

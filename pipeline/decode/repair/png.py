@@ -13,7 +13,8 @@ import zlib
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PICTURE = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS"}
-_COLOURS, _FACTS, _TEXTS = {b"iCCP", b"sRGB", b"gAMA", b"cHRM"}, {b"eXIf"}, {b"tEXt", b"zTXt", b"iTXt"}
+_TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
+_OF_USE = {b"iCCP", b"eXIf", *_TEXTS}
 _MOST_TEXTS_BYTES = 32 << 20
 _MOST_CHUNKS = 1 << 20
 _PIECE_BYTES = 64 << 10
@@ -71,14 +72,15 @@ def _kept(data: memoryview, most_unfolded_bytes: int) -> list[tuple[int, int]]:
         length_bytes, kind = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
         end = min(at + 12 + length_bytes, len(data))
         is_kept = not kind[0] & 32 or kind in _PICTURE
-        if not is_kept and kind in _COLOURS | _FACTS | _TEXTS and _is_sound(data[at:end], length_bytes):
+        is_too_much = (kind == b"iCCP" and has_profile) or (kind in _TEXTS and texts_bytes > _MOST_TEXTS_BYTES)
+        if not is_kept and kind in _OF_USE and not is_too_much and _is_sound(data[at:end], length_bytes):
             unfolded_bytes = _unfolded_bytes(kind, bytes(data[at + 8 : end - 4]), most_unfolded_bytes)
             is_kept = unfolded_bytes <= most_unfolded_bytes
             if kind in _TEXTS:
-                texts_bytes += unfolded_bytes if is_kept else 0
+                texts_bytes += unfolded_bytes  # of what is passed over, too: it took its time
                 is_kept = is_kept and texts_bytes <= _MOST_TEXTS_BYTES
             elif kind == b"iCCP":
-                is_kept, has_profile = is_kept and not has_profile, True
+                has_profile = True
         if kind == b"tRNS":
             is_kept = _is_sound(data[at:end], length_bytes)
         if is_kept:

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import io
 import logging
+import struct
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import av
 import numpy as np
 import pillow_heif
+import pillow_jxl  # noqa: F401 - teaches Pillow to read and write it
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -32,7 +35,19 @@ from pipeline.schema import PhotoError
 Pixels = NDArray[np.uint8]
 Library = Literal["simplejpeg", "PIL", "opencv", "pyvips", "imagecodecs"]
 FormatName = Literal[
-    "jpeg-12mp", "jpeg-12mp-progressive", "jpeg-640", "jpeg-640-progressive", "webp", "heic", "avif", "png", "tiff"
+    "jpeg-12mp",
+    "jpeg-12mp-progressive",
+    "jpeg-640",
+    "jpeg-640-progressive",
+    "webp",
+    "heic",
+    "avif",
+    "png",
+    "tiff",
+    "jxl",
+    "jp2",
+    "raw",
+    "video",
 ]
 
 _LIBRARIES: dict[Library, tuple[str, str]] = {
@@ -43,7 +58,8 @@ _LIBRARIES: dict[Library, tuple[str, str]] = {
     "imagecodecs": ("imagecodecs", "imagecodecs"),
 }
 """Each with its module and what pip installs for it."""
-_LARGE_PX, _SMALL_PX = (4000, 3000), (640, 480)
+_LARGE_PX, _HD_PX, _SMALL_PX = (4000, 3000), (1920, 1080), (640, 480)
+_VIDEO_FRAMES = 5
 _FORMATS: dict[FormatName, tuple[str, tuple[int, int], dict[str, Any]]] = {
     "jpeg-12mp": ("jpeg", _LARGE_PX, {"quality": 90}),
     "jpeg-12mp-progressive": ("jpeg", _LARGE_PX, {"quality": 90, "progressive": True}),
@@ -54,7 +70,13 @@ _FORMATS: dict[FormatName, tuple[str, tuple[int, int], dict[str, Any]]] = {
     "avif": ("avif", _LARGE_PX, {"quality": 70, "speed": 9}),
     "png": ("png", _LARGE_PX, {"compress_level": 3}),
     "tiff": ("tiff", _LARGE_PX, {"compression": "tiff_lzw"}),
+    "jxl": ("jxl", _LARGE_PX, {"quality": 90, "effort": 3}),
+    "jp2": ("jpeg2000", _LARGE_PX, {"irreversible": True, "quality_layers": [12]}),
+    "raw": ("jpeg", _LARGE_PX, {"quality": 90}),
+    "video": ("jpeg", _HD_PX, {"quality": 90}),
 }
+_WRAPPED: tuple[FormatName, ...] = ("raw", "video")
+"""Formats whose picture the other ways are given as a JPEG, as they can't read them: what they cost beside one."""
 _LEAST_OF_BARE = 0.9
 _SAME_PICTURE = 12.0
 """Mean difference of two ways' pixels, of 255, above which they do not do the same."""
@@ -63,7 +85,8 @@ _SAME_PICTURE = 12.0
 @dataclass(frozen=True)
 class DecodeBenchmark:
     """Photos a second and core of our decode, beside each library's own shrinking decode with an antialiased resize,
-    and beside the bare call that ours is made of, which neither resizes nor checks."""
+    and beside the bare call that ours is made of, which neither resizes nor checks. In place of raw files and videos
+    the others are given the same picture as a JPEG."""
 
     photos: str | None = None
     """Folder of photos, the largest of which are encoded anew in each format; the demo's if not given."""
@@ -97,14 +120,12 @@ class DecodeBenchmark:
         columns = "".join(f"{name:>13}" for name in ("ours", "bare call", *libraries))
         print(f"{'':<22}{columns}{'ours ÷ bare':>13}{'÷ fastest':>11}  fastest")
         pictures = _pictures(self.photos, self.sample)
-        return [
-            figure
-            for format_name in self.formats
-            for figure in self._compare(format_name, [_encoded(x, format_name) for x in pictures], libraries)
-        ]
+        return [figure for format_name in self.formats for figure in self._compare(format_name, pictures, libraries)]
 
-    def _compare(self, format_name: FormatName, photos: list[bytes], libraries: list[Library]) -> list[Figure]:
-        target = DecodeTarget(self.image_size_px, self.image_size_px)
+    def _compare(self, format_name: FormatName, pictures: list[Image.Image], libraries: list[Library]) -> list[Figure]:
+        target = DecodeTarget(self.image_size_px, self.image_size_px, video_frames=_VIDEO_FRAMES)
+        beside = [_encoded(picture, format_name) for picture in pictures]
+        photos = [_wrapped(picture, jpeg, format_name) for picture, jpeg in zip(pictures, beside, strict=True)]
         ways: dict[str, Callable[[bytes], Pixels]] = {
             "ours": lambda data: decode_photo(data, target).pixels_HWC,
             "bare": _bare_call(format_name, self.image_size_px),
@@ -114,7 +135,7 @@ class DecodeBenchmark:
             way = _way(library, format_name, self.image_size_px)
             if way is None:
                 continue
-            difference = float(np.abs(way(photos[0]).astype(int) - expected).mean())
+            difference = float(np.abs(way(beside[0]).astype(int) - expected).mean())
             if difference > _SAME_PICTURE:
                 raise ValueError(f"{library} makes another picture of {format_name} ({difference:.1f} of 255 away)")
             ways[library] = way
@@ -122,7 +143,7 @@ class DecodeBenchmark:
         for _ in range(self.repeats):
             for name, way in ways.items():
                 start_s = time.process_time()
-                for data in photos:
+                for data in photos if name == "ours" else beside:
                     way(data)
                 cpu_s[name].append(time.process_time() - start_s)
         per_s = {name: len(photos) / float(np.median(taken_s)) for name, taken_s in cpu_s.items()}
@@ -138,7 +159,7 @@ class DecodeBenchmark:
         return [
             Figure(f"decode, {format_name}", f"ours ÷ {name}", per_s["ours"], other, per_s["ours"] / other, least=least)
             for name, other, least in (
-                ("the bare call", per_s["bare"], _LEAST_OF_BARE),
+                ("the bare call", per_s["bare"], None if format_name in _WRAPPED else _LEAST_OF_BARE),
                 ("the fastest other way", per_s[fastest], None),
             )
         ]
@@ -173,6 +194,37 @@ def _encoded(picture: Image.Image, format_name: FormatName) -> bytes:
     return file.getvalue()
 
 
+def _wrapped(picture: Image.Image, encoded: bytes, format_name: FormatName) -> bytes:
+    """Return a camera raw file around a JPEG, or a video of the picture; any other file as it is."""
+    match format_name:
+        case "raw":
+            return _raw_around(encoded)
+        case "video":
+            return _video_of(picture.resize(_FORMATS[format_name][1], Image.Resampling.LANCZOS, reducing_gap=2.0))
+    return encoded
+
+
+def _raw_around(jpeg: bytes) -> bytes:
+    """Return a file of the structure of a CR2: a TIFF whose first picture is the camera's JPEG."""
+    width_px, height_px = _LARGE_PX
+    tags = [(256, width_px), (257, height_px), (259, 6), (273, 4096), (274, 1), (279, len(jpeg))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = b"II*\0\x10\0\0\0CR\2\0\0\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+    return head.ljust(4096, b"\0") + jpeg + bytes(2 * len(jpeg))  # the sensor's data, which nobody reads
+
+
+def _video_of(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *picture.size, "yuv420p", 20_000_000
+        stream.codec_context.gop_size = 12
+        for _ in range(12 * _VIDEO_FRAMES):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
 def _eighths(format_name: FormatName, image_size_px: int) -> int:
     """Return how many eighths of a JPEG's size are enough: written anew here, so that our choice is checked by it."""
     short_px = min(_FORMATS[format_name][1])
@@ -181,7 +233,7 @@ def _eighths(format_name: FormatName, image_size_px: int) -> int:
 
 def _bare_call(format_name: FormatName, image_size_px: int) -> Callable[[bytes], Any]:
     """Return the one call of a codec that ours is made of, at the same scale."""
-    if not format_name.startswith("jpeg"):
+    if _FORMATS[format_name][0] != "jpeg":
         return lambda data: Image.open(io.BytesIO(data)).load()
     width_px, height_px = (side * _eighths(format_name, image_size_px) // 8 for side in _FORMATS[format_name][1])
     return lambda data: simplejpeg.decode_jpeg(data, "RGB", min_height=height_px, min_width=width_px)
@@ -223,7 +275,7 @@ def _way(library: Library, format_name: FormatName, image_size_px: int) -> Calla
         return np.asarray(picture.numpy())[:, :, :3]
 
     def by_imagecodecs(data: bytes) -> Pixels:
-        name = {"jpeg": "jpeg8"}.get(codec, codec)
+        name = {"jpeg": "jpeg8", "jxl": "jpegxl", "jpeg2000": "jpeg2k"}.get(codec, codec)
         return fitted(Image.fromarray(getattr(module, f"{name}_decode")(data)))
 
     match library:
@@ -233,9 +285,9 @@ def _way(library: Library, format_name: FormatName, image_size_px: int) -> Calla
             return by_pil
         case "opencv":
             module.setNumThreads(1)
-            return None if codec == "heif" else by_opencv
+            return None if codec in ("heif", "jxl") else by_opencv
         case "pyvips":
             logging.getLogger("pyvips").setLevel(logging.WARNING)  # it tells of every step
-            return None if codec == "heif" else by_pyvips
+            return None if codec in ("heif", "jxl", "jpeg2000") else by_pyvips
         case "imagecodecs":
             return None if codec == "heif" else by_imagecodecs

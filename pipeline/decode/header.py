@@ -45,6 +45,8 @@ _BMP_HEADER_BYTES = {12, 16, 40, 52, 56, 64, 108, 124}
 """Two letters are no magic: texts begin so, too."""
 _BLANKS, _MOST_BLANKS, _MOST_ODD = b" \t\r\n\0\xef\xbb\xbf", 64, 16
 """What scripts of web servers put before a picture, and viewers pass over; a few other bytes, too, before a JPEG."""
+_HEAD_BYTES, _ZEROS_OF_A_BOX = 512, 3
+"""So many bytes of its length, which a photo of boxes begins with, are blanks themselves."""
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _BYTES_PER_PIXEL = {"webp": 12, "heic": 8, "avif": 8, "jxl": 16}
@@ -114,7 +116,7 @@ def check_head(head: bytes, limits: DecodeLimits, with_videos: bool = False) -> 
     Raises `DecodeFailure`: unsupported_format, too_large, and corrupt where no rest could mend it.
     """
     try:
-        format_name, start = sniff_format(head, with_videos), photo_start(head)
+        format_name, start = find_photo(head, with_videos)
         head = head[start:] if start else head
         if format_name != "jpeg":
             check_size(format_name, head, limits)
@@ -192,29 +194,30 @@ def refuse_too_large(facts: PhotoFacts, needed_bytes: int, limits: DecodeLimits)
         raise DecodeFailure(ErrorCode.TOO_LARGE, f"{size}: {need}", facts)
 
 
-def photo_start(data: bytes) -> int:
-    """Return where a photo begins in a file's bytes: at 0, but where blanks or a few odd bytes stand before it."""
-    if _format_of(data) is not None:
-        return 0
-    blanks = len(data[:_MOST_BLANKS]) - len(data[:_MOST_BLANKS].lstrip(_BLANKS))
-    if blanks and _format_of(data[blanks : blanks + 512]) is not None:
-        return blanks
-    return max(0, data.find(b"\xff\xd8\xff", 0, _MOST_ODD))
+def find_photo(data: bytes, with_videos: bool = False) -> tuple[str, int]:
+    """Return the format that a file's first bytes show, and where the photo begins.
 
+    That is at 0, but where blanks or a few odd bytes stand before it. `with_videos`: videos are photos, too.
 
-def sniff_format(data: bytes, with_videos: bool = False) -> str:
-    """Return the format that a file's first bytes show; raises `PhotoError` (unsupported_format) for all others.
-
-    `with_videos`: videos are no others.
+    Raises `PhotoError` (unsupported_format) for all others.
     """
-    start = photo_start(data)
-    format_name = _format_of(data[start : start + 512] if start else data)
-    if format_name is None and with_videos:
-        format_name = video_format(data)
-    if format_name is None:
-        what = ": its first bytes are all zero" if data and not data[:65_536].strip(b"\0") else ""
-        raise PhotoError(ErrorCode.UNSUPPORTED_FORMAT, f"not a photo in a known format{what}")
-    return format_name
+    format_name = _format_of(data)
+    if format_name is not None:
+        return format_name, 0
+    blanks = len(data[:_MOST_BLANKS]) - len(data[:_MOST_BLANKS].lstrip(_BLANKS))
+    odd = data.find(b"\xff\xd8\xff", 0, _MOST_ODD)
+    for start in (blanks, blanks - _ZEROS_OF_A_BOX, odd):
+        if start > 0 and (format_name := _format_of(data[start : start + _HEAD_BYTES])) is not None:
+            return format_name, start
+    if with_videos and (format_name := video_format(data)) is not None:
+        return format_name, 0
+    what = ": its first bytes are all zero" if data and not data[:65_536].strip(b"\0") else ""
+    raise PhotoError(ErrorCode.UNSUPPORTED_FORMAT, f"not a photo in a known format{what}")
+
+
+def sniff_format(data: bytes) -> str:
+    """Return the format of a photo as `find_photo` does; raises `PhotoError` (unsupported_format) for all others."""
+    return find_photo(data)[0]
 
 
 def _format_of(data: bytes) -> str | None:

@@ -41,7 +41,7 @@ from pipeline.decode.exif import ExifFacts, read_exif, tiff_number
 from pipeline.decode.header import DecodeFailure as DecodeFailure
 from pipeline.decode.header import DecodeLimits as DecodeLimits
 from pipeline.decode.header import PhotoFacts as PhotoFacts
-from pipeline.decode.header import check_size, facts_of, memory_bytes, photo_start, refuse_too_large
+from pipeline.decode.header import check_size, facts_of, find_photo, memory_bytes, refuse_too_large
 from pipeline.decode.header import sniff_format as sniff_format
 from pipeline.decode.jpeg import decode_jpeg_shrunk, read_jpeg_header, shrink_eighths
 from pipeline.decode.pictures.jpeg2000 import (
@@ -121,7 +121,7 @@ def decode_photo(data: bytes, target: DecodeTarget, limits: DecodeLimits | None 
             raise PhotoError(ErrorCode.EMPTY, "the file has no bytes")
         if len(data) > limits.max_bytes:
             raise PhotoError(ErrorCode.TOO_LARGE, f"{len(data)} bytes, more than the {limits.max_bytes} allowed")
-        format_name, start = sniff_format(data, target.video_frames > 0), photo_start(data)
+        format_name, start = find_photo(data, target.video_frames > 0)
         source = _open(format_name, data[start:] if start else data, limits)
         facts = source.facts
         refuse_too_large(facts, source.memory_bytes, limits)

@@ -185,3 +185,10 @@ def rw2(preview: bytes, exif: tuple[Tags, Tags], orientation: int = 1) -> bytes:
         gps_at = camera_at + len(blocks)
         blocks += directory(exif[1], gps_at)
     return b"IIU\0" + struct.pack("<I", 8) + start + blocks
+
+
+def one_raw_of_each(image: Image.Image) -> list[tuple[str, bytes]]:
+    """Return a file of each structure, with what it is made of: `tiff` and `cr3` tell a fuzzer where its parts are."""
+    preview, taken = jpeg_of(image), exif_tags(47.5, 19.25, "2021:05:06 07:08:09")
+    tiffs = [nef(preview, taken, 6), mosaic_dng(image, 6), mosaic_dng(image, 8, preview, taken)]
+    return [*(("tiff", data) for data in tiffs), ("raf", raf(preview)), ("cr3", cr3(preview, preview, taken))]

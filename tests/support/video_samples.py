@@ -11,6 +11,8 @@ from typing import Any
 import av
 from PIL import Image
 
+from tests.support.raw_samples import one_raw_of_each
+
 _MATRICES = {  # of `tkhd`: how a player turns what is stored, by the EXIF orientation that does the same
     1: (0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000),
     3: (-0x10000, 0, 0, 0, -0x10000, 0, 0, 0, 0x40000000),
@@ -82,3 +84,9 @@ def loci(lat_deg: float, lon_deg: float, name: bytes = b"\0") -> bytes:
     """Return the `udta` box of 3GPP."""
     place = struct.pack(">Biii", 0, round(lon_deg * 65536), round(lat_deg * 65536), 0)
     return box(b"udta", box(b"loci", struct.pack(">IH", 0, 0x15C7), name, place, b"earth\0\0"))
+
+
+def raws_and_videos(image: Image.Image) -> list[tuple[str, bytes]]:
+    """Return a camera raw file and a video of each structure, with its name."""
+    mp4 = with_movie_boxes(video([image] * 2), apple_keys(location_ISO6709="+48.1+011.5/"))
+    return [*one_raw_of_each(image), ("mp4", mp4), ("matroska", video([image] * 2, "matroska"))]

@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from tests.tools.fuzz_metadata import check_metadata
 from tests.tools.fuzz_mutation import Seed, mutated, seeds_of
 
 _ROOT = Path(__file__).parents[2]
@@ -68,10 +69,13 @@ def check_decode(data: bytes) -> str:
     """A photo of the right shape, or a refusal from the closed set; what is told of it fits the output's columns."""
     from pipeline.decode.photo import DecodeFailure, DecodeLimits, DecodeTarget, decode_photo
     from pipeline.decode.pictures.raw import RAW_FORMATS
+    from pipeline.decode.pictures.video import VIDEO_FORMATS
 
     facts: object
     try:
-        photo = decode_photo(data, DecodeTarget(64, 72), DecodeLimits(max_memory_bytes=_DECODER_MEMORY_BYTES))
+        photo = decode_photo(
+            data, DecodeTarget(64, 72, video_frames=3), DecodeLimits(max_memory_bytes=_DECODER_MEMORY_BYTES)
+        )
     except DecodeFailure as failure:
         assert failure.code in ("empty", "too_large", "unsupported_format", "truncated", "corrupt"), failure.code
         assert failure.message == "".join(c for c in failure.message if c.isprintable())
@@ -82,7 +86,20 @@ def check_decode(data: bytes) -> str:
         assert str(photo.pixels_HWC.dtype) == "uint8"
         code, facts = "ok", photo
     if facts is not None:
-        known = {"jpeg", "png", "webp", "tiff", "gif", "bmp", "heic", "avif", "jxl", "jp2", *RAW_FORMATS}
+        known = {
+            "jpeg",
+            "png",
+            "webp",
+            "tiff",
+            "gif",
+            "bmp",
+            "heic",
+            "avif",
+            "jxl",
+            "jp2",
+            *RAW_FORMATS,
+            *VIDEO_FORMATS,
+        }
         assert facts.format in known  # type: ignore[attr-defined]
         assert 0 < facts.width_px < 1 << 31, facts  # type: ignore[attr-defined]
         assert 0 < facts.height_px < 1 << 31, facts  # type: ignore[attr-defined]
@@ -185,6 +202,7 @@ TARGETS: dict[str, Callable[[bytes], str]] = {
     "exif": check_exif,
     "manifest": check_manifest,
     "members": check_members,
+    "metadata": check_metadata,
 }
 
 

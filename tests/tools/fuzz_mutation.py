@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tests.support.photo_samples import china_image, encode, exif_block, in_every_format
+from tests.support.video_samples import raws_and_videos
+from tests.tools.fuzz_metadata import metadata_seeds
 
 _MAX_CORPUS_FILE_BYTES, _MAX_INPUT_BYTES = 1 << 20, 4 << 20
 _EXTREMES = (0, 1, 2, 3, 7, 8, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000)
@@ -345,8 +347,7 @@ _STRUCTURED: dict[str, Callable[[random.Random, bytearray], None]] = {
     "jpeg": _jpeg,
     "png": _png,
     "tiff": _tiff,
-    "heic": _boxes,
-    "avif": _boxes,
+    **dict.fromkeys(("heic", "avif", "jp2", "cr3", "mp4"), _boxes),
     "webp": _webp,
     "gif": _gif,
     "bmp": _bmp,
@@ -361,7 +362,8 @@ _STRUCTURED: dict[str, Callable[[random.Random, bytearray], None]] = {
 
 def seeds_of(target: str, corpus: Path | None = None) -> list[Seed]:
     """Return what a target starts from: small files of every kind that it reads, and the files below `corpus`."""
-    seeds = {"decode": _photos, "exif": _exif_blocks, "manifest": _manifests, "members": _archives}[target]()
+    kinds = {"decode": _photos, "exif": _exif_blocks, "manifest": _manifests, "members": _archives}
+    seeds = kinds[target]() if target in kinds else [Seed(*each) for each in metadata_seeds()]
     for path in sorted(corpus.rglob("*")) if corpus else ():
         if path.is_file() and 0 < path.stat().st_size <= _MAX_CORPUS_FILE_BYTES:
             data = path.read_bytes()
@@ -382,6 +384,7 @@ def _photos() -> list[Seed]:
     palette, clear = image.quantize(32), image.convert("RGBA")
     clear.putalpha(99)
     seeds = [Seed(name, data) for name, data in in_every_format(image).items()]
+    seeds += [Seed(kind, data) for kind, data in raws_and_videos(image)]
     more: list[tuple[str, Image.Image, dict[str, object]]] = [
         ("jpeg", image, {"exif": exif, "icc_profile": b"x" * 200, "comment": b"hello"}),
         ("jpeg", image, {"progressive": True, "exif": exif}),

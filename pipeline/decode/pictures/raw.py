@@ -83,6 +83,7 @@ _SAME_SIZE = 0.06
 """A preview so near to the sensor's size is the whole picture, and has the size that the camera displays."""
 _BAYER_BYTES, _ELSE_BYTES = 8, 24
 """For each pixel of the sensor: its word, its share of four colours and of the picture; and where it can't shrink."""
+_COLOURS = 3
 _ORIENTATION_OF_FLIP = {0: 1, 3: 3, 5: 8, 6: 6}
 _NO_PREVIEW = "camera raw file without an embedded preview"
 
@@ -191,7 +192,7 @@ class RawFile:
     def look(
         self, load_jpeg: Callable[[bytes], _Loaded], is_enough: Callable[[int, int], bool], max_memory_bytes: int
     ) -> _Loaded | _Pixels:
-        """Return the largest preview that `load_jpeg` takes, or else RGB pixels (HWC) developed at half size.
+        """Return the largest preview that `load_jpeg` takes, or else pixels developed at half size, RGB or grey.
 
         Args:
             load_jpeg: decodes a JPEG, or raises `PhotoError`; then the next one is taken.
@@ -250,7 +251,7 @@ class RawFile:
         return sizes.width, sizes.height
 
     def _developed(self, max_memory_bytes: int) -> _Pixels:
-        """Return the sensor's picture at half its size: each square of its mosaic becomes a pixel, as stored."""
+        """Return the sensor's picture as stored: a pixel for each square of a mosaic; grey (HW) of a monochrome one."""
         import rawpy
 
         if self._is_cut:
@@ -263,7 +264,7 @@ class RawFile:
                 need = f"developing needs {needed_bytes >> 20} MiB, more than the {max_memory_bytes >> 20} MiB allowed"
                 raise PhotoError(ErrorCode.TOO_LARGE, f"{_NO_PREVIEW}, and {need}")
             developed: _Pixels = raw.postprocess(half_size=True, use_camera_wb=True, user_flip=0, output_bps=8)
-        return developed
+        return developed[..., 0] if developed.shape[2] != _COLOURS else developed  # of a monochrome sensor
 
     def _libraw_call(self) -> _LibrawCall:
         return _LibrawCall(self._data, self._is_cut)

@@ -18,7 +18,7 @@ from pipeline.read.isolation import DecodeOrder, IsolatedDecoder
 from pipeline.read.reader import ReaderSettings
 from pipeline.schema import Media
 from tests.support.photo_samples import camera_jpeg, china_image, encode, exif_block
-from tests.support.raw_samples import DNG, cr3, exif_tags, jpeg_of, mosaic_dng, nef, raf, rw2, tiff_raw
+from tests.support.raw_samples import DNG, Tags, cr3, exif_tags, jpeg_of, mosaic_dng, nef, raf, rw2, tiff_raw
 
 TARGET = DecodeTarget(96, 110)
 CHINA = china_image().resize((1600, 1200))
@@ -105,6 +105,16 @@ def test_without_a_preview_that_is_large_enough_the_mosaic_is_developed(turn: in
     assert np.abs(np.rot90(photo.pixels_HWC, undone).astype(int) - stored.pixels_HWC).mean() < 25
     assert (photo.width_px, photo.height_px) == ((640, 428) if turn == 1 else (428, 640))
     assert photo.exif.lat_deg == 47.5
+
+
+def test_a_monochrome_sensor_is_developed_in_grey() -> None:
+    grey = china_image().convert("L").resize((640, 428))
+    words = (np.asarray(grey).astype(np.float64) / 255) ** 2.2 * 65535
+    sensor: Tags = {254: 0, 256: 640, 257: 428, 258: 16, 259: 1, 262: 34892, 274: 6, 277: 1, 278: 428, 50717: 65535}
+    photo = looked_at(tiff_raw(DNG | sensor, [], words.astype("<u2").tobytes()))
+    stored = looked_at(encode(grey, "png"))
+    assert np.abs(np.rot90(photo.pixels_HWC).astype(int) - stored.pixels_HWC).mean() < 25
+    assert (photo.width_px, photo.height_px) == (428, 640)
 
 
 def test_small_preview_is_better_than_none() -> None:

@@ -24,7 +24,8 @@ _STALL_S = 60
 # Looked at class by class (a contact sheet of all that decode; each refusal's message). Refused though a viewer shows
 # something: PNGs with a bad checksum in their data, JPEGs with lost bits, an AVIF sequence without a still. Decoded
 # though Pillow refuses: a JPEG whose data are complete and only the end marker is missing, APNGs with broken frame
-# tables, and what breaks off after nine tenths of its rows. A row a file: its kind by its first bytes, and its code or `ok`.
+# tables, and what breaks off after nine tenths of its rows. A row a file: its kind by its first bytes, and its code
+# or `ok`.
 _EXPECTED = Path(__file__).with_name("torture_outcomes.csv")
 
 

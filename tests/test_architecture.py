@@ -50,6 +50,7 @@ HOMES = {
         "pipeline/decode/jpeg.py",
         "pipeline/decode/exif.py",
         "pipeline/decode/codec_errors.py",
+        "pipeline/decode/repair/",
         "pipeline/decode/pictures/",
         "training/",
         "jobs/",

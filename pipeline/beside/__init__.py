@@ -1,0 +1,1 @@
+"""What stands beside a photo: which XMP sidecars and which of Google Takeout's JSON files belong to it, by their names."""

@@ -88,7 +88,7 @@ def _read(reader: IsolatedReader, photos: str, root: str, most: int) -> pa.Table
         read = reader(plan)
         if known is not None:
             read = _with_places(read, known)
-        read = read.filter(pc.and_(pc.is_valid(read[schema.EXIF_LAT_DEG]), pc.is_valid(read[schema.PIXELS_HWC])))
+        read = read.filter(pc.and_(pc.is_valid(read[schema.RECORDED_LAT_DEG]), pc.is_valid(read[schema.PIXELS_HWC])))
         parts, seen, count = [*parts, read], seen + plan.num_rows, count + read.num_rows
         if count >= most:
             break
@@ -117,21 +117,23 @@ def _with_places(read: pa.Table, known: LabelledPhotos) -> pa.Table:
     """The same rows with the table's positions in the place of the cameras'."""
     row_of = {storage.canonical(uri): row for row, uri in enumerate(known.uri_N)}
     rows = [row_of[uri] for uri in read[schema.URI].to_pylist()]
-    for name, degrees_N in ((schema.EXIF_LAT_DEG, known.lat_deg_N), (schema.EXIF_LON_DEG, known.lon_deg_N)):
+    for name, degrees_N in ((schema.RECORDED_LAT_DEG, known.lat_deg_N), (schema.RECORDED_LON_DEG, known.lon_deg_N)):
         read = read.set_column(read.schema.get_field_index(name), name, pa.array(degrees_N[rows]))
     return read
 
 
 def _report(rows: pa.Table) -> int:
     said = rows[schema.LAT_DEG].to_numpy(), rows[schema.LON_DEG].to_numpy()
-    true = rows[schema.EXIF_LAT_DEG].to_numpy(), rows[schema.EXIF_LON_DEG].to_numpy()
+    true = rows[schema.RECORDED_LAT_DEG].to_numpy(), rows[schema.RECORDED_LON_DEG].to_numpy()
     off_km_N = haversine_km(*said, *true)
     names = [printable(uri.rpartition("/")[2])[:40] for uri in rows[schema.URI].to_pylist()]
-    columns = (schema.RADIUS_KM, schema.PRECISION, schema.COUNTRY, schema.EXIF_COUNTRY)
+    columns = (schema.RADIUS_KM, schema.PRECISION, schema.COUNTRY, schema.RECORDED_COUNTRY)
     for row in np.argsort(off_km_N, kind="stable").tolist():
-        radius_km, precision, country, exif_country = (rows[column][row].as_py() for column in columns)
+        radius_km, precision, country, recorded_country = (rows[column][row].as_py() for column in columns)
         sure = f"{precision} {country or ''}".strip() if precision else "can't tell"
-        print(f"{names[row]:<40} {off_km_N[row]:>9,.1f} km off, within {radius_km:>6,.0f} km: {sure} ({exif_country})")
+        print(
+            f"{names[row]:<40} {off_km_N[row]:>9,.1f} km off, within {radius_km:>6,.0f} km: {sure} ({recorded_country})"
+        )
     within = ", ".join(f"{int((off_km_N <= km).sum())} within {km}" for km in _THRESHOLDS_KM)
     print(f"of {len(off_km_N)}: {within} km; median {np.median(off_km_N):,.0f} km off")
     return _verdict(float(np.median(off_km_N)), said, true)

@@ -18,6 +18,7 @@ class Status(enum.StrEnum):
 
     LOCATED = "located"
     UNDECIDED = "undecided"
+    SKIPPED = "skipped"
     FAILED = "failed"
 
 
@@ -26,7 +27,7 @@ COPIED = "copied"
 
 
 class ErrorCode(enum.StrEnum):
-    """Why a photo has no place: a closed set, exactly one for each failed row."""
+    """Why a photo has no place: a closed set, exactly one for each failed or skipped row."""
 
     NOT_FOUND = "not_found"
     FORBIDDEN = "forbidden"
@@ -40,6 +41,35 @@ class ErrorCode(enum.StrEnum):
     DECODER_CRASHED = "decoder_crashed"
     DECODER_TIMEOUT = "decoder_timeout"
     MODEL_FAILED = "model_failed"
+    NOT_A_PHOTO = "not_a_photo"
+
+
+class Media(enum.StrEnum):
+    """What kind of picture a file is."""
+
+    IMAGE = "image"
+    RAW = "raw"
+    VIDEO = "video"
+
+
+class RecordedBy(enum.StrEnum):
+    """Where the position stands that a photo's owner or camera recorded, in the order in which they are believed."""
+
+    EXIF = "exif"
+    XMP = "xmp"
+    SIDECAR = "sidecar"
+    TAKEOUT = "takeout"
+    VIDEO = "video"
+
+
+class UtcBy(enum.StrEnum):
+    """How it is known when a photo was taken, in UTC."""
+
+    OFFSET_TIME = "offset_time"
+    GPS_TIME = "gps_time"
+    QUICKTIME = "quicktime"
+    TAKEOUT = "takeout"
+    ZONE_OF_POSITION = "zone_of_position"
 
 
 TRANSIENT_ERRORS = (ErrorCode.NOT_FOUND, ErrorCode.FETCH_TIMEOUT, ErrorCode.FETCH_FAILED)
@@ -166,21 +196,34 @@ CONTENT_HASH = "content_hash"
 ERROR_CODE = "error_code"
 ERROR_MESSAGE = "error_message"
 FORMAT = "format"
+MEDIA = "media"
 WIDTH_PX = "width_px"
 HEIGHT_PX = "height_px"
+DECODE_WARNING = "decode_warning"
+DECODED_SHARE = "decoded_share"
 TAKEN_AT = "taken_at"
-EXIF_LAT_DEG = "exif_lat_deg"
-EXIF_LON_DEG = "exif_lon_deg"
+TAKEN_AT_UTC = "taken_at_utc"
+TAKEN_AT_UTC_BY = "taken_at_utc_by"
+RECORDED_LAT_DEG = "recorded_lat_deg"
+RECORDED_LON_DEG = "recorded_lon_deg"
+RECORDED_BY = "recorded_by"
+RECORDED_APART_KM = "recorded_apart_km"
+IPTC_CITY = "iptc_city"
+IPTC_REGION = "iptc_region"
+IPTC_COUNTRY = "iptc_country"
+IPTC_COUNTRY_CODE = "iptc_country_code"
+CAPTION = "caption"
+KEYWORDS = "keywords"
 PIXELS_HWC = "pixels_HWC"
 FETCH_SECONDS = "fetch_seconds"
 DECODE_SECONDS = "decode_seconds"
 
 # Columns that the Locator adds.
 STATUS = "status"
-EXIF_COUNTRY_CODE = "exif_country_code"
-EXIF_COUNTRY = "exif_country"
-EXIF_REGION = "exif_region"
-EXIF_PLACE = "exif_place"
+RECORDED_COUNTRY_CODE = "recorded_country_code"
+RECORDED_COUNTRY = "recorded_country"
+RECORDED_REGION = "recorded_region"
+RECORDED_PLACE = "recorded_place"
 LAT_DEG = "lat_deg"
 LON_DEG = "lon_deg"
 RADIUS_KM = "radius_km"
@@ -261,21 +304,38 @@ PHOTOS = pa.schema(
         _column(
             STATUS,
             pa.string(),
-            "`located`, `undecided` (looked at, and no place is more likely right than not) or `failed`",
+            "`located`, `undecided` (looked at, and no place is more likely right than not), `skipped` or `failed`",
             nullable=False,
         ),
-        _column(ERROR_CODE, pa.string(), "why it failed, one of the error codes; null where it did not"),
+        _column(ERROR_CODE, pa.string(), "why it failed or was skipped, one of the error codes; else null"),
         _column(ERROR_MESSAGE, pa.string(), "the reason in words"),
         _column(FORMAT, pa.string(), "the file's format by its content, e.g. `jpeg`"),
+        _column(MEDIA, pa.string(), "`image`, `raw` or `video`; null where that is unknown, as in older rows"),
         _column(WIDTH_PX, pa.int32(), "width as displayed"),
         _column(HEIGHT_PX, pa.int32(), "height as displayed"),
+        _column(DECODE_WARNING, pa.string(), "what is wrong with a picture that was looked at all the same"),
+        _column(DECODED_SHARE, pa.float32(), "how much of such a picture could be decoded, 0 to 1"),
         _column(TAKEN_AT, pa.timestamp("us"), "when the camera says it was taken, in its local time"),
-        _column(EXIF_LAT_DEG, pa.float64(), "latitude the camera wrote into the file"),
-        _column(EXIF_LON_DEG, pa.float64(), "longitude the camera wrote into the file"),
-        _column(EXIF_COUNTRY_CODE, pa.string(), "the camera's position, named as the predicted one"),
-        _column(EXIF_COUNTRY, pa.string(), "the same: country"),
-        _column(EXIF_REGION, pa.string(), "the same: region"),
-        _column(EXIF_PLACE, pa.string(), "the same: town"),
+        _column(TAKEN_AT_UTC, pa.timestamp("us", tz="UTC"), "the same moment in UTC, where that is known"),
+        _column(
+            TAKEN_AT_UTC_BY,
+            pa.string(),
+            "how: `offset_time`, `gps_time`, `quicktime`, `takeout` or `zone_of_position`",
+        ),
+        _column(RECORDED_LAT_DEG, pa.float64(), "latitude that the camera or the owner recorded"),
+        _column(RECORDED_LON_DEG, pa.float64(), "longitude that the camera or the owner recorded"),
+        _column(RECORDED_BY, pa.string(), "where it stands: `exif`, `xmp`, `sidecar`, `takeout` or `video`"),
+        _column(RECORDED_APART_KM, pa.float32(), "how far the farthest other recorded position is from it, if any"),
+        _column(RECORDED_COUNTRY_CODE, pa.string(), "the recorded position, named as the predicted one"),
+        _column(RECORDED_COUNTRY, pa.string(), "the same: country"),
+        _column(RECORDED_REGION, pa.string(), "the same: region"),
+        _column(RECORDED_PLACE, pa.string(), "the same: town"),
+        _column(IPTC_CITY, pa.string(), "city that the owner wrote into the photo (IPTC, XMP)"),
+        _column(IPTC_REGION, pa.string(), "the same: province or state"),
+        _column(IPTC_COUNTRY, pa.string(), "the same: country"),
+        _column(IPTC_COUNTRY_CODE, pa.string(), "the same: country code"),
+        _column(CAPTION, pa.string(), "what the owner wrote of the photo"),
+        _column(KEYWORDS, pa.list_(pa.string()), "the owner's keywords"),
         _column(LAT_DEG, pa.float64(), "predicted latitude; of an undecided photo, only the best guess"),
         _column(LON_DEG, pa.float64(), "predicted longitude, likewise"),
         _column(RADIUS_KM, pa.float32(), "around the point, fitted to hold the true place of nine photos of ten"),
@@ -334,15 +394,26 @@ CONTEXT = (
 )
 """Columns that `--context` fills: what a photo's neighbours in its folder say of its place."""
 
+RECORDED = (
+    *(RECORDED_LAT_DEG, RECORDED_LON_DEG, RECORDED_BY, RECORDED_APART_KM),
+    *(RECORDED_COUNTRY_CODE, RECORDED_COUNTRY, RECORDED_REGION, RECORDED_PLACE),
+)
+"""Columns of the position that the camera or the owner recorded."""
+
+IPTC = (IPTC_CITY, IPTC_REGION, IPTC_COUNTRY, IPTC_COUNTRY_CODE, CAPTION, KEYWORDS)
+"""Columns of what the owner wrote into the photo in words."""
+
 ADDED_LATER = frozenset(
     {
-        *(EXIF_COUNTRY_CODE, EXIF_COUNTRY, EXIF_REGION, EXIF_PLACE),
+        *(MEDIA, DECODE_WARNING, DECODED_SHARE, TAKEN_AT_UTC, TAKEN_AT_UTC_BY),
+        *RECORDED,
+        *IPTC,
         *(COUNTRY_CODE, COUNTRY, REGION, PLACE, COUNTRY_PROBABILITY, COUNTRIES),
         *CONTEXT,
         *(RUN_SEQUENCE, READ_SECONDS, INFORMATION_BITS, SIDECAR_ETAG),
     }
 )
-"""Columns that files of older versions lack; null stands for them there."""
+"""Columns that files of older versions lack; null stands for them there, or what `older_rows` knows."""
 
 # Columns of the view `photos` alone.
 LAST_ERROR_CODE = "last_error_code"
@@ -380,7 +451,8 @@ READ = pa.schema(
     [
         *(PHOTOS.field(name) for name in (PHOTO_ID, URI, ETAG, SIDECAR_ETAG, SIZE_BYTES, CONTENT_HASH)),
         *(PHOTOS.field(name) for name in (ERROR_CODE, ERROR_MESSAGE)),
-        *(PHOTOS.field(name) for name in (FORMAT, WIDTH_PX, HEIGHT_PX, TAKEN_AT, EXIF_LAT_DEG, EXIF_LON_DEG)),
+        *(PHOTOS.field(name) for name in (FORMAT, MEDIA, WIDTH_PX, HEIGHT_PX, DECODE_WARNING, DECODED_SHARE)),
+        *(PHOTOS.field(name) for name in (TAKEN_AT, TAKEN_AT_UTC, TAKEN_AT_UTC_BY, *RECORDED[:4], *IPTC)),
         pa.field(PIXELS_HWC, pa.binary()),
         *(pa.field(name, pa.float32()) for name in (FETCH_SECONDS, DECODE_SECONDS)),
     ]

@@ -122,7 +122,9 @@ def synthetic_rows(numbers: Sequence[int], run_id: str) -> pa.Table:
     in_town = random.uniform(size=count) < 0.8
     lat_deg, lon_deg = (np.where(in_town, *pair) for pair in zip(near, _anywhere(random, count), strict=True))
     has_none = random.uniform(size=count) < 0.01
-    exif_lat_deg, exif_lon_deg = geodesy.destination_point(lat_deg, lon_deg, bearing_deg, random.exponential(50, count))
+    recorded_lat_deg, recorded_lon_deg = geodesy.destination_point(
+        lat_deg, lon_deg, bearing_deg, random.exponential(50, count)
+    )
     uris = [f"s3://photos-of-the-archive/2024/{number // 10_000:06d}/IMG_{number:012d}.jpg" for number in numbers]
     probability = random.uniform(size=count).astype(np.float32)
     values = {
@@ -136,8 +138,8 @@ def synthetic_rows(numbers: Sequence[int], run_id: str) -> pa.Table:
         schema.FORMAT: ["jpeg"] * count,
         schema.WIDTH_PX: np.full(count, 4000, np.int32),
         schema.HEIGHT_PX: np.full(count, 3000, np.int32),
-        schema.EXIF_LAT_DEG: exif_lat_deg,
-        schema.EXIF_LON_DEG: exif_lon_deg,
+        schema.RECORDED_LAT_DEG: recorded_lat_deg,
+        schema.RECORDED_LON_DEG: recorded_lon_deg,
         schema.LAT_DEG: pa.array(lat_deg, mask=has_none),
         schema.LON_DEG: pa.array(lon_deg, mask=has_none),
         schema.RADIUS_KM: pa.array(random.exponential(100, count).astype(np.float32), mask=has_none),

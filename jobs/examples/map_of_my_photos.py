@@ -28,8 +28,8 @@ catalog = Catalog(OUTPUT)
 print(
     catalog.drawn(
         """
-        SELECT coalesce(exif_country, country, 'can''t tell') AS country, count(*) AS photos,
-            count(exif_lat_deg) AS by_gps
+        SELECT coalesce(recorded_country, country, 'can''t tell') AS country, count(*) AS photos,
+            count(recorded_lat_deg) AS by_gps
         FROM photos WHERE status <> 'failed' GROUP BY ALL ORDER BY photos DESC, country
         """,
         100,

@@ -70,7 +70,7 @@ class Selection:
         if not self.with_undecided:
             reasons.append("WHEN status = 'undecided' THEN 'undecided: no place is more likely right than not'")
         if self.without_camera_position:
-            reasons.append("WHEN exif_lat_deg IS NOT NULL THEN 'the camera wrote a position into the photo'")
+            reasons.append("WHEN recorded_lat_deg IS NOT NULL THEN 'the camera wrote a position into the photo'")
         # As FLOAT, like the columns: 0.9 is not below 0.9.
         if self.min_confidence is not None:
             reason = f"confidence below {self.min_confidence:g}"

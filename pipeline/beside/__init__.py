@@ -1,1 +1,1 @@
-"""What stands beside a photo: which XMP sidecars and which of Google Takeout's JSON files belong to it, by their names."""
+"""What stands beside a photo: its XMP sidecars, and Google Takeout's JSON of it, found by their names."""

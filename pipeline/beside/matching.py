@@ -117,12 +117,8 @@ def _make_keys(
     connection: duckdb.DuckDBPyConnection, table: str, keys_of: Callable[[pa.ChunkedArray], pa.Array], rows: str
 ) -> None:
     """Add the keys of names to a table, which is made where there is none."""
-    connection.create_function(
-        keys_of.__name__,
-        keys_of,
-        ["VARCHAR"],  # type: ignore[list-item]
-        _KEYS_SQL,  # type: ignore[arg-type]
-        type="arrow",  # type: ignore[arg-type]
+    connection.create_function(  # type: ignore[call-overload]  # it takes texts, and its declaration does not say so
+        keys_of.__name__, keys_of, ["VARCHAR"], _KEYS_SQL, type="arrow"
     )
     connection.execute(
         f"CREATE TABLE IF NOT EXISTS {table}"

@@ -19,16 +19,19 @@ from typing import Literal, NamedTuple
 
 Kind = Literal["xmp", "takeout"]
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 ENDINGS: dict[str, Kind] = {".xmp": "xmp", ".json": "takeout"}
 """The endings of what stands beside photos."""
-RAW_ENDINGS = frozenset(
+RAW_ENDINGS = _words(
     ".3fr .ari .arw .bay .cap .cr2 .cr3 .crw .dcr .dcs .dng .erf .fff .iiq .k25 .kdc .mef .mos .mrw .nef .nrw .orf .pef"
-    " .ptx .raf .raw .rw2 .rwl .sr2 .srf .srw .x3f".split()
+    " .ptx .raf .raw .rw2 .rwl .sr2 .srf .srw .x3f"
 )
-IMAGE_ENDINGS = frozenset(
-    ".jpg .jpeg .jpe .jfif .heic .heif .hif .avif .png .webp .gif .bmp .tif .tiff .jxl .jp2 .jpx".split()
-)
-VIDEO_ENDINGS = frozenset(".mov .mp4 .m4v .mp .mv .3gp .avi .mkv .webm .mts .m2ts .mpg .mpeg .wmv .lrv .insv".split())
+IMAGE_ENDINGS = _words(".jpg .jpeg .jpe .jfif .heic .heif .hif .avif .png .webp .gif .bmp .tif .tiff .jxl .jp2 .jpx")
+VIDEO_ENDINGS = _words(".mov .mp4 .m4v .mp .mv .3gp .avi .mkv .webm .mts .m2ts .mpg .mpeg .wmv .lrv .insv")
 _MEDIA_ENDINGS = RAW_ENDINGS | IMAGE_ENDINGS | VIDEO_ENDINGS
 
 FULL_NAME, STEM, VERSION, TWIN = 0, 1, 2, 3
@@ -40,9 +43,9 @@ CUT_RANKS = (CUT, CUT_OTHER_NUMBER, CUT + OF_ORIGINAL, CUT + 2 * OF_ORIGINAL)
 _SUFFIX = ".supplemental-metadata"
 _CUT_UNITS = range(43, 48)
 """A JSON's name is cut after 46 UTF-16 units; with a number behind, and by older exports, a little before or after."""
-_NO_PHOTOS = frozenset(
+_NO_PHOTOS = _words(
     "metadata metadatos metadaten metadati metadados metadonnées métadonnées metadane метаданные メタデータ 元数据"
-    " print-subscriptions shared_album_comments user-generated-memory-titles archive_browser".split()
+    " print-subscriptions shared_album_comments user-generated-memory-titles archive_browser"
 )
 """JSON files of albums and accounts."""
 _NUMBERED = re.compile(r"(?s)(.+)\((\d{1,5})\)\Z")

@@ -24,7 +24,7 @@ from ray.data import ActorPoolStrategy, Datasink, Datasource, TaskPoolStrategy
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
-from pipeline import schema, storage
+from pipeline import older_rows, schema, storage
 from pipeline.cluster import logs, source_gone, supervise
 from pipeline.cluster.metrics import WorkerMetrics
 from pipeline.cluster.ray_cluster import ClusterSettings, ClusterSize, Driver, locator_pool, start_ray
@@ -401,7 +401,7 @@ def _staged_blocks(files: dict[str, list[int] | None], ranges: Sequence[FileRang
     """Yield the rows of staged files without those that are dropped, with the number of the file each belongs to."""
     for uri, dropped in files.items():
         with _refusals_told():
-            rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=schema.PHOTOS)
+            rows = older_rows.as_photos(pq.read_table(pa.BufferReader(storage.read_bytes(uri))))
         if dropped:
             kept = np.ones(rows.num_rows, bool)
             kept[dropped] = False

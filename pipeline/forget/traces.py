@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import schema, storage
+from pipeline import older_rows, schema, storage
 from pipeline.published import geoparquet, gone, layout
 from pipeline.published.records import PhotoCounts, PublishedFile, RunRecord
 from pipeline.run.photo_set import PhotoSet
@@ -103,8 +103,7 @@ def _file_without(
     with tempfile.TemporaryDirectory(prefix="graticule-forget-") as folder:
         path = Path(folder) / "part.parquet"
         with pq.ParquetFile(RangedFile(storage.head(uri)), pre_buffer=False) as parquet:
-            names = set(parquet.schema_arrow.names)
-            columns = pa.schema([field for field in schema.PHOTOS if field.name in names])
+            columns = older_rows.stored_columns(parquet.schema_arrow.names)
             bbox = None if box[0] is None else (box[0], box[1], box[2], box[3])
             geoparquet.write(path, _groups_without(parquet, chosen), bbox, columns)
         data = path.read_bytes()

@@ -90,8 +90,8 @@ class Sequence:
     candidate_lat_deg_M: Floats
     candidate_lon_deg_M: Floats
     candidate_probability_M: Floats
-    exif_lat_deg_N: Floats
-    exif_lon_deg_N: Floats
+    recorded_lat_deg_N: Floats
+    recorded_lon_deg_N: Floats
     reach_km_N: Floats
     cells: int
 
@@ -108,8 +108,8 @@ class Sequence:
             self.candidate_lat_deg_M[first:last],
             self.candidate_lon_deg_M[first:last],
             self.candidate_probability_M[first:last],
-            self.exif_lat_deg_N[start:stop],
-            self.exif_lon_deg_N[start:stop],
+            self.recorded_lat_deg_N[start:stop],
+            self.recorded_lon_deg_N[start:stop],
             self.reach_km_N[start:stop],
             self.cells,
         )
@@ -168,11 +168,11 @@ class _Window:
         photo_M = np.repeat(np.arange(count), np.diff(photos.first_candidate))
         cell_C, first_C, cell_M = np.unique(photos.candidate_cell_M, return_index=True, return_inverse=True)
         self._cells = cells = len(cell_C)
-        is_anchor_N = np.isfinite(photos.exif_lat_deg_N) & settings.positions
-        exif_N2 = np.stack([photos.exif_lat_deg_N, photos.exif_lon_deg_N], axis=1)
+        is_anchor_N = np.isfinite(photos.recorded_lat_deg_N) & settings.positions
+        recorded_N2 = np.stack([photos.recorded_lat_deg_N, photos.recorded_lon_deg_N], axis=1)
         # As complex numbers, since NumPy finds distinct rows a hundred times slower.
-        _, first_A, anchor_N = np.unique(exif_N2[is_anchor_N] @ [1, 1j], return_index=True, return_inverse=True)
-        anchor_A2 = exif_N2[is_anchor_N][first_A]
+        _, first_A, anchor_N = np.unique(recorded_N2[is_anchor_N] @ [1, 1j], return_index=True, return_inverse=True)
+        anchor_A2 = recorded_N2[is_anchor_N][first_A]
         self._anchor_N = np.full(count, -1)
         """The state of each photo's own camera position, or -1."""
         self._anchor_N[is_anchor_N] = cells + anchor_N.ravel()

@@ -223,13 +223,13 @@ class Locator:
 
     def _exif_names(self, read: pa.Table) -> dict[str, pa.Array]:
         """Return the names of the cameras' own positions, null where there is none."""
-        lat_deg, lon_deg = (read.column(name) for name in (schema.EXIF_LAT_DEG, schema.EXIF_LON_DEG))
+        lat_deg, lon_deg = (read.column(name) for name in (schema.RECORDED_LAT_DEG, schema.RECORDED_LON_DEG))
         has_both = pc.and_(pc.is_valid(lat_deg), pc.is_valid(lon_deg)).to_numpy()
         known_N = np.flatnonzero(has_both)
         names = self._gazetteer.names_N(lat_deg.to_numpy()[known_N], lon_deg.to_numpy()[known_N])
         row_N = np.cumsum(has_both) - 1
         rows = pa.array(row_N, mask=~has_both)
-        columns = (schema.EXIF_COUNTRY_CODE, schema.EXIF_COUNTRY, schema.EXIF_REGION, schema.EXIF_PLACE)
+        columns = (schema.RECORDED_COUNTRY_CODE, schema.RECORDED_COUNTRY, schema.RECORDED_REGION, schema.RECORDED_PLACE)
         return {column: values.take(rows) for column, values in zip(columns, names, strict=True)}
 
     def _country_lists(self, probability_BG: np.ndarray) -> pa.ListArray:

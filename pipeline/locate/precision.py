@@ -19,7 +19,7 @@ PRECISIONS: tuple[PrecisionName, ...] = ("street", "city", "region", "country")
 _FINEST_S2_LEVEL = {"city": 9, "region": 6, "country": 4}
 """Cells of about 18, 144 and 575 km across; `street` leaves everything as it is."""
 _POINT_NAMES = (schema.COUNTRY_CODE, schema.REGION, schema.PLACE)
-_EXIF_NAMES = (schema.EXIF_COUNTRY_CODE, schema.EXIF_REGION, schema.EXIF_PLACE)
+_EXIF_NAMES = (schema.RECORDED_COUNTRY_CODE, schema.RECORDED_REGION, schema.RECORDED_PLACE)
 _CELL_RADIUS_KM = {"city": 18.0, "region": 144.0, "country": 575.0}
 
 
@@ -34,7 +34,7 @@ def coarsen(rows: pa.Table, precision: PrecisionName, gazetteer: Gazetteer) -> p
         return rows
     level = _FINEST_S2_LEVEL[precision]
     point = _Snapped(rows.column(schema.LAT_DEG), rows.column(schema.LON_DEG), level)
-    exif = _Snapped(rows.column(schema.EXIF_LAT_DEG), rows.column(schema.EXIF_LON_DEG), level)
+    exif = _Snapped(rows.column(schema.RECORDED_LAT_DEG), rows.column(schema.RECORDED_LON_DEG), level)
     context = _Snapped(rows.column(schema.CONTEXT_LAT_DEG), rows.column(schema.CONTEXT_LON_DEG), level)
     finer = pa.array(PRECISIONS[: PRECISIONS.index(precision)], pa.string())
     named = rows.column(schema.PRECISION)
@@ -43,8 +43,8 @@ def coarsen(rows: pa.Table, precision: PrecisionName, gazetteer: Gazetteer) -> p
         schema.LON_DEG: point.lon_deg,
         schema.CELL_ID: point.leaf_id,
         schema.GEOMETRY: point.wkb,
-        schema.EXIF_LAT_DEG: exif.lat_deg,
-        schema.EXIF_LON_DEG: exif.lon_deg,
+        schema.RECORDED_LAT_DEG: exif.lat_deg,
+        schema.RECORDED_LON_DEG: exif.lon_deg,
         schema.RADIUS_KM: _at_least(rows, schema.RADIUS_KM, schema.LAT_DEG, _CELL_RADIUS_KM[precision]),
         schema.CONTEXT_LAT_DEG: context.lat_deg,
         schema.CONTEXT_LON_DEG: context.lon_deg,

@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from pipeline import schema, storage
+from pipeline import older_rows, schema, storage
 from pipeline.published import catalog_sql, gone, records
 from pipeline.published.records import RunRecord
 from pipeline.storage.duckdb import connect
@@ -176,7 +176,7 @@ class Catalog:
         types = self.connection.execute("SELECT column_name, column_type FROM (DESCRIBE internal.empty)").fetchall()
         queries = [
             "SELECT {} FROM read_parquet([{}], hive_partitioning = false)".format(
-                ", ".join(name if name in columns else f"NULL::{kind} AS {name}" for name, kind in types),
+                ", ".join(older_rows.column_sql(name, columns) or f"NULL::{kind} AS {name}" for name, kind in types),
                 ", ".join(map(_literal, files)),
             )
             for columns, files in files_by_columns.items()

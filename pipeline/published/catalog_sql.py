@@ -61,16 +61,17 @@ CREATE VIEW levels AS
         cell.probability
     FROM (SELECT photo_id, uri, unnest(levels) AS cell FROM photos);
 CREATE VIEW accuracy AS
-    SELECT photo_id, uri, taken_at, exif_lat_deg, exif_lon_deg, lat_deg, lon_deg, error_km,
+    SELECT photo_id, uri, taken_at, recorded_by, recorded_lat_deg, recorded_lon_deg, lat_deg, lon_deg, error_km,
         error_km <= 1 AS within_1_km, error_km <= 25 AS within_25_km, error_km <= 200 AS within_200_km,
         error_km <= 750 AS within_750_km, error_km <= 2500 AS within_2500_km,
         radius_km, error_km <= radius_km AS inside_radius,
-        exif_country_code, exif_country, country_code, country, exif_country = country AS same_country,
+        recorded_country_code, recorded_country, country_code, country, recorded_country = country AS same_country,
         country_probability, confidence, scene, precision, model_id, run_id,
         context_lat_deg, context_lon_deg, context_error_km, context_error_km <= context_radius_km AS
         inside_context_radius, context_confidence, context_photos
-    FROM (SELECT *, distance_km(exif_lat_deg, exif_lon_deg, lat_deg, lon_deg) AS error_km,
-        distance_km(exif_lat_deg, exif_lon_deg, context_lat_deg, context_lon_deg) AS context_error_km FROM photos)
+    FROM (SELECT *, distance_km(recorded_lat_deg, recorded_lon_deg, lat_deg, lon_deg) AS error_km,
+        distance_km(recorded_lat_deg, recorded_lon_deg, context_lat_deg, context_lon_deg) AS context_error_km
+        FROM photos)
     WHERE error_km IS NOT NULL;
 
 COMMENT ON VIEW photos IS 'the newest row of every photo, or the answer that it failed to renew';

@@ -20,7 +20,7 @@ from pipeline.read import archive_members
 from pipeline.read.budget import BytesInFlight, Share
 from pipeline.read.fetch import Fetcher, FetchSettings
 from pipeline.read.isolation import Answer, Decode, Decoded, DecodeOrder, IsolatedDecoder
-from pipeline.schema import ErrorCode, PhotoError
+from pipeline.schema import ErrorCode, Media, PhotoError, RecordedBy
 
 _Outcome = storage.Blob | PhotoError
 _Fetched = tuple[list[_Outcome], float]
@@ -252,9 +252,11 @@ def _error_columns(error: PhotoError) -> dict[str, Any]:
 def _header_columns(facts: PhotoFacts) -> dict[str, Any]:
     return {
         schema.FORMAT: facts.format,
+        schema.MEDIA: str(Media.IMAGE),
         schema.WIDTH_PX: facts.width_px,
         schema.HEIGHT_PX: facts.height_px,
         schema.TAKEN_AT: facts.exif.taken_at,
-        schema.EXIF_LAT_DEG: facts.exif.lat_deg,
-        schema.EXIF_LON_DEG: facts.exif.lon_deg,
+        schema.RECORDED_LAT_DEG: facts.exif.lat_deg,
+        schema.RECORDED_LON_DEG: facts.exif.lon_deg,
+        schema.RECORDED_BY: None if facts.exif.lat_deg is None else str(RecordedBy.EXIF),
     }

@@ -40,7 +40,7 @@ _MOST_COLUMNS = 60
 _MOST_MONTHS = 36
 
 _HAS_PLACE = f"status = '{schema.Status.LOCATED}'"
-_ERROR_KM = "distance_km(exif_lat_deg, exif_lon_deg, lat_deg, lon_deg)"
+_ERROR_KM = "distance_km(recorded_lat_deg, recorded_lon_deg, lat_deg, lon_deg)"
 _IS_UNDECIDED = f"status = '{schema.Status.UNDECIDED}'"
 _HAS_TRUTH = f"status <> '{schema.Status.FAILED}' AND {_ERROR_KM} IS NOT NULL"
 """The guesses of undecided photos among them: radius and confidence are to be true of these, too."""
@@ -309,7 +309,7 @@ class _Gathering:
 
     def _accuracy(self) -> Accuracy | None:
         within = ", ".join(f"avg((e <= {km})::INTEGER) AS within_{km}" for km in THRESHOLDS_KM)
-        source = f"(SELECT {_ERROR_KM} AS e, radius_km AS r, exif_country = country AS c"
+        source = f"(SELECT {_ERROR_KM} AS e, radius_km AS r, recorded_country = country AS c"
         source += f" FROM {self._photos} WHERE {_HAS_TRUTH})"
         (found,) = self._catalog.rows(
             f"SELECT count(*) AS n, approx_quantile(e, 0.5) AS median, avg((e <= r)::INTEGER) AS inside,"
@@ -344,7 +344,8 @@ class _Gathering:
         That is the best cell's: a photo's point may be elsewhere (--point).
         """
         counts = BinCounts()
-        columns = "levels[-1].probability AS said, levels[-1].cell_id AS cell, exif_lat_deg AS lat, exif_lon_deg AS lon"
+        answer = "levels[-1].probability AS said, levels[-1].cell_id AS cell"
+        columns = f"{answer}, recorded_lat_deg AS lat, recorded_lon_deg AS lon"
         for batch in self._batches(columns, f"WHERE {_HAS_TRUTH} AND len(levels) > 0"):
             said_N, cell_N, lat_N, lon_N = (batch.column(name).to_numpy() for name in ("said", "cell", "lat", "lon"))
             leaf_N = s2.leaf_id_N(lat_N, lon_N)

@@ -47,8 +47,8 @@ CREATE VIEW ours AS FROM staged ANTI JOIN dropped USING (file_index, file_row_nu
 """
 _PHOTOS = """
 SELECT folder_of(uri) AS folder, photo_id, epoch(taken_at) AS time_s, is_ours AND status <> 'failed' AS is_ours,
-    exif_lat_deg, exif_lon_deg, radius_km, alternatives
-FROM ({rows}) WHERE taken_at IS NOT NULL AND (status <> 'failed' OR exif_lat_deg IS NOT NULL)
+    recorded_lat_deg, recorded_lon_deg, radius_km, alternatives
+FROM ({rows}) WHERE taken_at IS NOT NULL AND (status <> 'failed' OR recorded_lat_deg IS NOT NULL)
 ORDER BY folder, taken_at, photo_id
 """
 _OURS = "SELECT *, true AS is_ours FROM ours"
@@ -185,8 +185,8 @@ class _Albums:
             candidate_lat_deg_M=numbers(cells.field(schema.LAT_DEG)),
             candidate_lon_deg_M=numbers(cells.field(schema.LON_DEG)),
             candidate_probability_M=numbers(cells.field(schema.PROBABILITY)),
-            exif_lat_deg_N=numbers(rows.column(schema.EXIF_LAT_DEG)),
-            exif_lon_deg_N=numbers(rows.column(schema.EXIF_LON_DEG)),
+            recorded_lat_deg_N=numbers(rows.column(schema.RECORDED_LAT_DEG)),
+            recorded_lon_deg_N=numbers(rows.column(schema.RECORDED_LON_DEG)),
             reach_km_N=numbers(rows.column(schema.RADIUS_KM)),
             cells=self._cells,
         )

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline import schema, storage
+from pipeline import older_rows, schema, storage
 from pipeline.published import geoparquet, layout, records
 from pipeline.published.geoparquet import Bbox
 from pipeline.published.records import PublishedFile, RunRecord
@@ -295,10 +295,11 @@ class _Accounts:
             rows = self._connection.read_parquet(
                 list(files), hive_partitioning=False, filename=is_staged, file_row_number=is_staged, union_by_name=True
             )
-            if not set(columns.names) <= set(rows.columns):  # all were staged by an older version
+            if not set(columns.names) <= set(rows.columns):  # an older version staged them, or made the plan
                 self._connection.register(f"no_{name}", columns.empty_table())
                 rows.create_view(f"older_{name}")
-                rows = self._connection.sql(f"FROM no_{name} UNION ALL BY NAME FROM older_{name}")
+                own = ", ".join(filter(None, (older_rows.column_sql(each, rows.columns) for each in columns.names)))
+                rows = self._connection.sql(f"FROM no_{name} UNION ALL BY NAME SELECT {own} FROM older_{name}")
             rows.create_view(name)
         else:
             self._connection.register(name, columns.empty_table())

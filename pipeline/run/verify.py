@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import schema, storage
+from pipeline import older_rows, schema, storage
 from pipeline.locate.precision import wkb_points
 from pipeline.published import geoparquet, layout
 from pipeline.published.geoparquet import Bbox
@@ -218,10 +218,7 @@ class _Run:
         except _UNREADABLE as error:
             return self._found(path, f"can't be read as Parquet: {error}")
         with parquet:
-            added = schema.ADDED_LATER.difference(parquet.schema_arrow.names)
-            if not parquet.schema_arrow.equals(
-                pa.schema([field for field in schema.PHOTOS if field.name not in added])
-            ):
+            if not parquet.schema_arrow.equals(older_rows.stored_columns(parquet.schema_arrow.names)):
                 return self._found(path, "has other columns than published photos have")
             if row_count is not None and parquet.metadata.num_rows != row_count:
                 self._found(path, f"has {parquet.metadata.num_rows} rows, not {row_count}")
@@ -231,10 +228,7 @@ class _Run:
                 try:
                     for batch in parquet.iter_batches(_ROWS_PER_BATCH, row_groups=[group]):
                         batch.validate(full=True)
-                        rows = pa.Table.from_batches([batch])
-                        for name in added:
-                            field = schema.PHOTOS.field(name)
-                            rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
+                        rows = older_rows.as_photos(pa.Table.from_batches([batch]))
                         rules.take(rows)
                         self._take(rows)
                 except _UNREADABLE as error:

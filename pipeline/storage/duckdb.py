@@ -19,7 +19,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from pipeline import schema, storage
+from pipeline import older_rows, schema, storage
 
 _MEMORY_LIMIT = "12.5%"
 """Of the machine's memory, or of its container's where that has less: the rest is for Ray, decoders and the model.
@@ -111,14 +111,19 @@ def view_rows(
         more = ", ''::VARCHAR AS filename, 0::BIGINT AS file_index, 0::BIGINT AS file_row_number"
         connection.execute(f"CREATE VIEW {name} AS SELECT *{more} FROM no_{name}")
         return
-    connection.read_parquet(
+    read = connection.read_parquet(
         list(files),
         hive_partitioning=False,
         filename=True,
         file_row_number=has_all_columns,
         union_by_name=has_all_columns,
-    ).create_view(f"{name}_read")
-    rows = f"FROM {name}_read JOIN {name}_files USING (filename)"
+    )
+    read.create_view(f"{name}_read")
+    columns = "*"
+    if has_all_columns:
+        own = (older_rows.column_sql(column, read.columns) for column in schema.PHOTOS.names)
+        columns = ", ".join([*filter(None, own), "filename, file_index, file_row_number"])
+    rows = f"SELECT {columns} FROM {name}_read JOIN {name}_files USING (filename)"
     connection.execute(
         f"CREATE VIEW {name} AS {f'FROM no_{name} UNION ALL BY NAME {rows}' if has_all_columns else rows}"
     )

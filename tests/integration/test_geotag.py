@@ -93,7 +93,7 @@ def test_an_archive_from_first_run_to_changes(ray_cluster: RayCluster, tiny_chec
     assert all(row[schema.LEVELS] and row[schema.GEOMETRY] and row[schema.RADIUS_KM] > 0 for row in located)
     (turned,) = (row for row in located if row[schema.URI].endswith("turned.jpg"))
     assert (turned[schema.WIDTH_PX], turned[schema.HEIGHT_PX]) == (640, 427)
-    assert turned[schema.EXIF_LAT_DEG] == pytest.approx(48.5)
+    assert turned[schema.RECORDED_LAT_DEG] == pytest.approx(48.5)
     assert not list(storage.list_files(f"{output}/staging"))
     record = json.loads(storage.read_bytes(f"{output}/runs/first.json"))
     assert record["photos"]["failed"] == failed

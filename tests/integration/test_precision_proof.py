@@ -229,8 +229,8 @@ def secrets_of(rows: list[dict[str, Any]], precision: str) -> Secrets:
             cells |= {cell[schema.CELL_ID]} if is_fine else set()
     # The middle of a coarse cell around a candidate is what is to be told, however near to the truth it is.
     fine = np.array(sorted(cells), np.uint64)
-    exif_N2 = np.array([*EXIF.values()])
-    around = np.concatenate([s2.parent_N(fine, level), s2.cell_id_N(exif_N2[:, 0], exif_N2[:, 1], level)])
+    recorded_N2 = np.array([*EXIF.values()])
+    around = np.concatenate([s2.parent_N(fine, level), s2.cell_id_N(recorded_N2[:, 0], recorded_N2[:, 1], level)])
     allowed |= {abs(float(value)) for values in s2.centre_deg_N(around) for value in values}
     kept = [value for value in degrees if all(abs(value - other) > 2 * TOLERANCE_DEG for other in allowed)]
     return Secrets(np.array(sorted(kept)), frozenset(cells), frozenset(s2.token(cell) for cell in cells))

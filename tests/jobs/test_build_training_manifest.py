@@ -107,9 +107,12 @@ def test_an_archive_keeps_folders_together(tmp_path: Path, capsys: pytest.Captur
     rows = []
     for folder in range(10):
         for number in range(6):
-            exif = {schema.EXIF_LAT_DEG: 40.0 + folder, schema.EXIF_LON_DEG: 5.0 + 2 * number}  # all in other places
+            exif = {
+                schema.RECORDED_LAT_DEG: 40.0 + folder,
+                schema.RECORDED_LON_DEG: 5.0 + 2 * number,
+            }  # all in other places
             rows.append(located_row(f"/photos/{folder}/{number}.jpg", 0, 0, **exif))
-    no_gps = {schema.EXIF_LAT_DEG: None, schema.EXIF_LON_DEG: None}
+    no_gps = {schema.RECORDED_LAT_DEG: None, schema.RECORDED_LON_DEG: None}
     rows += [located_row("/photos/0/no gps.jpg", 0, 0, **no_gps), failed_row("/photos/0/bad.jpg", ErrorCode.CORRUPT)]
     publish_run(output, "r1", rows)
     table, report = written(Settings(source=output, output=str(tmp_path / "photos.parquet")))

@@ -44,7 +44,7 @@ class Archive:
 
     def rows(self, photos: int = PHOTOS) -> list[dict[str, Any]]:
         return [
-            located_row(uri, 0, 0, **{schema.EXIF_LAT_DEG: lat, schema.EXIF_LON_DEG: lon})
+            located_row(uri, 0, 0, **{schema.RECORDED_LAT_DEG: lat, schema.RECORDED_LON_DEG: lon})
             for uri, (lat, lon) in zip(self.photos[:photos], self.towns[:photos], strict=True)
         ]
 
@@ -156,8 +156,8 @@ def test_what_is_left_out_is_counted(
 ) -> None:
     """Trained on, without a position, beyond the sample; and a photo in no cell is no label, but has a radius."""
     rows = archive.rows()
-    rows[60] |= {schema.EXIF_LAT_DEG: None, schema.EXIF_LON_DEG: None}
-    rows[61] |= {schema.EXIF_LAT_DEG: 89.0, schema.EXIF_LON_DEG: 0.0}
+    rows[60] |= {schema.RECORDED_LAT_DEG: None, schema.RECORDED_LON_DEG: None}
+    rows[61] |= {schema.RECORDED_LAT_DEG: 89.0, schema.RECORDED_LON_DEG: 0.0}
     settings = publish(rows, trained_on=str(archive.model.parent / "photos.csv"), sample=PHOTOS - 31 - 5)
     assert calibrate.run(settings) == 0
     (found,) = Checkpoint.load(Path(settings.to)).training["calibrations"]
@@ -203,7 +203,7 @@ def test_photos_that_cannot_tell_are_refused(archive: Archive, publish: Callable
 
 
 def test_photos_in_no_cell_cannot_tell(archive: Archive, publish: Callable[..., Settings]) -> None:
-    at_sea = {schema.EXIF_LAT_DEG: 89.0, schema.EXIF_LON_DEG: 0.0}
+    at_sea = {schema.RECORDED_LAT_DEG: 89.0, schema.RECORDED_LON_DEG: 0.0}
     outside = publish([*archive.rows(49), *(row | at_sea for row in archive.rows(99)[49:])])
     with pytest.raises(ValueError, match=r"^49 photos (.|\n)* 50  it lies in none of the model's cells"):
         calibrate.run(outside)

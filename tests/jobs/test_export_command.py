@@ -28,7 +28,9 @@ def archive(tmp_path: Path) -> tuple[str, Path]:
         uri = str(photos / name)
         storage.write_bytes(uri, china_jpeg() if index else flower_jpeg())
         row = located_row(uri, 10.5 + index, 20, storage.head(uri).etag)
-        rows.append(row if name == "camera.jpg" else row | {schema.EXIF_LAT_DEG: None, schema.EXIF_LON_DEG: None})
+        rows.append(
+            row if name == "camera.jpg" else row | {schema.RECORDED_LAT_DEG: None, schema.RECORDED_LON_DEG: None}
+        )
     rows[2] |= {schema.CONFIDENCE: 0.2}
     rows.append(failed_row(str(photos / "broken.jpg"), ErrorCode.CORRUPT))
     publish_rows(str(tmp_path / "out"), rows)
@@ -59,7 +61,7 @@ def test_what_the_model_cannot_tell_is_on_no_map_unless_asked_for(
     output, photos = archive
     assert run(ExportSettings(output, "xmp", write=True)) == 0
     unsure = located_row(str(photos / "sure.jpg"), 1, 2, **{schema.STATUS: "undecided", schema.COUNTRY: None})
-    publish_run(output, "r2", [unsure | {schema.EXIF_LAT_DEG: None, schema.EXIF_LON_DEG: None}])
+    publish_run(output, "r2", [unsure | {schema.RECORDED_LAT_DEG: None, schema.RECORDED_LON_DEG: None}])
     capsys.readouterr()
     to = tmp_path / "photos.csv"
     told = []
@@ -138,7 +140,7 @@ def test_everything_on_s3(s3_bucket: str, capsys: pytest.CaptureFixture[str]) ->
     top = f"s3://{s3_bucket}/export-job"
     uri = f"{top}/photos/a b.jpg"
     storage.write_bytes(uri, china_jpeg())
-    row = located_row(uri, 10.5, 20, storage.head(uri).etag, exif_lat_deg=None, exif_lon_deg=None)
+    row = located_row(uri, 10.5, 20, storage.head(uri).etag, recorded_lat_deg=None, recorded_lon_deg=None)
     publish_rows(f"{top}/out", [row])
     assert run(ExportSettings(f"{top}/out", "geojsonl", to=f"{top}/photos.geojsonl")) == 0
     assert json.loads(storage.read_bytes(f"{top}/photos.geojsonl"))["properties"]["uri"] == uri

@@ -12,7 +12,7 @@ import pyarrow as pa
 from model.world import s2
 from pipeline import schema
 from pipeline.locate.precision import wkb_points
-from pipeline.schema import ErrorCode, Status
+from pipeline.schema import ErrorCode, Media, RecordedBy, Status
 
 NOON = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
 
@@ -36,11 +36,13 @@ def located_row(uri: str, lat_deg: float, lon_deg: float, etag: str = "v1", **ch
         schema.STATUS: str(Status.LOCATED),
         schema.CONTENT_HASH: schema.photo_id(uri + etag),
         schema.FORMAT: "jpeg",
+        schema.MEDIA: str(Media.IMAGE),
         schema.WIDTH_PX: 640,
         schema.HEIGHT_PX: 480,
         schema.TAKEN_AT: dt.datetime(2020, 2, 29, 23, 59),
-        schema.EXIF_LAT_DEG: lat_deg + 0.0123,
-        schema.EXIF_LON_DEG: lon_deg + 0.0123,
+        schema.RECORDED_LAT_DEG: lat_deg + 0.0123,
+        schema.RECORDED_LON_DEG: lon_deg + 0.0123,
+        schema.RECORDED_BY: str(RecordedBy.EXIF),
         schema.LAT_DEG: lat_deg,
         schema.LON_DEG: lon_deg,
         schema.RADIUS_KM: 3.5,

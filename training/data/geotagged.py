@@ -154,7 +154,7 @@ def _degrees(table: pa.Table, names: Sequence[str], uri: str) -> NDArray[np.floa
 def _of_archive(output: str) -> GeotaggedPhotos:
     published = catalog.Catalog(output)
     photos = published.rows(
-        f"SELECT {schema.URI}, {schema.EXIF_LAT_DEG}, {schema.EXIF_LON_DEG}, {schema.STATUS}, {schema.RUN_ID}"
+        f"SELECT {schema.URI}, {schema.RECORDED_LAT_DEG}, {schema.RECORDED_LON_DEG}, {schema.STATUS}, {schema.RUN_ID}"
         f" FROM photos ORDER BY {schema.URI}"
     )
     # Where a run was told to keep nothing finer than a city, the positions are the centres of cells.
@@ -167,8 +167,8 @@ def _of_archive(output: str) -> GeotaggedPhotos:
     return GeotaggedPhotos(
         name_N=[*uri_N],
         uri_N=uri_N,
-        lat_deg_N=photos[schema.EXIF_LAT_DEG].to_numpy(),
-        lon_deg_N=photos[schema.EXIF_LON_DEG].to_numpy(),
+        lat_deg_N=photos[schema.RECORDED_LAT_DEG].to_numpy(),
+        lon_deg_N=photos[schema.RECORDED_LON_DEG].to_numpy(),
         photographer_N=nothing,
         scene_N=nothing,
         part_N=nothing,

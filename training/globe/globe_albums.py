@@ -149,8 +149,8 @@ def in_context(
         candidate_lat_deg_M=finest.lat_deg_K[cell_M],
         candidate_lon_deg_M=finest.lon_deg_K[cell_M],
         candidate_probability_M=answers.top_probability_BT.ravel().astype(np.float64),
-        exif_lat_deg_N=np.where(has_position_N, photos.lat_deg_N, np.nan),
-        exif_lon_deg_N=np.where(has_position_N, photos.lon_deg_N, np.nan),
+        recorded_lat_deg_N=np.where(has_position_N, photos.lat_deg_N, np.nan),
+        recorded_lon_deg_N=np.where(has_position_N, photos.lon_deg_N, np.nan),
         reach_km_N=answers.radius_km_B.astype(np.float64),
         cells=len(finest.cell_id_K),
     )

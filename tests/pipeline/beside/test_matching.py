@@ -130,7 +130,7 @@ def test_the_photos_own_json_goes_before_its_originals_and_its_stills() -> None:
 def test_of_cut_names_all_are_kept_for_the_title_to_decide() -> None:
     photos = [f"{BURST}1.jpg", f"{BURST}2.jpg"]
     jsons = [f"{BURST}.json", f"{BURST}(1).json"]
-    assert beside([*photos, *jsons]) == {photo: jsons for photo in photos}
+    assert beside([*photos, *jsons]) == dict.fromkeys(photos, jsons)
     many = [f"{BURST}({number}).json" for number in range(1, 30)]
     assert beside([f"{BURST}m(7).jpg", *many]) == {f"{BURST}m(7).jpg": [f"{BURST}(7).json"]}
 
@@ -158,8 +158,12 @@ def test_of_several_parts_the_photos_own_goes_first() -> None:
     listed = [member("t-1.zip", "f/a.jpg"), member("t-2.zip", "f/a.jpg.json"), member("t-1.zip", "f/a.jpg.json")]
     listed[1][schema.ETAG] = "other"
     with connect() as connection:
-        connection.register("rows", pa.Table.from_pylist(listed, schema=schema.MANIFEST.remove(0).insert(
-            0, pa.field(schema.PHOTO_ID, pa.binary(16)))))
+        connection.register(
+            "rows",
+            pa.Table.from_pylist(
+                listed, schema=schema.MANIFEST.remove(0).insert(0, pa.field(schema.PHOTO_ID, pa.binary(16)))
+            ),
+        )
         connection.execute("CREATE TABLE listed AS FROM rows")
         find_beside(connection)
         ((found,),) = connection.execute("SELECT sidecars FROM beside").fetchall()

@@ -27,9 +27,9 @@ def sequence(
     """Return photos with these places' probabilities, by default one minute apart."""
     flat = [(place, probability) for photo in photos for place, probability in photo.items()]
     lat_deg, lon_deg = (np.array([place[axis] for place, _ in flat], np.float64) for axis in (0, 1))
-    exif_N2 = np.full((len(photos), 2), np.nan)
+    recorded_N2 = np.full((len(photos), 2), np.nan)
     for index, place in (exif or {}).items():
-        exif_N2[index] = place
+        recorded_N2[index] = place
     return Sequence(
         time_s_N=np.array(minutes if minutes is not None else range(len(photos)), np.float64) * 60,
         first_candidate=np.cumsum([0, *map(len, photos)]),
@@ -37,8 +37,8 @@ def sequence(
         candidate_lat_deg_M=lat_deg,
         candidate_lon_deg_M=lon_deg,
         candidate_probability_M=np.array([probability for _, probability in flat]),
-        exif_lat_deg_N=exif_N2[:, 0],
-        exif_lon_deg_N=exif_N2[:, 1],
+        recorded_lat_deg_N=recorded_N2[:, 0],
+        recorded_lon_deg_N=recorded_N2[:, 1],
         reach_km_N=np.full(len(photos), 400.0),
         cells=cells,
     )

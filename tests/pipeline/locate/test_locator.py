@@ -54,7 +54,7 @@ def read_table(pixels: list[np.ndarray | None]) -> pa.Table:
         row = {schema.PHOTO_ID: schema.photo_id(uri), schema.URI: uri, schema.ETAG: "v1", schema.SIZE_BYTES: index}
         row |= {schema.FETCH_SECONDS: 0.5}
         if pixels_HWC is None:
-            row |= {schema.ERROR_CODE: "truncated", schema.ERROR_MESSAGE: "cut", schema.EXIF_LAT_DEG: 1.5}
+            row |= {schema.ERROR_CODE: "truncated", schema.ERROR_MESSAGE: "cut", schema.RECORDED_LAT_DEG: 1.5}
         else:
             row |= {schema.PIXELS_HWC: pixels_HWC.tobytes(), schema.FORMAT: "jpeg", schema.WIDTH_PX: 640}
             row |= {schema.DECODE_SECONDS: 0.25}
@@ -202,10 +202,10 @@ def test_a_photo_is_undecided_where_nothing_so_fine_is_more_likely_right_than_no
 def test_positions_of_cameras_are_named_even_of_photos_that_failed(locator: Locator) -> None:
     read = read_table([*random_pixels(3), None, None])
     places = {0: (48.8584, 2.2945), 2: (30.0, -45.0), 3: (-16.85, -179.98), 4: (None, 3.0)}
-    for column, axis in ((schema.EXIF_LAT_DEG, 0), (schema.EXIF_LON_DEG, 1)):
+    for column, axis in ((schema.RECORDED_LAT_DEG, 0), (schema.RECORDED_LON_DEG, 1)):
         values = pa.array([places.get(row, (None, None))[axis] for row in range(5)], pa.float64())
         read = read.set_column(read.schema.get_field_index(column), read.schema.field(column), values)
-    columns = (schema.EXIF_COUNTRY_CODE, schema.EXIF_COUNTRY, schema.EXIF_REGION, schema.EXIF_PLACE)
+    columns = (schema.RECORDED_COUNTRY_CODE, schema.RECORDED_COUNTRY, schema.RECORDED_REGION, schema.RECORDED_PLACE)
     rows = [tuple(row[name] for name in columns) for row in locator(read).to_pylist()]
     none = (None, None, None, None)
     assert rows == [
@@ -242,8 +242,10 @@ def test_a_point_of_least_distance_is_another_models_answer(checkpoint: Checkpoi
 
 def test_failed_rows_pass_through_untouched(locator: Locator) -> None:
     failed = locator(read_table([*random_pixels(1), None])).to_pylist()[1]
-    kept = {name: failed[name] for name in (schema.URI, schema.ERROR_CODE, schema.ERROR_MESSAGE, schema.EXIF_LAT_DEG)}
-    assert kept == {"uri": "/1", "error_code": "truncated", "error_message": "cut", "exif_lat_deg": 1.5}
+    kept = {
+        name: failed[name] for name in (schema.URI, schema.ERROR_CODE, schema.ERROR_MESSAGE, schema.RECORDED_LAT_DEG)
+    }
+    assert kept == {"uri": "/1", "error_code": "truncated", "error_message": "cut", "recorded_lat_deg": 1.5}
     assert failed[schema.STATUS] == "failed"
     for name in (schema.LAT_DEG, schema.LEVELS, schema.ALTERNATIVES, schema.GEOMETRY, schema.CELL_ID, schema.SCENE):
         assert failed[name] is None

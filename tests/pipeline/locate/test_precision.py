@@ -19,7 +19,7 @@ from tests.support.photo_rows import failed_row, located_row, photos
 
 ALLOWED_S2_LEVEL = {"city": 9, "region": 6, "country": 4}
 POINT_NAMES = (schema.COUNTRY_CODE, schema.COUNTRY, schema.REGION, schema.PLACE)
-EXIF_NAMES = (schema.EXIF_COUNTRY_CODE, schema.EXIF_COUNTRY, schema.EXIF_REGION, schema.EXIF_PLACE)
+EXIF_NAMES = (schema.RECORDED_COUNTRY_CODE, schema.RECORDED_COUNTRY, schema.RECORDED_REGION, schema.RECORDED_PLACE)
 PLACES = [(48.137, 11.575), (-17.7, 179.9999), (-17.7, -179.9999), (89.9, 12.0), (-90.0, 0.0), (0.0, 0.0)]
 
 
@@ -32,7 +32,7 @@ def named(row: dict[str, Any], gazetteer: Gazetteer) -> dict[str, Any]:
     """Return `row` with its positions' names, as the Locator puts them in."""
     for columns, lat, lon in (
         (POINT_NAMES, schema.LAT_DEG, schema.LON_DEG),
-        (EXIF_NAMES, schema.EXIF_LAT_DEG, schema.EXIF_LON_DEG),
+        (EXIF_NAMES, schema.RECORDED_LAT_DEG, schema.RECORDED_LON_DEG),
     ):
         if row[lat] is not None:
             names = gazetteer.names_N([row[lat]], [row[lon]])
@@ -42,8 +42,8 @@ def named(row: dict[str, Any], gazetteer: Gazetteer) -> dict[str, Any]:
 
 def rows() -> pa.Table:
     located = [located_row(f"/{index}", lat, lon) for index, (lat, lon) in enumerate(PLACES)]
-    bare = located_row("/bare", 10, 10, **{schema.EXIF_LAT_DEG: None, schema.EXIF_LON_DEG: None})
-    only_exif = {schema.EXIF_LAT_DEG: 48.13721, schema.EXIF_LON_DEG: 11.57549}
+    bare = located_row("/bare", 10, 10, **{schema.RECORDED_LAT_DEG: None, schema.RECORDED_LON_DEG: None})
+    only_exif = {schema.RECORDED_LAT_DEG: 48.13721, schema.RECORDED_LON_DEG: 11.57549}
     return photos([*located, bare, failed_row("/failed", ErrorCode.MODEL_FAILED, **only_exif)])
 
 
@@ -59,12 +59,17 @@ def context_of(lat_deg: float, lon_deg: float) -> dict[str, Any]:
     }
 
 
+def recorded_at(lat_deg: float, lon_deg: float) -> dict[str, Any]:
+    """A position that the camera recorded."""
+    return {schema.RECORDED_LAT_DEG: lat_deg, schema.RECORDED_LON_DEG: lon_deg}
+
+
 def positions_deg(table: pa.Table) -> list[tuple[float, float]]:
     """Every position that the table holds, whichever column it is in."""
     found = []
     for row in table.to_pylist():
         found.append((row[schema.LAT_DEG], row[schema.LON_DEG]))
-        found.append((row[schema.EXIF_LAT_DEG], row[schema.EXIF_LON_DEG]))
+        found.append((row[schema.RECORDED_LAT_DEG], row[schema.RECORDED_LON_DEG]))
         found += [(c[schema.LAT_DEG], c[schema.LON_DEG]) for c in (row[schema.LEVELS] or [])]
         found += [(c[schema.LAT_DEG], c[schema.LON_DEG]) for c in (row[schema.ALTERNATIVES] or [])]
         if row[schema.GEOMETRY]:
@@ -116,7 +121,9 @@ def test_two_photos_of_one_cell_can_not_be_told_apart_by_place(precision: Precis
     """Whatever differs between two photos a few metres apart is gone: nothing finer hides in any column."""
     places = ((48.1, 11.5), (48.1001, 11.5001))
     rows_before = [
-        located_row("/a", lat, lon, **{schema.EXIF_LAT_DEG: lat, schema.EXIF_LON_DEG: lon}, **context_of(lat, lon))
+        located_row(
+            "/a", lat, lon, **{schema.RECORDED_LAT_DEG: lat, schema.RECORDED_LON_DEG: lon}, **context_of(lat, lon)
+        )
         for lat, lon in places
     ]
     told_apart = {name for name in rows_before[0] if rows_before[0][name] != rows_before[1][name]}
@@ -177,7 +184,7 @@ def test_the_schema_stays_and_other_columns_are_untouched(precision: PrecisionNa
 
 def test_names_are_no_finer_than_the_position(gazetteer: Gazetteer) -> None:
     """The country stays; region and town are what is nearest to the coarse position there, or gone."""
-    place = located_row("/a", 50.0617, 19.937, **{schema.EXIF_LAT_DEG: 51.155, schema.EXIF_LON_DEG: 14.985})
+    place = located_row("/a", 50.0617, 19.937, **{schema.RECORDED_LAT_DEG: 51.155, schema.RECORDED_LON_DEG: 14.985})
     before = named(place, gazetteer)
     assert [before[name] for name in POINT_NAMES] == ["PL", "Poland", "Lesser Poland", "Kraków"]
     assert [before[name] for name in EXIF_NAMES] == ["DE", "Germany", "Saxony", "Görlitz"]
@@ -185,7 +192,7 @@ def test_names_are_no_finer_than_the_position(gazetteer: Gazetteer) -> None:
         [row] = coarsen(photos([before]), precision, gazetteer).to_pylist()  # type: ignore[arg-type]
         for columns, lat, lon, code in (
             (POINT_NAMES, schema.LAT_DEG, schema.LON_DEG, "PL"),
-            (EXIF_NAMES, schema.EXIF_LAT_DEG, schema.EXIF_LON_DEG, "DE"),
+            (EXIF_NAMES, schema.RECORDED_LAT_DEG, schema.RECORDED_LON_DEG, "DE"),
         ):
             names = gazetteer.names_within_N([code], [row[lat]], [row[lon]])
             expected = [values[0].as_py() for values in names]

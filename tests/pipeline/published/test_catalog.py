@@ -229,9 +229,9 @@ def test_a_run_that_has_not_finished_does_not_count(tmp_path: Path) -> None:
 
 def test_history_levels_accuracy_and_runs(tmp_path: Path) -> None:
     publish_run(str(tmp_path), "r1", [located_row("/a", 10, 20), failed_row("/b", ErrorCode.EMPTY)], precision="city")
-    without_exif = {schema.EXIF_LAT_DEG: None, schema.EXIF_LON_DEG: None}
-    far = {schema.EXIF_LAT_DEG: 10.0, schema.EXIF_LON_DEG: -178.0, schema.RADIUS_KM: 400.0}
-    far |= {schema.EXIF_COUNTRY: "Fiji", schema.COUNTRY: "open sea"}
+    without_exif = {schema.RECORDED_LAT_DEG: None, schema.RECORDED_LON_DEG: None}
+    far = {schema.RECORDED_LAT_DEG: 10.0, schema.RECORDED_LON_DEG: -178.0, schema.RADIUS_KM: 400.0}
+    far |= {schema.RECORDED_COUNTRY: "Fiji", schema.COUNTRY: "open sea"}
     far |= {schema.CONTEXT_LAT_DEG: 10.0, schema.CONTEXT_LON_DEG: -179.0, schema.CONTEXT_RADIUS_KM: 100.0}
     publish_run(str(tmp_path), "r2", [located_row("/a", 10, 179, **far), located_row("/c", 1, 1, **without_exif)])
     catalog = Catalog(str(tmp_path))
@@ -248,7 +248,7 @@ def test_history_levels_accuracy_and_runs(tmp_path: Path) -> None:
     assert accuracy["error_km"] == pytest.approx(geodesy.haversine_km(10, 179, 10, -178), rel=1e-12)
     assert [accuracy[f"within_{km}_km"] for km in (1, 25, 200, 750, 2500)] == [False, False, False, True, True]
     assert accuracy["inside_radius"]
-    assert (accuracy["exif_country"], accuracy["country"], accuracy["same_country"]) == ("Fiji", "open sea", False)
+    assert (accuracy["recorded_country"], accuracy["country"], accuracy["same_country"]) == ("Fiji", "open sea", False)
     assert accuracy["context_error_km"] == pytest.approx(geodesy.haversine_km(10, -179, 10, -178), rel=1e-12)
     assert accuracy["inside_context_radius"] is False
     runs = catalog.rows("SELECT * EXCLUDE (record) FROM runs ORDER BY run_id").to_pylist()

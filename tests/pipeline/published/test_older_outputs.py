@@ -97,3 +97,12 @@ def test_it_is_continued_and_cleaned_up(output: str, tmp_path: Path) -> None:
     assert list(storage.list_files(f"{output}/photos/run=20260101T000000Z")) == []  # it was let go of before
     assert verify_output(output) == []
     assert len(newest(output)) == 9
+
+
+def test_its_cameras_positions_are_recorded_ones_by_exif(output: str) -> None:
+    (row,) = Catalog(output).rows("FROM photos WHERE uri LIKE '%/d.jpg'").to_pylist()
+    assert row[schema.RECORDED_BY] == "exif"
+    assert row[schema.RECORDED_LAT_DEG] == pytest.approx(row[schema.LAT_DEG] + 0.0123)
+    assert row[schema.MEDIA] is None
+    accuracy = Catalog(output).rows("SELECT count(*) AS photos FROM accuracy WHERE recorded_by = 'exif'").to_pylist()
+    assert accuracy == [{"photos": 5}]  # one of the six failed

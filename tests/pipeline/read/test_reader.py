@@ -108,8 +108,8 @@ def test_what_the_header_said_is_kept_when_the_picture_fails(tmp_path: Path, rea
     cut, bomb = reader(plan_of(*uris)).to_pylist()
     assert (cut[schema.ERROR_CODE], cut[schema.FORMAT]) == ("truncated", "jpeg")
     assert (cut[schema.WIDTH_PX], cut[schema.HEIGHT_PX]) == (640, 427)
-    assert cut[schema.EXIF_LAT_DEG] == pytest.approx(48.5)
-    assert cut[schema.EXIF_LON_DEG] == pytest.approx(-11.25)
+    assert cut[schema.RECORDED_LAT_DEG] == pytest.approx(48.5)
+    assert cut[schema.RECORDED_LON_DEG] == pytest.approx(-11.25)
     assert (bomb[schema.WIDTH_PX], bomb[schema.HEIGHT_PX]) == (20_000, 20_000)
 
 

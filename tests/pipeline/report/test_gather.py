@@ -57,14 +57,17 @@ def publish(output: str, rows: Sequence[dict[str, Any]], precision: str = "stree
 
 def off(row: dict[str, Any], km: float) -> dict[str, Any]:
     """Return the row with its camera so far north of the answer."""
-    return row | {schema.EXIF_LAT_DEG: row[schema.LAT_DEG] + km / 111.195, schema.EXIF_LON_DEG: row[schema.LON_DEG]}
+    return row | {
+        schema.RECORDED_LAT_DEG: row[schema.LAT_DEG] + km / 111.195,
+        schema.RECORDED_LON_DEG: row[schema.LON_DEG],
+    }
 
 
 @pytest.fixture(scope="module")
 def small_output(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Eight photos of which all that the report should say is known."""
     output = str(tmp_path_factory.mktemp("report") / "out")
-    unlocated = {schema.EXIF_LAT_DEG: None, schema.EXIF_LON_DEG: None}
+    unlocated = {schema.RECORDED_LAT_DEG: None, schema.RECORDED_LON_DEG: None}
     rows = [
         off(located_row("/paris1", *PARIS, confidence=0.9, radius_km=5.0), 0.5),
         off(located_row("/paris2", *PARIS, confidence=0.8, radius_km=5.0), 100.0),
@@ -167,7 +170,7 @@ def test_takes_countries_that_the_output_has(small_output: str) -> None:
         " CASE WHEN lat_deg > 45 THEN 'CH' END AS country_code,"
         " CASE WHEN lat_deg > 45 THEN 'Switzerland' WHEN lat_deg > 41 THEN 'open sea' END AS country,"
         " CASE WHEN lat_deg > 45 THEN 'Zermatt' END AS place,"
-        " CASE WHEN uri = '/paris2' THEN 'France' ELSE 'Switzerland' END AS exif_country),"
+        " CASE WHEN uri = '/paris2' THEN 'France' ELSE 'Switzerland' END AS recorded_country),"
         " NULL::TIMESTAMPTZ AS gone_since FROM history"
     )
     report = gather(catalog, small_output)

@@ -33,7 +33,7 @@ CELLS = 2000
 
 def photo(uri: str, minutes: float | None, first: tuple[float, float], second: tuple[float, float], **more: Any) -> Row:
     """Return the row of a photo that is probably (0.5) at the first place, perhaps (0.3) at the second."""
-    row = located_row(uri, *first, exif_lat_deg=None, exif_lon_deg=None)
+    row = located_row(uri, *first, recorded_lat_deg=None, recorded_lon_deg=None)
     cells = [int(s2.cell_id_N([place[0]], [place[1]], 11)[0]) for place in (first, second)]
     row[schema.ALTERNATIVES] = [
         {schema.CELL_ID: cell, schema.LAT_DEG: place[0], schema.LON_DEG: place[1], schema.PROBABILITY: probability}
@@ -119,14 +119,14 @@ def test_a_camera_position_is_an_anchor_for_others_unless_not_wanted(
     tmp_path: Path, trusted: bool, wanted: str
 ) -> None:
     rows = album()
-    rows[2] |= {schema.EXIF_LAT_DEG: OSLO[0] + 0.01, schema.EXIF_LON_DEG: OSLO[1]}
+    rows[2] |= {schema.RECORDED_LAT_DEG: OSLO[0] + 0.01, schema.RECORDED_LON_DEG: OSLO[1]}
     stage = staged(tmp_path, rows)
     context(stage, positions=trusted)
     assert place(rows_of(stage)["/a/1.jpg"]) == wanted
 
 
 def test_a_failed_photo_with_a_position_is_an_anchor_too(tmp_path: Path) -> None:
-    position = {schema.EXIF_LAT_DEG: OSLO[0], schema.EXIF_LON_DEG: OSLO[1], schema.TAKEN_AT: NOON}
+    position = {schema.RECORDED_LAT_DEG: OSLO[0], schema.RECORDED_LON_DEG: OSLO[1], schema.TAKEN_AT: NOON}
     stage = staged(tmp_path, [*album(), failed_row("/a/broken.jpg", ErrorCode.TRUNCATED, **position)])
     assert context(stage).explained == 3
     found = {uri: place(row) for uri, row in rows_of(stage).items()}
@@ -234,7 +234,7 @@ def test_a_long_album_is_cut_where_memory_would_not_be_bounded(tmp_path: Path, m
 @pytest.mark.parametrize("precision", ["city", "region", "country"])
 def test_coarse_rows_get_a_coarse_context(tmp_path: Path, precision: PrecisionName) -> None:
     rows = album()
-    rows[0] |= {schema.EXIF_LAT_DEG: ROME[0] + 0.0123, schema.EXIF_LON_DEG: ROME[1] + 0.0123}
+    rows[0] |= {schema.RECORDED_LAT_DEG: ROME[0] + 0.0123, schema.RECORDED_LON_DEG: ROME[1] + 0.0123}
     stage = Stage(str(tmp_path), "r2")
     stage.put_rows(coarsen(photos(rows), precision, Gazetteer()))
     add_context(stage, [], CELLS, precision, ContextSettings())

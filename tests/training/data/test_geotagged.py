@@ -105,9 +105,9 @@ def test_names_become_places_to_read_from(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_an_archive_gives_what_cameras_wrote_in_the_newest_rows(tmp_path: Path, places: Places) -> None:
     output = str(tmp_path / "geotags")
-    exif = {schema.EXIF_LAT_DEG: 48.85, schema.EXIF_LON_DEG: 2.35}
-    old = {schema.EXIF_LAT_DEG: 1.0, schema.EXIF_LON_DEG: 1.0}
-    no_gps = {schema.EXIF_LAT_DEG: None, schema.EXIF_LON_DEG: None}
+    exif = {schema.RECORDED_LAT_DEG: 48.85, schema.RECORDED_LON_DEG: 2.35}
+    old = {schema.RECORDED_LAT_DEG: 1.0, schema.RECORDED_LON_DEG: 1.0}
+    no_gps = {schema.RECORDED_LAT_DEG: None, schema.RECORDED_LON_DEG: None}
     publish_run(output, "r1", [located_row("/a/1.jpg", 0, 0, **old), failed_row("/a/bad.jpg", ErrorCode.TRUNCATED)])
     publish_run(
         output, "r2", [located_row("/a/1.jpg", 0, 0, "v2", **exif), located_row("/b/2.jpg", 5, 5, "v1", **no_gps)]

@@ -56,6 +56,7 @@ HOMES = {
         "training/",
         "jobs/",
     ),
+    "defusedxml": ("pipeline/decode/xmp.py",),
     "jinja2": ("pipeline/report/templates.py",),
     "markupsafe": ("pipeline/report/templates.py", "pipeline/report/charts.py"),
     "pathspec": ("pipeline/sources/search.py",),

@@ -10,25 +10,36 @@ from __future__ import annotations
 import math
 import re
 import struct
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from pipeline.decode.taken import Moment, gps_moment, read_moment, read_offset
 
 _ORIENTATION, _DATE_TIME, _EXIF_IFD, _GPS_IFD = 0x0112, 0x0132, 0x8769, 0x8825
-_DATE_TIME_ORIGINAL, _DATE_TIME_DIGITIZED = 0x9003, 0x9004
-_GPS_LAT_REF, _GPS_LAT, _GPS_LON_REF, _GPS_LON = 1, 2, 3, 4
-_TYPES = {1: "B", 2: "s", 3: "H", 4: "L", 5: "LL", 6: "b", 8: "h", 9: "l", 10: "ll", 12: "d", 13: "L", 16: "Q", 18: "Q"}
-_ASCII, _RATIONALS, _DOUBLE = 2, (5, 10), 12
+_ORIGINAL = (0x9003, 0x9291, 0x9011)
+"""The time of taking, its fraction of a second, and its offset from UTC; likewise that of digitizing."""
+_DIGITIZED = (0x9004, 0x9292, 0x9012)
+_CHANGED_FRACTION, _CHANGED_OFFSET = 0x9290, 0x9010
+_GPS_LAT_REF, _GPS_LAT, _GPS_LON_REF, _GPS_LON, _GPS_TIME, _GPS_STATUS, _GPS_DATE = 1, 2, 3, 4, 7, 9, 29
+_TYPES = {1: "B", 2: "s", 3: "H", 4: "L", 5: "LL", 6: "b", 7: "B", 8: "h", 9: "l", 10: "ll", 11: "f", 12: "d"}
+_TYPES |= {13: "L", 16: "Q", 18: "Q", 129: "B"}
+_ASCII, _RATIONALS, _FLOATS = 2, (5, 10), (11, 12)
+_TEXTS = (_ASCII, 7, 129)  # as some write it, and UTF-8 since Exif 3.0
 _MAX_ENTRIES = 1000
 _MAX_TEXT_BYTES = 64
-_DATE = re.compile(r"(\d{4})[:/\-.](\d{1,2})[:/\-.](\d{1,2})[ T](\d{1,2}):(\d{1,2}):(\d{1,2})")
+_MAGIC = re.compile(rb"II\x2a\0|MM\0\x2a|II\x2b\0|MM\0\x2b")
+_MAX_BYTES_BEFORE_MAGIC = 32
+"""`Exif\0\0`, once or twice, and what boxes of HEIF and JPEG XL put before it."""
 
 
 @dataclass(frozen=True)
 class ExifFacts:
     """What EXIF says of a photo; a missing or unbelievable value is None.
 
-    `lat_deg`, `lon_deg`: WGS84 degrees, both or neither; exactly (0, 0) is a known camera failure and counts as none.
-    `taken_at`: the camera's local time, naive, to the second; its time zone, where written, is not kept.
+    `lat_deg`, `lon_deg`: WGS84 degrees, both or neither. Exactly (0, 0) is a known camera failure and counts as none,
+    as does a position whose GPSStatus is `V`, void: the receiver's last one, from wherever that was.
+    `taken_at`: the camera's local time, naive; `offset`: how far its clock was east of UTC, where that is written;
+    `is_change`: whether it is no more than the time of the file's last change. `gps_at_utc`: the time of the GPS fix.
     `orientation`: 1 to 8, how the stored picture is turned; 1 also when absent, out of range, or (HEIC) already undone.
     """
 
@@ -36,26 +47,90 @@ class ExifFacts:
     lon_deg: float | None = None
     taken_at: datetime | None = None
     orientation: int = 1
+    offset: timedelta | None = None
+    is_change: bool = False
+    gps_at_utc: datetime | None = None
 
 
-def read_exif(exif: bytes | None) -> ExifFacts:
-    """Return the facts in an EXIF block (its `Exif\\0\\0` prefix may be absent) or a whole TIFF file; never raises."""
-    tiff = _TiffTags(exif or b"")
+def read_exif(*blocks: bytes | None) -> ExifFacts:
+    """Return the facts in a photo's EXIF blocks, or in a whole TIFF file; never raises.
+
+    `Exif\0\0` before a block may be absent. What an earlier block lacks is taken from a later one, but for the
+    orientation, which viewers take from the first.
+    """
+    facts = _facts(blocks[0] or b"") if blocks else ExifFacts()
+    for block in blocks[1:]:
+        facts = _completed(facts, _facts(block or b""))
+    return facts
+
+
+def has_tiff_header(block: bytes) -> bool:
+    """Say whether an EXIF block begins here, rather than goes on."""
+    return _MAGIC.search(block, 0, _MAX_BYTES_BEFORE_MAGIC) is not None
+
+
+def _facts(exif: bytes) -> ExifFacts:
+    tiff = _TiffTags(exif)
     main = tiff.directory(tiff.first_directory)
+    if not main:
+        return ExifFacts()
     camera = tiff.directory(tiff.integer(main.get(_EXIF_IFD)))
     gps = tiff.directory(tiff.integer(main.get(_GPS_IFD)))
-    lat_deg = _angle_deg(tiff, gps.get(_GPS_LAT), gps.get(_GPS_LAT_REF), "NS", 90.0)
-    lon_deg = _angle_deg(tiff, gps.get(_GPS_LON), gps.get(_GPS_LON_REF), "EW", 180.0)
-    if lat_deg is None or lon_deg is None or (lat_deg == 0 and lon_deg == 0):
-        lat_deg = lon_deg = None
+    lat_deg, lon_deg = _position(tiff, gps) or (None, None)
     orientation = tiff.integer(main.get(_ORIENTATION))
-    times = (camera.get(_DATE_TIME_ORIGINAL), camera.get(_DATE_TIME_DIGITIZED), main.get(_DATE_TIME))
+    moment, is_change = _taken(tiff, main, camera)
     return ExifFacts(
         lat_deg=lat_deg,
         lon_deg=lon_deg,
-        taken_at=next((t for t in (_time(tiff.text(entry)) for entry in times) if t is not None), None),
+        taken_at=moment.local if moment else None,
         orientation=orientation if orientation is not None and 1 <= orientation <= 8 else 1,
+        offset=moment.offset if moment else None,
+        is_change=is_change,
+        gps_at_utc=gps_moment(tiff.text(gps.get(_GPS_DATE)), tiff.numbers(gps.get(_GPS_TIME), 3)),
     )
+
+
+def _completed(facts: ExifFacts, later: ExifFacts) -> ExifFacts:
+    if facts.lat_deg is None:
+        facts = replace(facts, lat_deg=later.lat_deg, lon_deg=later.lon_deg)
+    if facts.taken_at is None or (facts.is_change and later.taken_at is not None and not later.is_change):
+        facts = replace(facts, taken_at=later.taken_at, offset=later.offset, is_change=later.is_change)
+    return facts if facts.gps_at_utc else replace(facts, gps_at_utc=later.gps_at_utc)
+
+
+def _taken(tiff: _TiffTags, main: dict[int, _Entry], camera: dict[int, _Entry]) -> tuple[Moment | None, bool]:
+    """Return the first believable time, and whether it is that of the last change.
+
+    The offset of that is the original's too where the two times are the same, or it would be another computer's.
+    """
+    changed = _moment(tiff, main.get(_DATE_TIME), camera.get(_CHANGED_FRACTION), camera.get(_CHANGED_OFFSET))
+    for tags in (_ORIGINAL, _DIGITIZED):
+        moment = _moment(tiff, *(camera.get(tag) for tag in tags))
+        if moment is None:
+            continue
+        is_unchanged = changed is None or changed.local.replace(microsecond=0) == moment.local.replace(microsecond=0)
+        if moment.offset is None and is_unchanged:
+            offset = read_offset(tiff.text(camera.get(_CHANGED_OFFSET)))
+            moment = Moment(moment.local, offset)
+        return moment, False
+    return changed, changed is not None
+
+
+def _moment(tiff: _TiffTags, time: _Entry | None, fraction: _Entry | None, offset: _Entry | None) -> Moment | None:
+    if time is None:
+        return None
+    moment = read_moment(tiff.text(time), tiff.text(fraction))
+    if moment is None or moment.offset is not None or offset is None:
+        return moment
+    return Moment(moment.local, read_offset(tiff.text(offset)))
+
+
+def _position(tiff: _TiffTags, gps: dict[int, _Entry]) -> tuple[float, float] | None:
+    if not gps or tiff.text(gps.get(_GPS_STATUS))[:1].upper() == "V":
+        return None
+    lat_deg = _angle_deg(tiff, gps.get(_GPS_LAT), gps.get(_GPS_LAT_REF), "NS", 90.0)
+    lon_deg = _angle_deg(tiff, gps.get(_GPS_LON), gps.get(_GPS_LON_REF), "EW", 180.0)
+    return position_deg(lat_deg, lon_deg)
 
 
 def tiff_extent_bytes(tiff_file: bytes) -> int:
@@ -78,6 +153,12 @@ def tiff_number(tiff_file: bytes, tag: int) -> int | None:
     return tiff.integer(tiff.directory(tiff.first_directory).get(tag))
 
 
+def tiff_blob(tiff_file: bytes, tag: int) -> bytes:
+    """Return the bytes of an entry of a TIFF file's first directory, none when it is absent or lies outside."""
+    tiff = _TiffTags(tiff_file)
+    return tiff.blob(tiff.directory(tiff.first_directory).get(tag))
+
+
 def tiff_count(tiff_file: bytes, tag: int) -> int:
     """Return how many values an entry of a TIFF file's first directory says it has, 0 when it is absent."""
     tiff = _TiffTags(tiff_file)
@@ -96,8 +177,8 @@ class _TiffTags:
     """Bounds-checked access to a TIFF structure (classic or BigTIFF): what lies outside reads as absent."""
 
     def __init__(self, data: bytes) -> None:
-        start = 6 * sum(data[i : i + 6] == b"Exif\0\0" for i in (0, 6))
-        self._data = memoryview(data)[start:]
+        found = _MAGIC.search(data, 0, _MAX_BYTES_BEFORE_MAGIC)
+        self._data = memoryview(data)[found.start() if found else 0 :]
         magic = bytes(self._data[:4])
         self._order = ">" if magic[:2] == b"MM" else "<"
         self._big = magic in (b"II\x2b\0", b"MM\0\x2b")
@@ -141,14 +222,22 @@ class _TiffTags:
         return [n / d if d else (0.0 if n == 0 else float("nan")) for n, d in pairs]
 
     def integer(self, entry: _Entry | None) -> int | None:
-        values = self.numbers(entry, 1) if entry is not None and entry.type not in (*_RATIONALS, _DOUBLE) else []
+        values = self.numbers(entry, 1) if entry is not None and entry.type not in (*_RATIONALS, *_FLOATS) else []
         return int(values[0]) if values else None
 
     def text(self, entry: _Entry | None) -> str:
-        if entry is None or entry.type != _ASCII or entry.offset < 0:
+        """Return the beginning of a text, blanks for the zero bytes that some write between date and time."""
+        if entry is None or entry.type not in _TEXTS or entry.offset < 0:
             return ""
         text = bytes(self._data[entry.offset : entry.offset + min(entry.count, _MAX_TEXT_BYTES)])
-        return text.split(b"\0")[0].decode("ascii", "replace").strip()
+        return text.replace(b"\0", b" ").decode("utf-8", "replace").strip()
+
+    def blob(self, entry: _Entry | None) -> bytes:
+        """Return all bytes of an entry's values; none where they do not lie in the file."""
+        size_bytes = entry.count * struct.calcsize("=" + _TYPES[entry.type]) if entry and entry.type in _TYPES else 0
+        if entry is None or entry.offset < 0 or entry.offset + size_bytes > len(self._data):
+            return b""
+        return bytes(self._data[entry.offset : entry.offset + size_bytes])
 
     def is_unknown(self, entry: _Entry) -> bool:
         """Say whether a rational's first value is 0/0, EXIF's way of writing "unknown"."""
@@ -169,7 +258,15 @@ def _angle_deg(
     else:
         values = tiff.numbers(entry, 3)
     letter = tiff.text(ref_entry)[:1].upper()
-    if not values or letter not in tuple(letters):
+    return signed_deg(values, letter, letters, limit_deg)
+
+
+def signed_deg(values: list[float], letter: str, letters: str, limit_deg: float) -> float | None:
+    """Return signed degrees out of degrees, minutes and seconds and the letter of their half of the world.
+
+    `letters`: that of the positive half, then that of the negative one. None unless all of it is believable.
+    """
+    if letter not in tuple(letters) or not values:
         return None
     degrees, minutes, seconds = [*values, 0.0, 0.0][:3]
     is_negative_half = letter == letters[1]
@@ -181,9 +278,8 @@ def _angle_deg(
     return -angle_deg if is_negative_half else angle_deg
 
 
-def _time(text: str) -> datetime | None:
-    match = _DATE.match(text)
-    try:
-        return datetime(*(int(part) for part in match.groups())) if match else None  # type: ignore[arg-type]
-    except ValueError:
+def position_deg(lat_deg: float | None, lon_deg: float | None) -> tuple[float, float] | None:
+    """Return a position of which both parts are known; exactly (0, 0), which broken cameras write, is none."""
+    if lat_deg is None or lon_deg is None or (lat_deg == 0 and lon_deg == 0):
         return None
+    return lat_deg, lon_deg

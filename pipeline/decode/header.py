@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.decode.exif import ExifFacts, read_exif, tiff_count, tiff_number
 from pipeline.decode.jpeg import read_jpeg_header
+from pipeline.decode.recorded import NOTHING_RECORDED, Recorded, recorded, recorded_in
 from pipeline.schema import ErrorCode, PhotoError
 
 _MAGICS = (
@@ -61,6 +62,7 @@ class PhotoFacts:
     width_px: int
     height_px: int
     exif: ExifFacts
+    recorded: Recorded = NOTHING_RECORDED
 
 
 class DecodeFailure(PhotoError):  # noqa: N818 - as PhotoError reads: a failure of the photo, not of the program
@@ -93,8 +95,9 @@ def check_head(head: bytes, limits: DecodeLimits) -> None:
         raise DecodeFailure(error.code, error.message) from error
     size_px = (header.width_px, header.height_px)
     if _is_too_large(size_px, header.coefficient_bytes, limits):
-        exif = read_exif(header.exif)
-        refuse_too_large(facts_of("jpeg", size_px, exif, exif.orientation), header.coefficient_bytes, limits)
+        exif = read_exif(*header.blocks.exif)
+        facts = facts_of("jpeg", size_px, exif, exif.orientation, recorded_in(exif, header.blocks))
+        refuse_too_large(facts, header.coefficient_bytes, limits)
 
 
 def check_size(format_name: str, data: bytes, limits: DecodeLimits) -> None:
@@ -106,7 +109,8 @@ def check_size(format_name: str, data: bytes, limits: DecodeLimits) -> None:
     needed_bytes = memory_bytes(format_name, size_px) if size_px is not None else 0
     if size_px is not None and min(size_px) >= 1 and _is_too_large(size_px, needed_bytes, limits):
         exif = read_exif(data) if format_name == "tiff" else ExifFacts()
-        refuse_too_large(facts_of(format_name, size_px, exif, exif.orientation), needed_bytes, limits)
+        facts = facts_of(format_name, size_px, exif, exif.orientation, recorded(exif))
+        refuse_too_large(facts, needed_bytes, limits)
     pieces = max(tiff_count(data, tag) for tag in _TIFF_PIECES) if format_name == "tiff" else 0
     if pieces > _MAX_TIFF_PIECES:
         raise DecodeFailure(ErrorCode.CORRUPT, f"tiff: says it has {pieces} strips or tiles")
@@ -119,7 +123,7 @@ def memory_bytes(format_name: str, size_px: tuple[int, int]) -> int:
     return height_px * max(row_bytes, _LEAST_ROW_BYTES)
 
 
-def facts_of(format_name: str, size_px: tuple[int, int], exif: ExifFacts, turn: int) -> PhotoFacts:
+def facts_of(format_name: str, size_px: tuple[int, int], exif: ExifFacts, turn: int, records: Recorded) -> PhotoFacts:
     """Return the facts of a picture that is stored with this width and height, and is displayed after this turn.
 
     `turn`: an EXIF orientation, 1 to 8.
@@ -131,7 +135,7 @@ def facts_of(format_name: str, size_px: tuple[int, int], exif: ExifFacts, turn: 
     if max(size_px) > _MAX_SIDE_PX:
         raise PhotoError(ErrorCode.TOO_LARGE, f"{format_name}: says it is {size_px[0]} × {size_px[1]} pixels")
     width_px, height_px = reversed(size_px) if turn >= 5 else size_px
-    return PhotoFacts(format_name, width_px, height_px, exif)
+    return PhotoFacts(format_name, width_px, height_px, exif, records)
 
 
 def _is_too_large(size_px: tuple[int, int], needed_bytes: int, limits: DecodeLimits) -> bool:

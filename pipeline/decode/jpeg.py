@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import simplejpeg
 from PIL import Image, JpegImagePlugin
 
+from pipeline.decode.carried import Carried, JpegBlocks
 from pipeline.decode.codec_errors import codec_call
 from pipeline.schema import ErrorCode, PhotoError
 
@@ -39,7 +40,7 @@ _STRAY_AFTER_PICTURE = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 
 @dataclass(frozen=True)
 class JpegHeader:
-    """What stands before a JPEG's picture data. `exif` and `icc` are the raw blocks, None when absent.
+    """What stands before a JPEG's picture data; `icc` is the raw colour profile, None when absent.
 
     `coefficient_bytes`: memory for all frequencies at once, which progressive and multi-scan files need; else 0.
     `is_checkable_without_end`: whether a missing end marker can be told apart from missing data.
@@ -50,13 +51,13 @@ class JpegHeader:
     components: int
     coefficient_bytes: int
     is_checkable_without_end: bool
-    exif: bytes | None
+    blocks: Carried
     icc: bytes | None
 
 
 def read_jpeg_header(data: bytes) -> JpegHeader:
     """Read the marker segments up to the picture data. Raises `PhotoError` (truncated, corrupt, unsupported_format)."""
-    exif: bytes | None = None
+    blocks = JpegBlocks()
     icc_chunks: dict[int, bytes] = {}
     frame: bytes | None = None
     frame_marker = 0
@@ -82,8 +83,8 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
             raise PhotoError(ErrorCode.TRUNCATED, "jpeg: ends inside its header")
         if marker in _SOF_MARKERS and frame is None:
             frame, frame_marker = segment, marker
-        elif marker == 0xE1 and segment.startswith(b"Exif\0\0") and exif is None:
-            exif = segment
+        elif marker in (0xE1, 0xED):
+            blocks.add(marker, segment)
         elif marker == 0xE2 and segment.startswith(b"ICC_PROFILE\0") and len(segment) > 14:
             icc_chunks.setdefault(segment[12], segment[14:])
         elif marker == 0xDA:
@@ -108,7 +109,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
         components=components,
         coefficient_bytes=0 if has_one_scan else 2 * samples,
         is_checkable_without_end=has_one_scan and frame_marker in _HUFFMAN_SEQUENTIAL,
-        exif=exif,
+        blocks=blocks.carried(),
         icc=b"".join(icc_chunks[i] for i in sorted(icc_chunks)) or None,
     )
 

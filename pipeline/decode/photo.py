@@ -37,6 +37,7 @@ from PIL import (
 )
 
 from model.backbones.framing import VIEWS, Box, Cut, boxes
+from pipeline.decode.carried import Carried, carried
 from pipeline.decode.codec_errors import codec_call, is_cut
 from pipeline.decode.exif import ExifFacts, read_exif, tiff_number
 from pipeline.decode.header import DecodeFailure as DecodeFailure
@@ -45,6 +46,7 @@ from pipeline.decode.header import PhotoFacts as PhotoFacts
 from pipeline.decode.header import check_size, facts_of, memory_bytes, refuse_too_large
 from pipeline.decode.header import sniff_format as sniff_format
 from pipeline.decode.jpeg import decode_jpeg_shrunk, read_jpeg_header, shrink_eighths
+from pipeline.decode.recorded import NOTHING_RECORDED, Recorded, recorded_in
 from pipeline.schema import ErrorCode, PhotoError
 
 if TYPE_CHECKING:  # the decoder needs no network
@@ -161,6 +163,7 @@ class DecodedPhoto:
     width_px: int
     height_px: int
     exif: ExifFacts
+    recorded: Recorded = NOTHING_RECORDED
 
 
 def decode_photo(data: bytes, target: DecodeTarget, limits: DecodeLimits | None = None) -> DecodedPhoto:
@@ -186,7 +189,7 @@ def decode_photo(data: bytes, target: DecodeTarget, limits: DecodeLimits | None 
         raise DecodeFailure(error.code, error.message, facts) from error
     pixels_HWC = np.concatenate([np.asarray(view, dtype=np.uint8) for view in views])
     assert pixels_HWC.shape == target.shape_HWC
-    return DecodedPhoto(pixels_HWC, facts.format, facts.width_px, facts.height_px, facts.exif)
+    return DecodedPhoto(pixels_HWC, facts.format, facts.width_px, facts.height_px, facts.exif, facts.recorded)
 
 
 class _Source:
@@ -202,9 +205,10 @@ class _Source:
         """Return the picture as stored, at `scale` (0 to 1) of its size. Raises `PhotoError`."""
         raise NotImplementedError
 
-    def _set_facts(self, format_name: str, size_px: tuple[int, int], exif: ExifFacts) -> None:
+    def _set_facts(self, format_name: str, size_px: tuple[int, int], blocks: Carried) -> None:
+        exif = read_exif(*blocks.exif)
         self.turn = 1 if format_name in _TURNED_BY_CODEC else exif.orientation
-        self.facts = facts_of(format_name, size_px, exif, self.turn)
+        self.facts = facts_of(format_name, size_px, exif, self.turn, recorded_in(exif, blocks))
 
 
 class _JpegSource(_Source):
@@ -213,7 +217,7 @@ class _JpegSource(_Source):
         self._header = header = read_jpeg_header(data)
         self.memory_bytes = header.coefficient_bytes
         self.icc = header.icc
-        self._set_facts("jpeg", (header.width_px, header.height_px), read_exif(header.exif))
+        self._set_facts("jpeg", (header.width_px, header.height_px), header.blocks)
 
     def load(self, target: DecodeTarget) -> tuple[Image.Image, float]:
         least_px = target.least_side_px(self._header.width_px, self._header.height_px)
@@ -233,13 +237,9 @@ class _PillowSource(_Source):
         self.icc = icc if isinstance(icc, bytes) else None  # a TIFF's may be of any type
         if format_name == "tiff":
             self.bits = tiff_number(data, _TIFF_BITS) or 16
-        self._read_facts()
+        self._set_facts(format_name, self._image.size, carried(format_name, data, self._image.info))
         if format_name == "tiff" and self.facts.exif.orientation != 1:
             self.memory_bytes *= 2  # Pillow turns it as it is loaded, into another picture
-
-    def _read_facts(self) -> None:
-        exif = read_exif(self._data if self._format == "tiff" else _exif_block(self._image.info))
-        self._set_facts(self._format, self._image.size, exif)
 
     def load(self, target: DecodeTarget) -> tuple[Image.Image, float]:
         if self._format == "tiff" and self._is_camera_raw():
@@ -256,7 +256,8 @@ class _PillowSource(_Source):
                 raise ValueError("its frame is not of the kind that its header says")
             if self._image.has_transparency_data:
                 self._image.crop((0, 0, 1, 1)).convert("RGBA")
-        self._read_facts()  # PNG's EXIF may stand after the picture; TIFF and HEIC may change size when they are turned
+        # TIFF and HEIC may change size when they are turned.
+        self.facts = facts_of(self._format, self._image.size, self.facts.exif, self.turn, self.facts.recorded)
         return self._image, 1.0
 
     def _is_camera_raw(self) -> bool:
@@ -268,17 +269,6 @@ def _open(format_name: str, data: bytes, limits: DecodeLimits) -> _Source:
     if format_name != "jpeg":  # opening alone may make a picture of the size that is claimed, or a tuple for each strip
         check_size(format_name, data, limits)
     return _JpegSource(data) if format_name == "jpeg" else _PillowSource(format_name, data)
-
-
-def _exif_block(info: dict[Any, Any]) -> bytes | None:
-    block = info.get("exif")
-    if isinstance(block, bytes):
-        return block
-    text = info.get("Raw profile type exif")  # ImageMagick's way in PNG: name, length, then hexadecimal
-    try:
-        return bytes.fromhex("".join(text.split("\n")[3:])) if isinstance(text, str) else None
-    except ValueError:
-        return None
 
 
 def _upright_views(image: Image.Image, scale: float, source: _Source, target: DecodeTarget) -> list[Image.Image]:

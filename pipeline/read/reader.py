@@ -16,11 +16,12 @@ from blake3 import blake3
 from pipeline import schema, storage
 from pipeline.decode.header import check_head
 from pipeline.decode.photo import DecodeFailure, DecodeLimits, DecodeTarget, PhotoFacts, decode_photo
+from pipeline.decode.recorded import Recorded
 from pipeline.read import archive_members
 from pipeline.read.budget import BytesInFlight, Share
 from pipeline.read.fetch import Fetcher, FetchSettings
 from pipeline.read.isolation import Answer, Decode, Decoded, DecodeOrder, IsolatedDecoder
-from pipeline.schema import ErrorCode, Media, PhotoError, RecordedBy
+from pipeline.schema import ErrorCode, Media, PhotoError
 
 _Outcome = storage.Blob | PhotoError
 _Fetched = tuple[list[_Outcome], float]
@@ -215,7 +216,8 @@ class Reader:
             photo = decode_photo(data, self._settings.target, self._settings.limits)
         except PhotoError as error:
             return error.without_frames()
-        return PhotoFacts(photo.format, photo.width_px, photo.height_px, photo.exif), photo.pixels_HWC.tobytes()
+        facts = PhotoFacts(photo.format, photo.width_px, photo.height_px, photo.exif, photo.recorded)
+        return facts, photo.pixels_HWC.tobytes()
 
 
 class IsolatedReader(Reader):
@@ -255,8 +257,23 @@ def _header_columns(facts: PhotoFacts) -> dict[str, Any]:
         schema.MEDIA: str(Media.IMAGE),
         schema.WIDTH_PX: facts.width_px,
         schema.HEIGHT_PX: facts.height_px,
-        schema.TAKEN_AT: facts.exif.taken_at,
-        schema.RECORDED_LAT_DEG: facts.exif.lat_deg,
-        schema.RECORDED_LON_DEG: facts.exif.lon_deg,
-        schema.RECORDED_BY: None if facts.exif.lat_deg is None else str(RecordedBy.EXIF),
+        **_recorded_columns(facts.recorded),
+    }
+
+
+def _recorded_columns(recorded: Recorded) -> dict[str, Any]:
+    return {
+        schema.TAKEN_AT: recorded.taken_at,
+        schema.TAKEN_AT_UTC: recorded.taken_at_utc,
+        schema.TAKEN_AT_UTC_BY: recorded.utc_by,
+        schema.RECORDED_LAT_DEG: recorded.lat_deg,
+        schema.RECORDED_LON_DEG: recorded.lon_deg,
+        schema.RECORDED_BY: recorded.by,
+        schema.RECORDED_APART_KM: recorded.apart_km,
+        schema.IPTC_CITY: recorded.city,
+        schema.IPTC_REGION: recorded.region,
+        schema.IPTC_COUNTRY: recorded.country,
+        schema.IPTC_COUNTRY_CODE: recorded.country_code,
+        schema.CAPTION: recorded.caption,
+        schema.KEYWORDS: list(recorded.keywords) or None,
     }

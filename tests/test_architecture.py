@@ -78,7 +78,8 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "pipeline": (
         ("schema",),
         ("older_rows",),
-        ("storage", "decode", "beside"),
+        ("storage", "decode"),
+        ("beside",),
         ("sources", "locate", "published"),
         ("read", "run"),
         ("answers", "cluster", "forget"),

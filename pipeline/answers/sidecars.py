@@ -9,7 +9,6 @@ Sources: XMP part 1 (ISO 16684-1); Exif in XMP (CIPA DC-010); IPTC Photo Metadat
 from __future__ import annotations
 
 import enum
-import hashlib
 import math
 import os
 import re
@@ -22,6 +21,7 @@ from xml.parsers import expat
 from pipeline import schema, storage
 from pipeline.answers.export import PLACE_NAMES
 from pipeline.answers.xml_text import xml_text
+from pipeline.beside import ours
 from pipeline.locate.precision import PRECISIONS, PrecisionName
 from pipeline.sources import archives
 from pipeline.storage import local_files
@@ -38,7 +38,6 @@ _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _EXIF = "http://ns.adobe.com/exif/1.0/"
 _PHOTOSHOP = "http://ns.adobe.com/photoshop/1.0/"
 _IPTC = "http://iptc.org/std/Iptc4xmpCore/1.0/xmlns/"
-_OURS = "urn:graticule:prediction#"
 _ROOTS = ("adobe:ns:meta/ xmpmeta", "adobe:ns:meta/ xapmeta", f"{_RDF} RDF")
 _MAX_SIDECAR_BYTES = 16 << 20
 
@@ -48,7 +47,6 @@ _BEFORE = (
 ).encode()
 _AFTER = b'</rdf:RDF>\n</x:xmpmeta>\n<?xpacket end="w"?>\n'
 _END = b"</rdf:Description>"
-_SEAL = re.compile(rb'(graticule:Seal=")([0-9a-f]*)(")')
 _NAMED_FROM: dict[str, PrecisionName] = {schema.REGION: "region", schema.PLACE: "city"}
 """The coarsest precision, of `precision.PRECISIONS`, at which a finer name than the country's is worth writing."""
 _SURE = 0.5
@@ -246,7 +244,7 @@ class _Scan:
         if data[self.end_of_rdf : self.end_of_rdf + 2] != b"</":
             raise _NotUnderstoodError("its rdf:RDF is empty")
         self.about = self._about or ""
-        self.sealed = self.marked[0] if len(self.marked) == 1 and _is_sealed(data[self.marked[0]]) else None
+        self.sealed = self.marked[0] if len(self.marked) == 1 and ours.is_sealed(data[self.marked[0]]) else None
 
     def has_gps_beside(self, ours: slice | None) -> bool:
         """Whether a GPS property, of whatever depth, is outside of `ours`."""
@@ -270,7 +268,7 @@ class _Scan:
         at = self._parser.CurrentByteIndex
         self._names += [(at, name), *((at, attribute) for attribute in attributes)]
         if name == f"{_RDF} Description":
-            if f"{_OURS} Seal" in attributes and self._open_mark is None:
+            if f"{ours.NAMESPACE} Seal" in attributes and self._open_mark is None:
                 self._open_mark = at, self._depth
             elif self._about is None:
                 self._about = attributes.get(f"{_RDF} about")
@@ -304,7 +302,7 @@ def _description(row: Mapping[str, Any], about: str, taken: frozenset[str]) -> b
     model = xml_text(row[schema.MODEL_ID])
     radius_m = max(1, math.ceil(round(row[schema.RADIUS_KM] * 1000, 1)))
     method = (
-        f"predicted from the picture, not measured, by {model} (Graticule): 90 % within {radius_m / 1000:g} km, "
+        f"predicted from the picture, not measured, by {model} {ours.METHOD}: 90 % within {radius_m / 1000:g} km, "
         f"confidence {row[schema.CONFIDENCE]:.2f}"
     )
     properties = {
@@ -322,10 +320,10 @@ def _description(row: Mapping[str, Any], about: str, taken: frozenset[str]) -> b
     lines = "".join(f"  <{tag}>{text}</{tag}>\n" for tag, text in properties.items())
     unsealed = (
         f'<rdf:Description xmlns:rdf="{_RDF}" rdf:about="{xml_text(about)}"\n  xmlns:exif="{_EXIF}"\n'
-        f'  xmlns:photoshop="{_PHOTOSHOP}"\n  xmlns:Iptc4xmpCore="{_IPTC}"\n  xmlns:graticule="{_OURS}"\n'
+        f'  xmlns:photoshop="{_PHOTOSHOP}"\n  xmlns:Iptc4xmpCore="{_IPTC}"\n  xmlns:graticule="{ours.NAMESPACE}"\n'
         f'  graticule:ModelId="{model}" graticule:RunId="{xml_text(row[schema.RUN_ID])}" graticule:Seal="">\n{lines}'
     ).encode() + _END
-    return _SEAL.sub(rb"\g<1>" + _seal(unsealed) + rb"\g<3>", unsealed, count=1)
+    return ours.sealed(unsealed)
 
 
 def _sure_names(row: Mapping[str, Any]) -> list[str]:
@@ -339,16 +337,6 @@ def _sure_names(row: Mapping[str, Any]) -> list[str]:
         for column in PLACE_NAMES
         if row[column] and (column not in _NAMED_FROM or fineness <= PRECISIONS.index(_NAMED_FROM[column]))
     ]
-
-
-def _seal(unsealed: bytes) -> bytes:
-    return hashlib.blake2b(unsealed, digest_size=8).hexdigest().encode()
-
-
-def _is_sealed(part: bytes) -> bool:
-    """Whether one of our parts is byte for byte as we wrote it."""
-    found = _SEAL.search(part)
-    return found is not None and found[2] == _seal(_SEAL.sub(rb"\g<1>\g<3>", part, count=1))
 
 
 def _angle(angle_deg: float, letters: str) -> str:

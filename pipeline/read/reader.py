@@ -200,9 +200,8 @@ class Reader:
             row[schema.CONTENT_HASH] = blake3(blob.data).digest(length=16)
             fetched_rows.append(row)
             photos.append(blob.data)
-        besides = beside.read(
-            [listed for listed, blob, _ in batch.photos if not isinstance(blob, PhotoError)], self._read_sidecars
-        )
+        come = [listed for listed, blob, _ in batch.photos if not isinstance(blob, PhotoError)]
+        besides = beside.read(come, self._read_sidecars)
         for row, (answer, decode_s), found in zip(fetched_rows, self._decode(photos), besides, strict=True):
             row[schema.DECODE_SECONDS] = decode_s
             if isinstance(answer, PhotoError):

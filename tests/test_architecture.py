@@ -57,6 +57,7 @@ HOMES = {
         "jobs/",
     ),
     "defusedxml": ("pipeline/decode/xmp.py",),
+    "tzfpy": ("pipeline/locate/places.py",),
     "jinja2": ("pipeline/report/templates.py",),
     "markupsafe": ("pipeline/report/templates.py", "pipeline/report/charts.py"),
     "pathspec": ("pipeline/sources/search.py",),

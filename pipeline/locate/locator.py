@@ -7,6 +7,7 @@ Shapes: B photos of a batch · N photos of a table that have pixels · H levels 
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import math
 import tempfile
 import time
@@ -31,6 +32,7 @@ from pipeline import schema, storage
 from pipeline.locate.engine_share import EngineShare
 from pipeline.locate.places import Gazetteer, Names
 from pipeline.locate.precision import PRECISIONS, PrecisionName, coarsen, wkb_points
+from pipeline.locate.zones import utc_N
 from pipeline.schema import ErrorCode, Status
 
 TOP_COUNTRIES = 3
@@ -143,6 +145,7 @@ class Locator:
         )
         without_place = pc.if_else(pc.is_valid(columns[schema.ERROR_CODE]), str(Status.FAILED), schema.COPIED)
         columns |= self._exif_names(read)
+        columns |= self._utc_by_zone(read)
         columns |= {name: values.take(spread_array) for name, values in self._answer_columns(answers).items()}
         is_decided = self._is_decided(columns[schema.PRECISION])
         with_place = pc.if_else(is_decided, str(Status.LOCATED), str(Status.UNDECIDED))
@@ -231,6 +234,26 @@ class Locator:
         rows = pa.array(row_N, mask=~has_both)
         columns = (schema.RECORDED_COUNTRY_CODE, schema.RECORDED_COUNTRY, schema.RECORDED_REGION, schema.RECORDED_PLACE)
         return {column: values.take(rows) for column, values in zip(columns, names, strict=True)}
+
+    def _utc_by_zone(self, read: pa.Table) -> dict[str, pa.Array | pa.ChunkedArray]:
+        """Return the times in UTC and how they are known, with those that only the recorded position's zone tells."""
+        known, by = (read.column(name) for name in (schema.TAKEN_AT_UTC, schema.TAKEN_AT_UTC_BY))
+        needs = (schema.TAKEN_AT, schema.RECORDED_LAT_DEG, schema.RECORDED_LON_DEG)
+        has_all = functools.reduce(pc.and_, (pc.is_valid(read.column(name)) for name in needs))
+        rows = np.flatnonzero(pc.and_(has_all, pc.is_null(known)).to_numpy())
+        if not len(rows):
+            return {}
+        local_N, lat_deg_N, lon_deg_N = (read.column(name).take(pa.array(rows)).to_pylist() for name in needs)
+        utc = np.full(read.num_rows, None, object)
+        utc[rows] = utc_N(local_N, self._gazetteer.places.zone_N(lat_deg_N, lon_deg_N))
+        by_zone = pa.array(utc, known.type)
+        zone = pa.scalar(str(schema.UtcBy.ZONE_OF_POSITION))
+        return {
+            schema.TAKEN_AT_UTC: pc.coalesce(known, by_zone),
+            schema.TAKEN_AT_UTC_BY: pc.coalesce(
+                by, pc.if_else(pc.is_valid(by_zone), zone, pa.scalar(None, pa.string()))
+            ),
+        }
 
     def _country_lists(self, probability_BG: np.ndarray) -> pa.ListArray:
         photos, count = len(probability_BG), min(TOP_COUNTRIES, probability_BG.shape[1])

@@ -100,14 +100,22 @@ class Places:
         Raises ValueError for what is no position: latitudes beyond ±90, longitudes beyond ±180, no numbers.
         """
         lat_deg_N, lon_deg_N = _positions(lat_deg_N, lon_deg_N)
+        zone_N = self.zone_N(lat_deg_N, lon_deg_N)
         country_N = [
-            self._country(tzfpy.get_tz(lon, lat), lat, lon)
-            for lat, lon in zip(lat_deg_N.tolist(), lon_deg_N.tolist(), strict=True)
+            self._country(*where) for where in zip(zone_N, lat_deg_N.tolist(), lon_deg_N.tolist(), strict=True)
         ]
         south_N = np.flatnonzero(lat_deg_N < ANTARCTIC_LAT_DEG)
         for row, land in zip(south_N.tolist(), self.is_land_N(lat_deg_N[south_N], lon_deg_N[south_N]), strict=True):
             country_N[row] = ANTARCTICA if land or country_N[row] else None
         return country_N
+
+    def zone_N(self, lat_deg_N: ArrayLike, lon_deg_N: ArrayLike) -> list[str]:
+        """Return the tz database's name of each position's time zone, on the open sea too.
+
+        Raises ValueError as `country_code_N`.
+        """
+        lat_deg_N, lon_deg_N = _positions(lat_deg_N, lon_deg_N)
+        return [tzfpy.get_tz(lon, lat) for lat, lon in zip(lat_deg_N.tolist(), lon_deg_N.tolist(), strict=True)]
 
     def is_land_N(self, lat_deg_N: ArrayLike, lon_deg_N: ArrayLike) -> NDArray[np.bool_]:
         """Return whether each position is on land or a lake, to some 5 km at the coast: beaches may be at sea.

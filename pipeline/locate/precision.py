@@ -20,6 +20,9 @@ _FINEST_S2_LEVEL = {"city": 9, "region": 6, "country": 4}
 """Cells of about 18, 144 and 575 km across; `street` leaves everything as it is."""
 _POINT_NAMES = (schema.COUNTRY_CODE, schema.REGION, schema.PLACE)
 _EXIF_NAMES = (schema.RECORDED_COUNTRY_CODE, schema.RECORDED_REGION, schema.RECORDED_PLACE)
+_TOO_FINE_WORDS = (schema.CAPTION, schema.KEYWORDS, schema.IPTC_CITY, schema.IPTC_REGION)
+"""The owner's words, fine → coarse: a caption or a keyword may name a street, so only `street` keeps it."""
+_TOO_FINE_FROM = {"city": 2, "region": 3, "country": 4}
 _CELL_RADIUS_KM = {"city": 18.0, "region": 144.0, "country": 575.0}
 
 
@@ -28,7 +31,8 @@ def coarsen(rows: pa.Table, precision: PrecisionName, gazetteer: Gazetteer) -> p
 
     Cells finer than that become their ancestor; `radius_km` grows to at least the cell's own size. Countries stay, as
     the coarsest there is to allow: a cell's centre may be in another, or at sea. Region and town are those of the
-    centre, within the country, and null where finer than allowed.
+    centre, within the country, and null where finer than allowed; so are the owner's words, which are places or may
+    hold some. A time in UTC that the position's zone told is null, since a zone's border may run through a cell.
     """
     if precision == "street":
         return rows
@@ -56,6 +60,9 @@ def coarsen(rows: pa.Table, precision: PrecisionName, gazetteer: Gazetteer) -> p
         schema.LEVELS: _coarsen_cells(rows.column(schema.LEVELS), level),
         schema.ALTERNATIVES: _coarsen_cells(rows.column(schema.ALTERNATIVES), level),
     }
+    too_fine = _TOO_FINE_WORDS[: _TOO_FINE_FROM[precision]]
+    columns |= {name: pa.nulls(rows.num_rows, rows.schema.field(name).type) for name in too_fine}
+    columns |= _without_zone_times(rows)
     columns |= _names(rows, _POINT_NAMES, point, precision, gazetteer)
     columns |= _names(rows, _EXIF_NAMES, exif, precision, gazetteer)
     for name, values in columns.items():
@@ -95,6 +102,16 @@ def _at_least(rows: pa.Table, radius: str, place: str, least_km: float) -> pa.Ch
     """Return the column `radius` with `least_km` for all that is smaller, null where there is no place."""
     radius_km = pc.max_element_wise(rows.column(radius), pa.scalar(least_km, pa.float32()))
     return pc.if_else(pc.is_valid(rows.column(place)), radius_km, None)
+
+
+def _without_zone_times(rows: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """Return the columns of times in UTC without those that the exact position told."""
+    by_zone = str(schema.UtcBy.ZONE_OF_POSITION)
+    is_told = pc.fill_null(pc.equal(rows.column(schema.TAKEN_AT_UTC_BY), by_zone), False)
+    names = (schema.TAKEN_AT_UTC, schema.TAKEN_AT_UTC_BY)
+    return {
+        name: pc.if_else(is_told, pa.scalar(None, rows.schema.field(name).type), rows.column(name)) for name in names
+    }
 
 
 def _names(

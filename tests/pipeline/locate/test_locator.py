@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import struct
 from pathlib import Path
 
@@ -214,6 +215,36 @@ def test_positions_of_cameras_are_named_even_of_photos_that_failed(locator: Loca
         (None, OPEN_SEA, None, None),
         ("FJ", "Fiji", "Northern", None),
         none,
+    ]
+
+
+def test_a_local_time_is_made_utc_by_the_zone_of_the_recorded_position(locator: Locator) -> None:
+    noon, noon_utc = dt.datetime(2021, 7, 1, 12), dt.datetime(2021, 7, 1, 12, tzinfo=dt.UTC)
+    paris, nowhere = (48.8583, 2.2945), (None, None)
+    rows = [
+        (noon, paris, None, None),
+        (noon, nowhere, None, None),
+        (None, paris, None, None),
+        (noon, paris, noon_utc, "offset_time"),
+        (noon, (0.0, -30.0), None, None),  # on the open sea, where zones follow the meridians
+    ]
+    names = (schema.RECORDED_LAT_DEG, schema.RECORDED_LON_DEG)
+    table = pa.Table.from_pylist(
+        [
+            row
+            | {schema.TAKEN_AT: taken_at, schema.TAKEN_AT_UTC: utc, schema.TAKEN_AT_UTC_BY: by}
+            | dict(zip(names, place, strict=True))
+            for row, (taken_at, place, utc, by) in zip(read_table([None] * len(rows)).to_pylist(), rows, strict=True)
+        ],
+        schema=schema.READ,
+    )
+    found = locator(table).to_pylist()
+    assert [(row[schema.TAKEN_AT_UTC], row[schema.TAKEN_AT_UTC_BY]) for row in found] == [
+        (noon_utc - dt.timedelta(hours=2), "zone_of_position"),
+        (None, None),
+        (None, None),
+        (noon_utc, "offset_time"),
+        (noon_utc + dt.timedelta(hours=2), "zone_of_position"),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import struct
 from typing import Any
 
@@ -219,3 +220,30 @@ def test_a_coarse_point_lies_near_the_fine_one(gazetteer: Gazetteer) -> None:
 def test_wkb_is_a_little_endian_point_longitude_first() -> None:
     (first, _) = wkb_points(np.array([48.5, 0.0]), np.array([-11.25, 0.0])).to_pylist()
     assert first == b"\x01\x01\x00\x00\x00" + struct.pack("<dd", -11.25, 48.5)
+
+
+@pytest.mark.parametrize(
+    ("precision", "kept"),
+    [
+        ("street", {"iptc_city", "iptc_region", "caption", "keywords"}),
+        ("city", {"iptc_city", "iptc_region"}),
+        ("region", {"iptc_region"}),
+        ("country", set()),
+    ],
+)
+def test_the_owners_words_are_no_finer_than_allowed(
+    precision: PrecisionName, kept: set[str], gazetteer: Gazetteer
+) -> None:
+    words = {schema.IPTC_CITY: "Paris", schema.IPTC_REGION: "Île-de-France", schema.IPTC_COUNTRY: "France"}
+    words |= {schema.IPTC_COUNTRY_CODE: "FRA", schema.CAPTION: "5 rue Cler", schema.KEYWORDS: ["rue Cler"]}
+    (row,) = coarsen(photos([located_row("/a", 48.85, 2.35, **words)]), precision, gazetteer).to_pylist()
+    kept = kept | {schema.IPTC_COUNTRY, schema.IPTC_COUNTRY_CODE}
+    assert {name: row[name] for name in schema.IPTC} == {name: words[name] if name in kept else None for name in words}
+
+
+@pytest.mark.parametrize(("by", "is_kept"), [("zone_of_position", False), ("offset_time", True), (None, True)])
+def test_a_time_that_the_exact_position_told_is_not_kept(by: str | None, is_kept: bool, gazetteer: Gazetteer) -> None:
+    at = None if by is None else dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
+    row = located_row("/a", 48.85, 2.35, **{schema.TAKEN_AT_UTC: at, schema.TAKEN_AT_UTC_BY: by})
+    (found,) = coarsen(photos([row]), "city", gazetteer).to_pylist()
+    assert (found[schema.TAKEN_AT_UTC], found[schema.TAKEN_AT_UTC_BY]) == ((at, by) if is_kept else (None, None))

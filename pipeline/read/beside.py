@@ -5,10 +5,8 @@ The plan says where it is (see `beside.matching`), so that no store is asked for
 
 from __future__ import annotations
 
-import zoneinfo
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import schema, storage
@@ -16,7 +14,7 @@ from pipeline.beside.names import Kind, title_fits
 from pipeline.beside.sidecar import MAX_BYTES, Sidecar, completed
 from pipeline.decode.recorded import Recorded
 from pipeline.read.fetch import Fetcher, FetchSettings
-from pipeline.schema import TRANSIENT_ERRORS, PhotoError, UtcBy
+from pipeline.schema import TRANSIENT_ERRORS, PhotoError
 
 UNREADABLE = "sidecar_unreadable"
 """How a warning begins that tells of a sidecar."""
@@ -43,12 +41,7 @@ class Beside:
 
     def complete(self, own: Recorded) -> Recorded:
         """Return what a photo records itself, with what it lacks."""
-        found = completed(own, self.recorded)
-        if found.taken_at is None and found.utc_by == UtcBy.TAKEOUT and found.lat_deg is not None:
-            assert found.lon_deg is not None
-            assert found.taken_at_utc is not None
-            found = replace(found, taken_at=_local_time(found.taken_at_utc, found.lat_deg, found.lon_deg))
-        return found
+        return completed(own, self.recorded) if self.recorded else own
 
     def columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return what is to be changed in a photo's row, but for what is recorded."""
@@ -119,13 +112,3 @@ def _beside(listed: Mapping[str, Any], sidecars: Sequence[tuple[Mapping[str, Any
 def _name(listed: Mapping[str, Any]) -> str:
     uri: str = listed[schema.URI]
     return uri.rpartition("/")[2]
-
-
-def _local_time(moment: datetime, lat_deg: float, lon_deg: float) -> datetime | None:
-    """Return the time on the clocks of a place, naive; None where its zone is not known."""
-    import tzfpy  # most archives have no use for its tables
-
-    try:
-        return moment.astimezone(zoneinfo.ZoneInfo(tzfpy.get_tz(lon_deg, lat_deg))).replace(tzinfo=None)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OverflowError):
-        return None

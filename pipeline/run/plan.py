@@ -130,8 +130,6 @@ def plan_listed(
     left_out = _leave_out(connection, forgotten)
     if repeats := _find_repeats(connection):
         log.info("%d rows of the manifest repeat a photo: each photo gets one row", repeats)
-    if beside := find_beside(connection):
-        log.info("%d photos have sidecars beside them, which are read with them", beside)
     _judge(connection, stage, published_files, model_id, retry_failed, retag)
     done, of_another_model, waiting = _one_row(
         connection,
@@ -257,6 +255,9 @@ def list_sources(sources: Sequence[str], output: str, settings: manifest.ListSet
                 raise listing.error from None
             raise
         marked = _remove_marked(connection, listing.marked_prefixes)
+        if beside := find_beside(connection):
+            log.info("%d photos have sidecars beside them, which are read with them", beside)
+        connection.execute(f"DELETE FROM listed WHERE {schema.SIDECARS} IS NOT NULL")  # which are not included
         (listed,) = _one_row(connection, "SELECT count(*) FROM listed")
         if ours := listing.counted("found") - marked - listed:
             log.info("%d files of the output lie below a source and are no photos of the archive", ours)
@@ -272,7 +273,9 @@ def _remove_marked(connection: duckdb.DuckDBPyConnection, prefixes: Sequence[str
     ranges = pa.table({"low": pa.array(prefixes), "high": pa.array([f"{each}\U0010ffff" for each in prefixes])})
     connection.register("marks", ranges)
     condition = "FROM listed JOIN marks ON listed.uri >= marks.low AND listed.uri < marks.high"
-    (count,) = _one_row(connection, f"SELECT count(DISTINCT listed.rowid) {condition}")
+    (count,) = _one_row(
+        connection, f"SELECT count(DISTINCT listed.rowid) FILTER ({schema.SIDECARS} IS NULL) {condition}"
+    )
     connection.execute(f"DELETE FROM listed WHERE rowid IN (SELECT listed.rowid {condition})")
     return count
 

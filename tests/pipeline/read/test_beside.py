@@ -18,6 +18,7 @@ from pipeline.read.fetch import FetchSettings
 from pipeline.read.reader import IsolatedReader, Reader, ReaderSettings
 from pipeline.run.plan import Plan, make_plan
 from pipeline.run.staging import Stage, parquet_bytes
+from pipeline.sources.manifest import ListSettings
 from tests.support.photo_rows import located_row, photos
 from tests.support.photo_samples import camera_jpeg, china_image, china_jpeg
 from tests.support.sidecar_samples import TAKEN, takeout_json, xmp_sidecar
@@ -213,6 +214,26 @@ def test_what_an_older_version_published_is_done_unless_it_has_sidecars_now(tmp_
     assert (plan.already_done, plan.changed) == (2, 1)
     newer = published(source, table, "r2")
     assert planned(source, older, newer)[0].todo == 0
+
+
+def test_sidecars_that_are_not_included_are_read_and_excluded_ones_are_not(tmp_path: Path, reader: Reader) -> None:
+    files = {"a.jpg": china_jpeg(), "a.xmp": xmp_sidecar(1.0, 2.0), "b.xmp": xmp_sidecar(1.0, 2.0), "a.png": b""}
+    source = put(tmp_path / "photos", files)
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    for each in (source, tmp_path / "z.zip"):
+        stage = Stage(str(tmp_path / "output"), each.name)
+        for settings, expected in (
+            (ListSettings(include=("*.jpg",)), [pytest.approx(1.0)]),
+            (ListSettings(exclude=("*.xmp", "*.png")), [None]),
+            (ListSettings(include=("*.jpg",), exclude=("*.xmp",)), [None]),
+        ):
+            plan = make_plan([str(each)], stage, [], "m-1", False, None, listing=settings)
+            assert (plan.listed, plan.todo, plan.excluded) == (1, 1, 3)
+            (file,) = plan.files
+            found = reader(pq.read_table(file, schema=schema.MANIFEST)).column(schema.RECORDED_LAT_DEG).to_pylist()
+            assert found == expected
 
 
 def test_readers_with_and_without_isolation_say_the_same(tmp_path: Path, reader: Reader) -> None:

@@ -175,6 +175,8 @@ def _print_summary(outcome: Outcome, record: RunRecord) -> None:
         table.add_row("undecided: the picture does not say enough", str(published.undecided))
     for code, count in (published.failed_by_code or {}).items():
         table.add_row(f"failed: {code}", str(count))
+    if published.recorded_apart:
+        table.add_row("recorded positions more than 1 km apart (recorded_apart_km)", str(published.recorded_apart))
     if plan.already_done:
         table.add_row("done before, not in this run", str(plan.already_done))
     if plan.of_another_model:

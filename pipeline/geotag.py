@@ -381,6 +381,7 @@ def _record(
             copies=copies.count(run.stage),
             beyond_known_contents=processed.unmatched,
             context=explained,
+            recorded_apart=published.recorded_apart,
         ),
         files=published.files,
     )

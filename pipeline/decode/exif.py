@@ -122,7 +122,7 @@ def _moment(tiff: _TiffTags, time: _Entry | None, fraction: _Entry | None, offse
     moment = read_moment(tiff.text(time), tiff.text(fraction))
     if moment is None or moment.offset is not None or offset is None:
         return moment
-    return Moment(moment.local, read_offset(tiff.text(offset)))
+    return replace(moment, offset=read_offset(tiff.text(offset)))
 
 
 def _position(tiff: _TiffTags, gps: dict[int, _Entry]) -> tuple[float, float] | None:
@@ -153,10 +153,11 @@ def tiff_number(tiff_file: bytes, tag: int) -> int | None:
     return tiff.integer(tiff.directory(tiff.first_directory).get(tag))
 
 
-def tiff_blob(tiff_file: bytes, tag: int) -> bytes:
-    """Return the bytes of an entry of a TIFF file's first directory, none when it is absent or lies outside."""
+def tiff_blobs(tiff_file: bytes, *tags: int) -> list[bytes]:
+    """Return the bytes of entries of a TIFF file's first directory, none of one that is absent or lies outside."""
     tiff = _TiffTags(tiff_file)
-    return tiff.blob(tiff.directory(tiff.first_directory).get(tag))
+    directory = tiff.directory(tiff.first_directory)
+    return [tiff.blob(directory.get(tag)) for tag in tags]
 
 
 def tiff_count(tiff_file: bytes, tag: int) -> int:

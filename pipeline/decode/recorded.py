@@ -82,7 +82,7 @@ def recorded(exif: ExifFacts, xmp: XmpFacts | None = None, iptc: IptcFacts | Non
 
 def in_one_line(text: str, limit_chars: int) -> str:
     """Return a text whose runs of blanks and line ends are one blank each, printable, and cut where it is longer."""
-    line = printable(" ".join(text[: 4 * limit_chars].split()))
+    line = printable(" ".join(text.split())[: limit_chars + 1])
     return line if len(line) <= limit_chars else line[: limit_chars - 1] + CUT
 
 

@@ -9,6 +9,7 @@ kept: no clock but the camera's is asked, so a file says the same whenever it is
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
 
@@ -31,10 +32,14 @@ _OFFSETS_WITH_MINUTES = {-9.5, -3.5, -2.5, 3.5, 4.5, 5.5, 5.75, 6.5, 8.75, 9.5, 
 
 @dataclass(frozen=True)
 class Moment:
-    """A time as written: `local`, naive, and how far the clock was east of UTC, None where that is not written."""
+    """A time as written: `local`, naive, and how far the clock was east of UTC, None where that is not written.
+
+    `is_day`: whether only a day was written.
+    """
 
     local: datetime
     offset: timedelta | None = None
+    is_day: bool = False
 
     @property
     def utc(self) -> datetime | None:
@@ -69,7 +74,16 @@ def read_moment(text: str, fraction: str = "") -> Moment | None:
         return None
     if second > 60 or year < FIRST_YEAR:
         return None
-    return Moment(local, read_offset(rest))
+    return Moment(local, read_offset(rest), is_day=not (parts[4] or "").strip())
+
+
+def best_moment(moments: Iterable[Moment | None]) -> Moment | None:
+    """Return the first of several times that there is; of a mere day the first time on it, if there is one."""
+    found = [moment for moment in moments if moment is not None]
+    if not found:
+        return None
+    day = found[0].local.date()
+    return next((m for m in found if not m.is_day and m.local.date() == day), found[0]) if found[0].is_day else found[0]
 
 
 def read_offset(text: str) -> timedelta | None:

@@ -10,7 +10,7 @@ Sources: XMP 1 and 2 (ISO 16684-1), Exif 2.32 for XMP (CIPA DC-010), IPTC Photo 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from xml.etree.ElementTree import ParseError
 
@@ -18,11 +18,12 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import XMLParser
 
 from pipeline.decode.exif import position_deg, signed_deg
-from pipeline.decode.taken import Moment, read_moment, read_offset
+from pipeline.decode.taken import Moment, best_moment, read_moment, read_offset
 
 MAX_PACKET_BYTES = 16 << 20
 _MAX_DEPTH = 100
-_MAX_ELEMENTS = 200_000
+_MAX_ELEMENTS = 400_000  # some editors' histories have hundreds of thousands
+_MAX_ATTRIBUTES = 200_000  # of which the parser would keep all that one element has
 
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 _LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
@@ -96,13 +97,15 @@ def read_xmp(packet: bytes) -> XmpFacts:
     A damaged packet, and one beyond `MAX_PACKET_BYTES`, says nothing.
     """
     text = _text_of(packet) if len(packet) <= MAX_PACKET_BYTES else ""
-    if not text:
+    if not text or text.count('="') + text.count("='") > _MAX_ATTRIBUTES:
         return XmpFacts()
     properties = _Properties()
+    parser = XMLParser(target=properties)
     try:
-        parser = XMLParser(target=properties)
-        parser.feed(text)
-        parser.close()
+        try:
+            parser.feed(text)
+        finally:
+            parser.close()  # whatever happened: it is a circle of references, and the collector comes late
     except (ParseError, DefusedXmlException, ValueError):
         return XmpFacts()
     return _facts(properties)
@@ -239,9 +242,7 @@ class _Properties:
 def _facts(properties: _Properties) -> XmpFacts:
     first = properties.first
     lat_deg, lon_deg = _position(properties, "") or _position(properties, _CREATED) or (None, None)
-    taken = None
-    for name, offset_name in _TIMES:
-        taken = taken or _moment(first(name), first(offset_name) if offset_name else "")
+    taken = best_moment(_moment(first(name), first(offset) if offset else "") for name, offset in _TIMES)
     return XmpFacts(
         lat_deg=lat_deg,
         lon_deg=lon_deg,
@@ -271,7 +272,7 @@ def _moment(text: str, offset_text: str) -> Moment | None:
     moment = read_moment(text)
     if moment is None or moment.offset is not None:
         return moment
-    return Moment(moment.local, read_offset(offset_text))
+    return replace(moment, offset=read_offset(offset_text))
 
 
 def _gps_at_utc(text: str, day_text: str) -> datetime | None:

@@ -49,7 +49,8 @@ class AlbumCounts:
 class PhotoCounts:
     """How a run's photos ended; `fingerprint` tells which they are (see `photo_set`).
 
-    `copies` are those whose bytes are another's, `beyond_known_contents` those that were not compared any more.
+    `copies` are those whose bytes are another's, `beyond_known_contents` those that were not compared any more;
+    `recorded_apart` are those of which two recorded positions are more than a kilometre from each other.
     """
 
     located: int = 0
@@ -60,6 +61,7 @@ class PhotoCounts:
     copies: int | None = None
     beyond_known_contents: int | None = None
     context: AlbumCounts | None = None
+    recorded_apart: int | None = None
 
     @property
     def published(self) -> int:

@@ -28,6 +28,8 @@ from pipeline.storage.duckdb import connect
 
 LEAST_ROWS_PER_FILE = 500_000
 """A file has so many rows to twice as many, if the run has: some 180 to 370 MB, which a writer holds in memory."""
+APART_KM = 1.0
+"""Recorded positions of one photo that are farther apart disagree: nearer ones are rounded, or of another fix."""
 _NAMED_PHOTOS = 20
 _ORDER = "ORDER BY cell_id NULLS LAST, photo_id"
 _STAGED = schema.PHOTOS.append(pa.field("filename", pa.string())).append(pa.field("file_row_number", pa.int64()))
@@ -38,6 +40,7 @@ class Published:
     """What a run published: its files, how many photos ended in which way, and the fingerprint of all of them.
 
     `fingerprint` is of the planned photos, which those in the files were checked to be: see `fingerprint`.
+    `recorded_apart` counts the photos of which two recorded positions are more than `APART_KM` from each other.
     """
 
     files: tuple[PublishedFile, ...]
@@ -45,6 +48,7 @@ class Published:
     failed_by_code: dict[str, int]
     fingerprint: str
     undecided: int = 0
+    recorded_apart: int = 0
 
     @property
     def failed(self) -> int:
@@ -104,9 +108,10 @@ def publish(
             with contextlib.suppress(OSError):  # where the store is the reason, the next holder removes them
                 discard(stage)
             raise
-        outcomes = accounts.outcomes()
+        outcomes, recorded_apart = accounts.outcomes(), accounts.recorded_apart()
     located, undecided = (outcomes.pop((status, None), 0) for status in ("located", "undecided"))
-    return Published(files, located, {str(code): count for (_, code), count in outcomes.items()}, photos, undecided)
+    failed_by_code = {str(code): count for (_, code), count in outcomes.items()}
+    return Published(files, located, failed_by_code, photos, undecided, recorded_apart)
 
 
 def put_file(stage: staging.Stage, index: int, groups: Iterable[pa.Table], bbox: Bbox | None) -> PublishedFile:
@@ -288,6 +293,13 @@ class _Accounts:
             "SELECT status, error_code, count(*) FROM written GROUP BY ALL ORDER BY ALL"
         ).fetchall()
         return {(status, code): count for status, code, count in counted}
+
+    def recorded_apart(self) -> int:
+        """Return of how many written rows the recorded positions disagree."""
+        ((count,),) = self._connection.sql(
+            f"SELECT count(*) FROM written WHERE recorded_apart_km > {APART_KM}"
+        ).fetchall()
+        return int(count)
 
     def _view(self, name: str, files: Sequence[str], columns: pa.Schema) -> None:
         if files:

@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from tests.tools.fuzz_metadata import check_metadata
 from tests.tools.fuzz_mutation import Seed, mutated, seeds_of
 
 _ROOT = Path(__file__).parents[2]
@@ -183,6 +184,7 @@ TARGETS: dict[str, Callable[[bytes], str]] = {
     "exif": check_exif,
     "manifest": check_manifest,
     "members": check_members,
+    "metadata": check_metadata,
 }
 
 

@@ -7,6 +7,7 @@ import struct
 import zlib
 from datetime import datetime
 
+import pyarrow as pa
 import pytest
 from PIL import Image, TiffImagePlugin
 
@@ -274,6 +275,10 @@ def _box(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", 8 + len(body)) + kind + body
 
 
+def brotli(data: bytes) -> bytes:
+    return bytes(pa.Codec("brotli").compress(data))
+
+
 @pytest.mark.parametrize(
     ("box", "expected"),
     [
@@ -283,6 +288,11 @@ def _box(kind: bytes, body: bytes) -> bytes:
         (_box(b"uuid", b"JpgTiffExif->JP2" + TIFF_ONLY), Carried((TIFF_ONLY,))),
         (struct.pack(">I", 0) + b"xml " + PACKET, Carried((), (PACKET,))),
         (struct.pack(">I4sQ", 1, b"xml ", 16 + len(PACKET)) + PACKET, Carried((), (PACKET,))),
+        (_box(b"brob", b"xml " + brotli(PACKET)), Carried((), (PACKET,))),
+        (_box(b"brob", b"Exif" + brotli(bytes(4) + TIFF_ONLY)), Carried((bytes(4) + TIFF_ONLY,))),
+        (_box(b"brob", b"xml " + brotli(PACKET)[:40]), Carried()),
+        (_box(b"brob", b"xml " + brotli(bytes(2 * MAX_BLOCK_BYTES))), Carried()),
+        (_box(b"brob", b"jumb" + brotli(PACKET)), Carried()),
         (_box(b"uuid", bytes(16) + PACKET) + b"\0\0\0\3", Carried()),
         (b"\0\0\0\4xml ", Carried()),
     ],

@@ -140,6 +140,12 @@ def test_what_is_no_position_or_no_packet_says_nothing(data: bytes) -> None:
         ('exif:DateTimeOriginal="2019-07-14T12:00:00.25+02:00"', datetime(2019, 7, 14, 12, 0, 0, 250000), 2, None),
         ('photoshop:DateCreated="2019-07-14T12:00Z"', datetime(2019, 7, 14, 12), 0, None),
         ('xmp:CreateDate="2019-07-14" xmp:ModifyDate="2020-01-01"', datetime(2019, 7, 14), None, None),
+        (
+            'photoshop:DateCreated="2019-07-14" xmp:CreateDate="2019-07-14T12:00:00"',
+            datetime(2019, 7, 14, 12),
+            None,
+            None,
+        ),
         ('xmp:CreateDate="2021-01-01" photoshop:DateCreated="2019-07-14"', datetime(2019, 7, 14), None, None),
         (
             'exif:DateTimeOriginal="2019-07-14T12:00:00" exifEX:OffsetTimeOriginal="-03:30"',
@@ -193,10 +199,11 @@ def test_the_place_where_it_was_taken_comes_before_the_older_fields() -> None:
         b'<!DOCTYPE l [<!ENTITY a "' + b"a" * 10_000 + b'">]>' + packet(POSITION, "<dc:title>" + "&a;" * 9999),
         b"<!DOCTYPE l [<!ENTITY a SYSTEM 'file:///etc/passwd'>]>" + packet(POSITION, "<dc:title>&a;</dc:title>"),
         packet(POSITION, "<dc:title>" * 100_000 + "</dc:title>" * 100_000),
-        packet(POSITION, "<dc:title/>" * 300_000),
+        packet(POSITION, "<dc:title/>" * 500_000),
+        packet(POSITION + " ".join(f'dc:t{number}=""' for number in range(250_000))),
         packet(POSITION + ' dc:title="' + "x" * MAX_PACKET_BYTES + '"'),
     ],
-    ids=["entities", "external", "deep", "long", "huge"],
+    ids=["entities", "external", "deep", "long", "wide", "huge"],
 )
 def test_bombs_say_nothing_and_cost_little(bomb: bytes) -> None:
     tracemalloc.start()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,19 @@ from pipeline import schema, storage
 from pipeline.decode.photo import DecodeLimits, DecodeTarget, decode_photo
 from pipeline.read import reader as reader_module
 from pipeline.read.fetch import FetchSettings
-from pipeline.read.reader import Reader, ReaderSettings
+from pipeline.read.reader import IsolatedReader, Reader, ReaderSettings
 from tests.conftest import forget_s3_clients
-from tests.support.photo_samples import camera_jpeg, china_image, china_jpeg, encode, flower_jpeg, png_bomb
+from tests.pipeline.decode.test_carried import png, profile
+from tests.pipeline.decode.test_xmp import POSITION, packet
+from tests.support.photo_samples import (
+    camera_jpeg,
+    china_image,
+    china_jpeg,
+    encode,
+    exif_block,
+    flower_jpeg,
+    png_bomb,
+)
 
 TARGET = DecodeTarget(image_size_px=32, resize_px=36)
 
@@ -62,6 +74,38 @@ def test_rows_come_in_order_with_the_pixels_of_the_shared_decode(tmp_path: Path,
         assert (row[schema.SIZE_BYTES], row[schema.ERROR_CODE]) == (len(data), None)
         assert row[schema.ETAG] == storage.read(row[schema.URI]).etag
         assert (row[schema.FORMAT], row[schema.WIDTH_PX], row[schema.HEIGHT_PX]) == ("jpeg", 640, 427)
+
+
+def test_what_a_photo_records_is_in_its_columns(tmp_path: Path) -> None:
+    """Field cases xmp-gps-only, hour-24 and png-app1-profile, by way of the isolated decoder."""
+    words = "<dc:subject><rdf:Bag><rdf:li>lac</rdf:li></rdf:Bag></dc:subject>"
+    xmp = packet(POSITION + ' photoshop:City="Paris" exif:DateTimeOriginal="2019-07-14T12:00:00+02:00" ', words)
+    exif = exif_block(41.9, 12.5, datetime(2020, 1, 2, 3, 4, 5))
+    hour_24 = exif.replace(b"2020:01:02 03:04:05", b"2020:01:02 24:08:19")
+    files = {
+        "xmp.jpg": encode(china_image(), "jpeg", xmp=xmp),
+        "both.jpg": encode(china_image(), "jpeg", xmp=xmp, exif=hour_24),
+        "profile.png": png(profile("APP1", exif)),
+        "nothing.jpg": china_jpeg(),
+        "cut.jpg": encode(china_image(), "jpeg", xmp=xmp)[:9000],
+    }
+    plan = plan_of(*(put(tmp_path, name, data) for name, data in files.items()))
+    with contextlib.closing(IsolatedReader(ReaderSettings(TARGET))) as reader:
+        found = dict(zip(files, reader(plan).to_pylist(), strict=True))
+    taken = (schema.TAKEN_AT, schema.TAKEN_AT_UTC, schema.TAKEN_AT_UTC_BY)
+    utc = datetime(2019, 7, 14, 10, tzinfo=UTC)
+    for name in ("xmp.jpg", "cut.jpg"):
+        assert [found[name][column] for column in taken] == [datetime(2019, 7, 14, 12), utc, "offset_time"]
+        assert [found[name][column] for column in schema.IPTC] == ["Paris", None, None, None, None, ["lac"]]
+        assert found[name][schema.RECORDED_LAT_DEG] == pytest.approx(48.858333)
+        assert (found[name][schema.RECORDED_BY], found[name][schema.RECORDED_APART_KM]) == ("xmp", None)
+    assert found["cut.jpg"][schema.ERROR_CODE] == "truncated"
+    assert found["both.jpg"][schema.TAKEN_AT] == datetime(2020, 1, 2, 0, 8, 19)
+    assert found["both.jpg"][schema.RECORDED_APART_KM] == pytest.approx(1107, abs=3)
+    for name in ("both.jpg", "profile.png"):
+        assert found[name][schema.RECORDED_LAT_DEG] == pytest.approx(41.9)
+        assert found[name][schema.RECORDED_BY] == "exif"
+    assert {found["nothing.jpg"][column] for column in (*taken, *schema.RECORDED[:4], *schema.IPTC)} == {None}
 
 
 def test_an_empty_table_is_an_empty_table(reader: Reader) -> None:

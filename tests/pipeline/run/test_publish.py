@@ -76,6 +76,12 @@ def test_every_planned_photo_once_and_sorted_by_cell(tmp_path: Path) -> None:
     assert {row[schema.PHOTO_ID]: row for row in table.to_pylist()} == expected
 
 
+def test_disagreeing_recorded_positions_are_counted(tmp_path: Path) -> None:
+    apart_km = [None, 0.0, 1.0, 1.5, 7000.0]
+    rows = [row | {schema.RECORDED_APART_KM: km} for row, km in zip(LOCATED, apart_km, strict=False)]
+    assert publish(plan_and_stage(str(tmp_path), rows, rows)).recorded_apart == 2
+
+
 @pytest.mark.parametrize("rows", [LOCATED + FAILED, FAILED], ids=["with places", "without any"])
 def test_the_file_is_geoparquet_1_1(tmp_path: Path, rows: list[Row]) -> None:
     """By the GeoParquet project's own validator, and by what only we want in it."""

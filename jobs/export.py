@@ -101,7 +101,7 @@ def _run_sidecars(settings: ExportSettings) -> int:
         confidence = _SIDECAR_MIN_CONFIDENCE if settings.min_confidence is None else settings.min_confidence
         radius_km = _SIDECAR_MAX_RADIUS_KM if settings.max_radius_km is None else settings.max_radius_km
         selection = Selection(
-            settings.where, confidence, radius_km, with_gone=settings.with_gone, without_camera_position=True
+            settings.where, confidence, radius_km, with_gone=settings.with_gone, without_recorded_position=True
         )
         chosen = f" with a confidence of at least {confidence:g} within at most {radius_km:g} km"
     each = Sidecars(settings.to, settings.relative_to, undo=settings.undo, is_dry=not settings.write)

@@ -37,7 +37,7 @@ from pipeline.published.records import AlbumCounts, PhotoCounts, RunRecord
 from pipeline.read.reader import ReaderSettings
 from pipeline.run import albums, copies, publish, staging, sweep, tally
 from pipeline.run.photo_set import PhotoSet, UnaccountedError
-from pipeline.run.plan import Listed, Plan, cut_to_staged, list_sources, local_photos, plan_listed
+from pipeline.run.plan import Listed, Plan, cut_to_staged, list_sources, plan_listed
 from pipeline.run.publish import Published
 from pipeline.schema import FETCH_ERRORS, ErrorCode, Status
 from pipeline.sources import manifest
@@ -450,14 +450,14 @@ def _is_local(run: Run) -> bool:
     if run.settings.shared_filesystem:
         return False
     is_named = any(not storage.is_remote(path.uri) for path in run.settings.paths(run.output, run.model_uri))
-    return is_named or bool(local_photos(run.stage, 1, run.local_roots))
+    return is_named or bool(staging.local_photos(run.stage, 1, run.local_roots))
 
 
 def _check_photos(run: Run, plan: Plan, nodes: int) -> None:
     """Raise ValueError where a manifest, itself on an object store, names photos that a node does not see."""
     if nodes > 1:
         try:
-            photos = [NamedPath("the photo", uri) for uri in local_photos(run.stage, _SAMPLE, run.local_roots)]
+            photos = [NamedPath("the photo", uri) for uri in staging.local_photos(run.stage, _SAMPLE, run.local_roots)]
             run.executor.check_paths(photos, run.settings.shared_filesystem, "")
         except ValueError:
             if not plan.staged:  # nothing was begun

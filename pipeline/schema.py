@@ -147,6 +147,22 @@ CONTAINER_ETAG = "container_etag"
 OFFSET_BYTES = "offset_bytes"
 STORED_BYTES = "stored_bytes"
 MODIFIED_AT = "modified_at"
+SIDECARS = "sidecars"
+SIDECAR_KIND = "kind"
+SIDECAR_IS_CUT = "is_cut"
+SIDECAR_ETAG = "sidecar_etag"
+
+PLACE_OF_BYTES = (URI, ETAG, SIZE_BYTES, CONTAINER_URI, CONTAINER_ETAG, OFFSET_BYTES, STORED_BYTES)
+"""Columns by which a file, or an archive's member, is fetched."""
+
+_BYTES_KINDS = dict.fromkeys((SIZE_BYTES, OFFSET_BYTES, STORED_BYTES), pa.int64())
+_SIDECAR_STRUCT = pa.struct(
+    [
+        pa.field(SIDECAR_KIND, pa.string()),
+        pa.field(SIDECAR_IS_CUT, pa.bool_()),
+        *(pa.field(name, _BYTES_KINDS.get(name, pa.string())) for name in PLACE_OF_BYTES),
+    ]
+)
 
 MANIFEST = pa.schema(
     [
@@ -159,9 +175,12 @@ MANIFEST = pa.schema(
         pa.field(OFFSET_BYTES, pa.int64()),
         pa.field(STORED_BYTES, pa.int64()),
         pa.field(MODIFIED_AT, pa.timestamp("us", "UTC")),
+        pa.field(SIDECARS, pa.list_(_SIDECAR_STRUCT)),
+        pa.field(SIDECAR_ETAG, pa.string()),
     ]
 )
-"""One row a photo as its source lists it; also a run's plan.
+"""One row a photo as its source lists it; also a run's plan, which alone knows what stands beside a photo: `sidecars`
+(see `beside.names`; the closest first; `is_cut` where the name could be another photo's) and `sidecar_etag`.
 
 `modified_at` is when the store last wrote it (an archive's members have their archive's), null where the source doesn't
 say. The four before it are null unless the photo lies inside a tar or zip (then `uri` is `container#member`): which
@@ -286,6 +305,7 @@ PHOTOS = pa.schema(
         _column(PHOTO_ID, pa.binary(16), "names the photo: BLAKE2b-128 of its URI", nullable=False),
         _column(URI, pa.string(), "where the photo is", nullable=False),
         _column(ETAG, pa.string(), "the photo's version as listed: the store's ETag, or a local file's time and size"),
+        _column(SIDECAR_ETAG, pa.string(), "the version of all sidecars read with the photo; null where it has none"),
         _column(SIZE_BYTES, pa.int64(), "bytes read; as listed where nothing could be read"),
         _column(CONTENT_HASH, pa.binary(16), "the first 128 bits of the BLAKE3 of the bytes read"),
         _column(
@@ -409,7 +429,7 @@ ADDED_LATER = frozenset(
         *IPTC,
         *(COUNTRY_CODE, COUNTRY, REGION, PLACE, COUNTRY_PROBABILITY, COUNTRIES),
         *CONTEXT,
-        *(RUN_SEQUENCE, READ_SECONDS, INFORMATION_BITS),
+        *(RUN_SEQUENCE, READ_SECONDS, INFORMATION_BITS, SIDECAR_ETAG),
     }
 )
 """Columns that files of older versions lack; null stands for them there, or what `older_rows` knows."""
@@ -448,7 +468,8 @@ FORGOTTEN = pa.schema([_column(PHOTO_SHA256, pa.string(), "the SHA-256 of a forg
 
 READ = pa.schema(
     [
-        *(PHOTOS.field(name) for name in (PHOTO_ID, URI, ETAG, SIZE_BYTES, CONTENT_HASH, ERROR_CODE, ERROR_MESSAGE)),
+        *(PHOTOS.field(name) for name in (PHOTO_ID, URI, ETAG, SIDECAR_ETAG, SIZE_BYTES, CONTENT_HASH)),
+        *(PHOTOS.field(name) for name in (ERROR_CODE, ERROR_MESSAGE)),
         *(PHOTOS.field(name) for name in (FORMAT, MEDIA, WIDTH_PX, HEIGHT_PX, DECODE_WARNING, DECODED_SHARE)),
         *(PHOTOS.field(name) for name in (TAKEN_AT, TAKEN_AT_UTC, TAKEN_AT_UTC_BY, *RECORDED[:4], *IPTC)),
         pa.field(PIXELS_HWC, pa.binary()),

@@ -36,7 +36,10 @@ HOMES = {
     "boto3": ("pipeline/storage/clients.py",),
     "botocore": ("pipeline/storage/clients.py",),
     # stores teach DuckDB to read remote files, which takes the type's name only
-    "duckdb": ("pipeline/storage/duckdb.py", "pipeline/run/plan.py", "pipeline/published/catalog.py", *STORES),
+    "duckdb": (
+        *("pipeline/storage/duckdb.py", "pipeline/run/plan.py", "pipeline/published/catalog.py"),
+        *("pipeline/beside/matching.py", *STORES),  # the type's name only, too
+    ),
     "tensorrt": ("model/engines/",),
     "onnx": ("model/engines/",),
     "onnx_ir": ("model/engines/",),
@@ -82,6 +85,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("schema",),
         ("older_rows",),
         ("storage", "decode"),
+        ("beside",),
         ("sources", "locate", "published"),
         ("read", "run"),
         ("answers", "cluster", "forget"),

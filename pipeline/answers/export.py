@@ -20,6 +20,7 @@ from pipeline import schema, storage
 from pipeline.answers.csv_text import harmless_column
 from pipeline.answers.xml_text import xml_text
 from pipeline.published.catalog import Catalog
+from pipeline.schema import RecordedBy
 
 FileFormat = Literal["geojson", "geojsonl", "csv", "kml"]
 Bbox = tuple[float, float, float, float]
@@ -32,6 +33,14 @@ _DIGITS = {schema.LAT_DEG: 6, schema.LON_DEG: 6, schema.RADIUS_KM: 3}
 _DIGITS |= {schema.CONFIDENCE: 6, schema.COUNTRY_PROBABILITY: 6}
 """Decimals written: a millionth of a degree is a decimetre."""
 _LEFT_OUT = "left_out"
+_RECORDED = {
+    RecordedBy.EXIF: "the camera wrote a position into the photo",
+    RecordedBy.XMP: "its owner wrote a position into the photo (XMP)",
+    RecordedBy.SIDECAR: "a sidecar has a position",
+    RecordedBy.TAKEOUT: "Google Takeout has a position beside it",
+    RecordedBy.VIDEO: "the camera wrote a position into the video",
+}
+"""Why a photo is left whose position is recorded."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +56,8 @@ class Selection:
     """Take photos, too, whose best guess is not more likely right than not."""
     with_gone: bool = False
     """Take photos, too, that their sources list no more."""
-    without_camera_position: bool = False
-    """Only photos whose camera wrote no position into the file."""
+    without_recorded_position: bool = False
+    """Only photos of which neither camera nor owner has recorded a position."""
 
     def __post_init__(self) -> None:
         if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
@@ -70,8 +79,10 @@ class Selection:
             reasons.append("WHEN status = 'failed' THEN 'failed, no place'")
         if not self.with_undecided:
             reasons.append("WHEN status = 'undecided' THEN 'undecided: no place is more likely right than not'")
-        if self.without_camera_position:
-            reasons.append("WHEN recorded_lat_deg IS NOT NULL THEN 'the camera wrote a position into the photo'")
+        if self.without_recorded_position:
+            for by, reason in _RECORDED.items():
+                reasons.append(f"WHEN recorded_lat_deg IS NOT NULL AND recorded_by = '{by}' THEN '{reason}'")
+            reasons.append("WHEN recorded_lat_deg IS NOT NULL THEN 'a position is recorded'")
         # As FLOAT, like the columns: 0.9 is not below 0.9.
         if self.min_confidence is not None:
             reason = f"confidence below {self.min_confidence:g}"

@@ -9,11 +9,10 @@ Sources: XMP part 1 (ISO 16684-1); Exif in XMP (CIPA DC-010); IPTC Photo Metadat
 from __future__ import annotations
 
 import enum
-import hashlib
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote_from_bytes
@@ -21,8 +20,14 @@ from xml.parsers import expat
 
 from pipeline import schema, storage
 from pipeline.answers.export import PLACE_NAMES
+from pipeline.answers.owners import Owned, OwnersSidecars
 from pipeline.answers.xml_text import xml_text
+from pipeline.beside import ours
+from pipeline.beside.names import title_fits
+from pipeline.beside.sidecar import read_sidecar
+from pipeline.decode.xmp import read_xmp
 from pipeline.locate.precision import PRECISIONS, PrecisionName
+from pipeline.schema import PhotoError
 from pipeline.sources import archives
 from pipeline.storage import local_files
 from pipeline.storage.store import is_plain
@@ -38,7 +43,6 @@ _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _EXIF = "http://ns.adobe.com/exif/1.0/"
 _PHOTOSHOP = "http://ns.adobe.com/photoshop/1.0/"
 _IPTC = "http://iptc.org/std/Iptc4xmpCore/1.0/xmlns/"
-_OURS = "urn:graticule:prediction#"
 _ROOTS = ("adobe:ns:meta/ xmpmeta", "adobe:ns:meta/ xapmeta", f"{_RDF} RDF")
 _MAX_SIDECAR_BYTES = 16 << 20
 
@@ -48,7 +52,6 @@ _BEFORE = (
 ).encode()
 _AFTER = b'</rdf:RDF>\n</x:xmpmeta>\n<?xpacket end="w"?>\n'
 _END = b"</rdf:Description>"
-_SEAL = re.compile(rb'(graticule:Seal=")([0-9a-f]*)(")')
 _NAMED_FROM: dict[str, PrecisionName] = {schema.REGION: "region", schema.PLACE: "city"}
 """The coarsest precision, of `precision.PRECISIONS`, at which a finer name than the country's is worth writing."""
 _SURE = 0.5
@@ -78,7 +81,9 @@ class Outcome(enum.StrEnum):
     TAKEN_OUT = "our part taken out of a sidecar"
     NONE = "no sidecar"
     NOT_OURS = "nothing of ours in the sidecar"
-    HAS_GPS = "the sidecar has a GPS position already"
+    HAS_GPS = "a sidecar has a GPS position already"
+    HAS_TAKEOUT = "Google Takeout's JSON has a position already"
+    OF_ANOTHER = "the sidecar is shared, and has the prediction of another photo"
     EDITED = "ours, but edited since by another program"
     NOT_UNDERSTOOD = "the sidecar can't be understood"
     IN_ARCHIVE = "the photo is inside a tar or zip"
@@ -118,6 +123,7 @@ class Sidecars:
         self._folder = None if folder is None else storage.absolute(folder)
         self._top = None if relative_to is None else _path(storage.absolute(relative_to)).rstrip(b"/") + b"/"
         self._undo, self._is_dry = undo, is_dry
+        self._owners = OwnersSidecars()
 
     def __call__(self, row: Mapping[str, Any]) -> Done:
         """Do what is to be done for the photo of one row with `COLUMNS`; never raises OSError, but says so."""
@@ -128,8 +134,19 @@ class Sidecars:
         try:
             if storage.is_link(target):
                 return Done(Outcome.IS_LINK, target)
+            all_beside = self._owners.of(target.removesuffix(".xmp"))
+            beside = [each for each in all_beside if each.uri != target]
             if self._undo:
-                return Done(self._taken_away(target), target)
+                return self._all_taken_away(target, beside)
+            if self._folder is None and (outcome := _not_as_it_was(row)) is not None:
+                return Done(outcome, target)
+            for each in beside:
+                if (left := _is_left_for(each, uri)) is not None:
+                    return Done(left, each.uri)
+            # Programs read the photo's own name before the stem that it shares: a new file would hide the owner's.
+            taking = [each.uri for each in beside if each.takes_ours]
+            if taking and len(beside) == len(all_beside):
+                target = taking[0]
             return Done(self._written(row, target), target)
         except _NotUnderstoodError as error:
             return Done(Outcome.NOT_UNDERSTOOD, target, str(error))
@@ -163,27 +180,34 @@ class Sidecars:
         return target if is_plain(path) and storage.can_be_put(target) else Outcome.NO_NAME
 
     def _written(self, row: Mapping[str, Any], target: str) -> Outcome:
-        if self._folder is None:
-            try:
-                found = storage.head(row[schema.URI])
-            except FileNotFoundError:
-                return Outcome.GONE
-            if row[schema.ETAG] and found.etag != row[schema.ETAG]:
-                return Outcome.PHOTO_CHANGED
+        name, own = (uri.rpartition("/")[2] for uri in (row[schema.URI], target))
+        photo = "" if own.lower() == f"{name}.xmp".lower() else name  # the sidecar is one that others share
         old = _existing(target)
         if old is None:
-            return self._put(Outcome.CREATED, target, _BEFORE + _description(row, "", frozenset()) + b"\n" + _AFTER)
+            return self._put(
+                Outcome.CREATED, target, _BEFORE + _description(row, "", frozenset(), photo) + b"\n" + _AFTER
+            )
         scan = _Scan(old.data)
         ours = scan.sealed
         if scan.has_gps_beside(ours):
             return Outcome.HAS_GPS
+        if ours is not None and scan.photo != photo:
+            return Outcome.OF_ANOTHER
         rest, at = old.data, scan.end_of_rdf
         if ours is not None:
             rest, at = _without(old.data, ours), ours.start
-        new = rest[:at] + _description(row, scan.about, scan.names_beside(ours)) + b"\n" + rest[at:]
+        new = rest[:at] + _description(row, scan.about, scan.names_beside(ours), photo) + b"\n" + rest[at:]
         if new == old.data:
             return Outcome.UNCHANGED
         return self._put(Outcome.ADDED if ours is None else Outcome.RENEWED, target, new, old.etag)
+
+    def _all_taken_away(self, target: str, beside: Sequence[Owned]) -> Done:
+        """Take ours away from wherever an export may have put it; say what became of the first that had it."""
+        done: list[Done] = []
+        for uri in [target, *(each.uri for each in beside if each.takes_ours)]:
+            is_link = storage.is_link(uri)
+            done.append(Done(Outcome.IS_LINK if is_link else self._taken_away(uri), uri))
+        return next((each for each in done if each.outcome in (*WRITTEN, Outcome.EDITED)), done[0])
 
     def _taken_away(self, target: str) -> Outcome:
         """Take ours away. No store removes a file on a condition: between reading and removing lies a moment."""
@@ -228,6 +252,7 @@ class _Scan:
         self._about: str | None = None
         self._ends: list[int] = []
         self.marked: list[slice] = []
+        self.photo = ""
         self._parser = expat.ParserCreate(namespace_separator=" ")
         self._parser.XmlDeclHandler = self._declared
         self._parser.StartDoctypeDeclHandler = self._doctype
@@ -246,7 +271,7 @@ class _Scan:
         if data[self.end_of_rdf : self.end_of_rdf + 2] != b"</":
             raise _NotUnderstoodError("its rdf:RDF is empty")
         self.about = self._about or ""
-        self.sealed = self.marked[0] if len(self.marked) == 1 and _is_sealed(data[self.marked[0]]) else None
+        self.sealed = self.marked[0] if len(self.marked) == 1 and ours.is_sealed(data[self.marked[0]]) else None
 
     def has_gps_beside(self, ours: slice | None) -> bool:
         """Whether a GPS property, of whatever depth, is outside of `ours`."""
@@ -270,8 +295,9 @@ class _Scan:
         at = self._parser.CurrentByteIndex
         self._names += [(at, name), *((at, attribute) for attribute in attributes)]
         if name == f"{_RDF} Description":
-            if f"{_OURS} Seal" in attributes and self._open_mark is None:
+            if f"{ours.NAMESPACE} Seal" in attributes and self._open_mark is None:
                 self._open_mark = at, self._depth
+                self.photo = attributes.get(f"{ours.NAMESPACE} Photo", "")
             elif self._about is None:
                 self._about = attributes.get(f"{_RDF} about")
 
@@ -283,6 +309,38 @@ class _Scan:
         self._depth -= 1
         if name == f"{_RDF} RDF":
             self._ends.append(at)
+
+
+def _not_as_it_was(row: Mapping[str, Any]) -> Outcome | None:
+    """Return what is wrong with the photo of a row, None if it is as it was when it was looked at."""
+    try:
+        found = storage.head(row[schema.URI])
+    except FileNotFoundError:
+        return Outcome.GONE
+    return Outcome.PHOTO_CHANGED if row[schema.ETAG] and found.etag != row[schema.ETAG] else None
+
+
+def _is_left_for(owned: Owned, photo_uri: str) -> Outcome | None:
+    """Return why a photo is left alone for the sake of one of its owner's files, None if it need not be."""
+    if storage.is_link(owned.uri):
+        return Outcome.IS_LINK
+    data = _existing(owned.uri)
+    if data is None:
+        return None
+    if owned.kind == "takeout":
+        try:
+            found = read_sidecar(data.data, owned.kind)
+        except PhotoError:
+            return None  # no program reads it either
+        is_another = owned.is_cut and found.title and not title_fits(found.title, photo_uri.rpartition("/")[2])
+        return None if found.recorded.lat_deg is None or is_another else Outcome.HAS_TAKEOUT
+    try:
+        scan = _Scan(data.data)
+    except _NotUnderstoodError as error:
+        if read_xmp(data.data).lat_deg is None:
+            raise _NotUnderstoodError(f"{schema.printable(owned.uri)}: {error}") from error
+        return Outcome.HAS_GPS
+    return Outcome.HAS_GPS if scan.has_gps_beside(scan.sealed) else None
 
 
 def _existing(target: str) -> storage.Blob | None:
@@ -299,12 +357,15 @@ def _without(data: bytes, ours: slice) -> bytes:
     return data[: ours.start] + data[ours.stop :].removeprefix(b"\n")
 
 
-def _description(row: Mapping[str, Any], about: str, taken: frozenset[str]) -> bytes:
-    """Return our part, sealed, without the properties whose names are `taken`; it leans on no prefix from outside."""
+def _description(row: Mapping[str, Any], about: str, taken: frozenset[str], photo: str) -> bytes:
+    """Return our part, sealed, without the properties whose names are `taken`; it leans on no prefix from outside.
+
+    `photo` names whose prediction it is, "" where the sidecar's own name does.
+    """
     model = xml_text(row[schema.MODEL_ID])
     radius_m = max(1, math.ceil(round(row[schema.RADIUS_KM] * 1000, 1)))
     method = (
-        f"predicted from the picture, not measured, by {model} (Graticule): 90 % within {radius_m / 1000:g} km, "
+        f"predicted from the picture, not measured, by {model} {ours.METHOD}: 90 % within {radius_m / 1000:g} km, "
         f"confidence {row[schema.CONFIDENCE]:.2f}"
     )
     properties = {
@@ -320,12 +381,14 @@ def _description(row: Mapping[str, Any], about: str, taken: frozenset[str]) -> b
         if name not in taken:
             properties[tag] = xml_text(row[column])
     lines = "".join(f"  <{tag}>{text}</{tag}>\n" for tag, text in properties.items())
+    whose = f'graticule:ModelId="{model}" graticule:RunId="{xml_text(row[schema.RUN_ID])}"'
+    whose += f' graticule:Photo="{xml_text(photo)}"' if photo else ""
     unsealed = (
         f'<rdf:Description xmlns:rdf="{_RDF}" rdf:about="{xml_text(about)}"\n  xmlns:exif="{_EXIF}"\n'
-        f'  xmlns:photoshop="{_PHOTOSHOP}"\n  xmlns:Iptc4xmpCore="{_IPTC}"\n  xmlns:graticule="{_OURS}"\n'
-        f'  graticule:ModelId="{model}" graticule:RunId="{xml_text(row[schema.RUN_ID])}" graticule:Seal="">\n{lines}'
+        f'  xmlns:photoshop="{_PHOTOSHOP}"\n  xmlns:Iptc4xmpCore="{_IPTC}"\n  xmlns:graticule="{ours.NAMESPACE}"\n'
+        f'  {whose} graticule:Seal="">\n{lines}'
     ).encode() + _END
-    return _SEAL.sub(rb"\g<1>" + _seal(unsealed) + rb"\g<3>", unsealed, count=1)
+    return ours.sealed(unsealed)
 
 
 def _sure_names(row: Mapping[str, Any]) -> list[str]:
@@ -339,16 +402,6 @@ def _sure_names(row: Mapping[str, Any]) -> list[str]:
         for column in PLACE_NAMES
         if row[column] and (column not in _NAMED_FROM or fineness <= PRECISIONS.index(_NAMED_FROM[column]))
     ]
-
-
-def _seal(unsealed: bytes) -> bytes:
-    return hashlib.blake2b(unsealed, digest_size=8).hexdigest().encode()
-
-
-def _is_sealed(part: bytes) -> bool:
-    """Whether one of our parts is byte for byte as we wrote it."""
-    found = _SEAL.search(part)
-    return found is not None and found[2] == _seal(_SEAL.sub(rb"\g<1>\g<3>", part, count=1))
 
 
 def _angle(angle_deg: float, letters: str) -> str:

@@ -32,7 +32,7 @@ from pipeline import schema, storage
 from pipeline.locate.engine_share import EngineShare
 from pipeline.locate.places import Gazetteer, Names
 from pipeline.locate.precision import PRECISIONS, PrecisionName, coarsen, wkb_points
-from pipeline.locate.zones import utc_N
+from pipeline.locate.zones import local_N, utc_N
 from pipeline.schema import ErrorCode, Status
 
 TOP_COUNTRIES = 3
@@ -148,6 +148,8 @@ class Locator:
         without_place = pc.if_else(pc.is_valid(columns[schema.ERROR_CODE]), refused, schema.COPIED)
         columns |= self._exif_names(read)
         columns |= self._utc_by_zone(read)
+        if self._settings.precision == "street":  # a coarser place must not be told by its clocks
+            columns |= self._local_by_zone(read)
         columns |= {name: values.take(spread_array) for name, values in self._answer_columns(answers).items()}
         is_decided = self._is_decided(columns[schema.PRECISION])
         with_place = pc.if_else(is_decided, str(Status.LOCATED), str(Status.UNDECIDED))
@@ -256,6 +258,19 @@ class Locator:
                 by, pc.if_else(pc.is_valid(by_zone), zone, pa.scalar(None, pa.string()))
             ),
         }
+
+    def _local_by_zone(self, read: pa.Table) -> dict[str, pa.Array | pa.ChunkedArray]:
+        """Return the local times with those that Takeout tells in UTC only, by the recorded position's zone."""
+        local, by = read.column(schema.TAKEN_AT), read.column(schema.TAKEN_AT_UTC_BY)
+        is_wanted = pc.and_(pc.is_null(local), pc.fill_null(pc.equal(by, str(schema.UtcBy.TAKEOUT)), False))
+        rows = np.flatnonzero(pc.and_(is_wanted, pc.is_valid(read.column(schema.RECORDED_LAT_DEG))).to_numpy())
+        if not len(rows):
+            return {}
+        names = (schema.TAKEN_AT_UTC, schema.RECORDED_LAT_DEG, schema.RECORDED_LON_DEG)
+        moment_N, lat_deg_N, lon_deg_N = (read.column(name).take(pa.array(rows)).to_pylist() for name in names)
+        by_zone = np.full(read.num_rows, None, object)
+        by_zone[rows] = local_N(moment_N, self._gazetteer.places.zone_N(lat_deg_N, lon_deg_N))
+        return {schema.TAKEN_AT: pc.coalesce(local, pa.array(by_zone, local.type))}
 
     def _country_lists(self, probability_BG: np.ndarray) -> pa.ListArray:
         photos, count = len(probability_BG), min(TOP_COUNTRIES, probability_BG.shape[1])

@@ -1,4 +1,4 @@
-"""The moment at which a clock showed a local time, by the time zone of the place where it stood."""
+"""The moment at which a clock showed a local time, and the other way round, by the time zone of its place."""
 
 from __future__ import annotations
 
@@ -16,6 +16,19 @@ def utc_N(local_N: Sequence[datetime], zone_N: Sequence[str]) -> list[datetime |
     not been put forward.
     """
     return [_utc(local, zone) for local, zone in zip(local_N, zone_N, strict=True)]
+
+
+def local_N(utc_N: Sequence[datetime], zone_N: Sequence[str]) -> list[datetime | None]:
+    """Return moments in UTC as the clocks of the tz database's zones showed them, naive, None where one is unknown."""
+    return [_local(moment, zone) for moment, zone in zip(utc_N, zone_N, strict=True)]
+
+
+def _local(moment: datetime, zone_name: str) -> datetime | None:
+    zone = _zone(zone_name)
+    try:
+        return moment.astimezone(zone).replace(tzinfo=None) if zone else None
+    except OverflowError:  # at the calendar's ends
+        return None
 
 
 def _utc(local: datetime, zone_name: str) -> datetime | None:

@@ -35,6 +35,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.beside.names import Kind
+from pipeline.beside.sidecar import Sidecar, read_sidecar
 from pipeline.decode.photo import DecodedPhoto, DecodeLimits, DecodeTarget, PhotoFacts, decode_photo
 from pipeline.schema import ErrorCode, PhotoError
 
@@ -47,12 +49,17 @@ Decoded = tuple[PhotoFacts, bytes]
 Answer = tuple[Decoded | PhotoError, float]
 """What became of a photo, and the seconds that its decoding took (the last time, where it ended its decoder)."""
 
+_AnyAnswer = tuple[Decoded | Sidecar | PhotoError, float]
+_Found = PhotoFacts | Sidecar | PhotoError
+
 _STARTS = 3
 _READY = b"ready"
 _MEMORY_STEP_BYTES = 16 << 20
 _MOST_KEPT_BYTES = 128 << 20
 """A child that holds so much more between photos than at its start is replaced: 0.3 s for what may be a leak."""
-_MAX_MESSAGE_BYTES = 128 << 10
+_PACKET_BYTES = 64 << 10
+_GOES_ON, _ENDS = b"+", b"."
+_SIDECARS_AT_ONCE = 16
 _MAX_BUG_CHARS = 8000
 _MARK = struct.Struct("<Q")
 _PAGE_BYTES = resource.getpagesize()
@@ -115,20 +122,38 @@ class IsolatedDecoder:
         A `PhotoError` is what `decode_photo` would have raised, or says that the decoder crashed or took too long.
         RuntimeError for a bug: anything else that the child raises, or a child that does not start.
         """
-        if not photos:
+        answers: list[Answer] = []
+        for answer, taken_s in self._each(photos, [None] * len(photos)):
+            assert not isinstance(answer, Sidecar)
+            answers.append((answer, taken_s))
+        return answers
+
+    def read_sidecars(self, sidecars: Sequence[tuple[Kind, bytes]]) -> list[Sidecar | PhotoError]:
+        """Read what stands beside photos, as `read_sidecar` does, to an answer each; raises as for photos."""
+        answers: list[Sidecar | PhotoError] = []
+        for start in range(0, len(sidecars), _SIDECARS_AT_ONCE):
+            some = sidecars[start : start + _SIDECARS_AT_ONCE]
+            for answer, _ in self._each([data for _, data in some], [kind for kind, _ in some]):
+                assert isinstance(answer, Sidecar | PhotoError)
+                answers.append(answer)
+        return answers
+
+    def _each(self, items: Sequence[bytes], kinds: Sequence[Kind | None]) -> list[_AnyAnswer]:
+        """Return the answer to each item, a photo or (with its kind) a sidecar."""
+        if not items:
             return []
-        answers = self._asked(photos)
+        answers = self._asked(items, kinds)
         if not isinstance(answers, _Death):
             return answers
         at = answers.at
-        again = self._asked([photos[at]])  # alone, in the fresh child
-        suspect = [(self._blame(again), again.after_s)] if isinstance(again, _Death) else again
-        return [*self(photos[:at]), *suspect, *self(photos[at + 1 :])]
+        again = self._asked([items[at]], [kinds[at]])  # alone, in the fresh child
+        suspect: list[_AnyAnswer] = [(self._blame(again), again.after_s)] if isinstance(again, _Death) else again
+        return [*self._each(items[:at], kinds[:at]), *suspect, *self._each(items[at + 1 :], kinds[at + 1 :])]
 
-    def _asked(self, photos: Sequence[bytes]) -> list[Answer] | _Death:
+    def _asked(self, items: Sequence[bytes], kinds: Sequence[Kind | None]) -> list[_AnyAnswer] | _Death:
         child = self._ready_child()
         try:
-            answers = child.ask(photos)
+            answers = child.ask(items, kinds)
         except BaseException:  # interrupted, too: the answer still to come would be taken for the next photo's
             self.close()
             raise
@@ -188,11 +213,11 @@ def serve(socket_descriptor: int, memory_descriptor: int) -> None:
 
 def _answers(layout: _Layout, order: DecodeOrder, memory: _PhotoMemory, limit: _MemoryLimit) -> bytes:
     """Decode the photos that lie in the memory; return what there is to say of each, as one message."""
-    answers: list[tuple[PhotoFacts | PhotoError | _Bug, float]] = []
-    for index in range(len(layout.photo_bytes)):
+    answers: list[tuple[_Found | _Bug, float]] = []
+    for index, kind in enumerate(layout.kinds):
         memory.mark(layout, index)
         start_s = time.perf_counter()
-        answer = _answer(memory.photo(layout, index), order, limit)
+        answer = _answer(memory.photo(layout, index), kind, order, limit)
         if isinstance(answer, DecodedPhoto):
             memory.put_pixels(layout, index, answer.pixels_HWC)
             answers.append((answer.facts, time.perf_counter() - start_s))
@@ -203,11 +228,13 @@ def _answers(layout: _Layout, order: DecodeOrder, memory: _PhotoMemory, limit: _
     return pickle.dumps(answers)
 
 
-def _answer(data: bytes, order: DecodeOrder, limit: _MemoryLimit) -> DecodedPhoto | PhotoError | _Bug:
+def _answer(
+    data: bytes, kind: Kind | None, order: DecodeOrder, limit: _MemoryLimit
+) -> DecodedPhoto | Sidecar | PhotoError | _Bug:
     limit.set(order.memory_bytes - len(data))  # which are there already
     signal.setitimer(signal.ITIMER_REAL, order.timeout_s)
     try:
-        return order.decode(data, order.target, order.limits)
+        return order.decode(data, order.target, order.limits) if kind is None else read_sidecar(data, kind)
     except PhotoError as error:
         return error.without_frames()
     except MemoryError:
@@ -281,17 +308,17 @@ class _Child:
         self._is_ready = True
         return None
 
-    def ask(self, photos: Sequence[bytes]) -> list[Answer] | _Death:
-        """Return the child's answer to each photo, or how it ended over one of them."""
-        layout = self._memory.put_photos(photos)
+    def ask(self, items: Sequence[bytes], kinds: Sequence[Kind | None]) -> list[_AnyAnswer] | _Death:
+        """Return the child's answer to each photo or sidecar, or how it ended over one of them."""
+        layout = self._memory.put_photos(items, kinds)
         start_s = time.perf_counter()
         try:
             self._link.send(pickle.dumps(layout))
-            answers: list[tuple[PhotoFacts | PhotoError | _Bug, float]] = pickle.loads(self._link.receive())
+            answers: list[tuple[_Found | _Bug, float]] = pickle.loads(self._link.receive())
         except (EOFError, ConnectionError):
             returncode = self.process.wait()
             return _Death(returncode, self._memory.marked(layout), time.perf_counter() - start_s)
-        found = [
+        found: list[_AnyAnswer] = [
             (
                 (answer, self._memory.pixels(layout, index)) if isinstance(answer, PhotoFacts) else _raised(answer),
                 taken_s,
@@ -302,7 +329,7 @@ class _Child:
         return found
 
 
-def _raised(answer: PhotoError | _Bug) -> PhotoError:
+def _raised(answer: Sidecar | PhotoError | _Bug) -> Sidecar | PhotoError:
     if isinstance(answer, _Bug):
         raise RuntimeError(f"in the decoder process:\n{answer.text}")
     return answer
@@ -357,21 +384,33 @@ class _Link:
         self.close = end.close
 
     def send(self, message: bytes) -> None:
-        self._end.sendall(message)
+        """Send a message, in packets: a socket takes no long ones, and captions and keywords may be."""
+        last = max(len(message) - 1, 0) // _PACKET_BYTES * _PACKET_BYTES
+        for at in range(0, last + 1, _PACKET_BYTES):
+            self._end.sendall((_ENDS if at == last else _GOES_ON) + message[at : at + _PACKET_BYTES])
 
     def receive(self) -> bytes:
-        message = self._end.recv(_MAX_MESSAGE_BYTES)
-        if not message:
-            raise EOFError("the other end is closed")
-        return message
+        """Return the next message, once all of it is there."""
+        packets: list[bytes] = []
+        while True:
+            packet = self._end.recv(_PACKET_BYTES + len(_ENDS))
+            if not packet:
+                raise EOFError("the other end is closed")
+            packets.append(packet[len(_ENDS) :])
+            if packet.startswith(_ENDS):
+                return b"".join(packets)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """What lies in the shared memory: which photo is at work, room for the pixels of each, the photos."""
+    """What lies in the shared memory: which photo is at work, room for the pixels of each, the photos.
+
+    `kinds`: None for a photo; of a sidecar that lies in a photo's place, which kind it is.
+    """
 
     memory_bytes: int
     photo_bytes: list[int]
+    kinds: Sequence[Kind | None]
 
 
 def _write_whole(descriptor: int, data: bytes, at: int) -> None:
@@ -397,12 +436,12 @@ class _PhotoMemory:
         self._pixels_bytes = target.pixels_bytes
         self._memory: mmap.mmap | None = None
 
-    def put_photos(self, photos: Sequence[bytes]) -> _Layout:
+    def put_photos(self, photos: Sequence[bytes], kinds: Sequence[Kind | None]) -> _Layout:
         """Put photos into the memory, which is made to fit: what a huge one took is given back after it."""
         photo_bytes = [len(data) for data in photos]
         at = _MARK.size + len(photos) * self._pixels_bytes
         needed_bytes = at + sum(photo_bytes)
-        layout = _Layout(-(-needed_bytes // _MEMORY_STEP_BYTES) * _MEMORY_STEP_BYTES, photo_bytes)
+        layout = _Layout(-(-needed_bytes // _MEMORY_STEP_BYTES) * _MEMORY_STEP_BYTES, photo_bytes, kinds)
         if os.fstat(self._descriptor).st_size != layout.memory_bytes:
             os.ftruncate(self._descriptor, layout.memory_bytes)
         memory = self._mapped(layout)

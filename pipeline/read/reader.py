@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +13,14 @@ import pyarrow as pa
 from blake3 import blake3
 
 from pipeline import schema, storage
+from pipeline.beside.names import Kind
+from pipeline.beside.sidecar import Sidecar, read_sidecar
 from pipeline.decode.header import check_head
 from pipeline.decode.kinds import KindError, refuse_others
 from pipeline.decode.photo import DecodeFailure, DecodeLimits, DecodeTarget, PhotoFacts, decode_photo
-from pipeline.decode.recorded import Recorded
+from pipeline.decode.recorded import NOTHING_RECORDED, Recorded
 from pipeline.decode.repair.partial import TRUNCATED
-from pipeline.read import archive_members
+from pipeline.read import archive_members, beside
 from pipeline.read.budget import BytesInFlight, Share
 from pipeline.read.fetch import Fetcher, FetchSettings
 from pipeline.read.isolation import Answer, Decode, Decoded, DecodeOrder, IsolatedDecoder
@@ -118,6 +120,7 @@ class Reader:
         self._fetcher = Fetcher(
             settings.fetch, settings.limits.max_bytes, local_roots=settings.local_roots, judge=self._judge
         )
+        self._beside = beside.SidecarFetcher(settings.fetch, settings.local_roots)
         self._fetchers = ThreadPoolExecutor(settings.concurrent_fetches, thread_name_prefix="fetch")
 
     def _judge(self, head: bytes, uri: str) -> None:
@@ -170,7 +173,7 @@ class Reader:
         overlapping = archive_members.overlapping(listed)
         for rows in archive_members.lie_together(listed):
             is_refused = rows[0][schema.URI] in overlapping
-            most_bytes = 0 if is_refused else self._fetcher.most_bytes(rows)
+            most_bytes = 0 if is_refused else self._fetcher.most_bytes(rows) + beside.most_bytes(rows)
             while not budget.fits(most_bytes):
                 yield ahead.popleft() if ahead else None
             share = budget.begin(most_bytes)
@@ -184,12 +187,16 @@ class Reader:
     def _fetch_group(self, group: list[dict[str, Any]], share: Share) -> _Fetched:
         start_s = time.perf_counter()
         outcomes = self._fetcher.together(group, share)
+        for listed, outcome in zip(group, outcomes, strict=True):
+            if not isinstance(outcome, PhotoError):
+                self._beside.fetch(listed)
         return outcomes, (time.perf_counter() - start_s) / len(group)
 
     def _read(self, batch: _Batch) -> list[dict[str, Any]]:
-        names = (schema.PHOTO_ID, schema.URI, schema.ETAG, schema.SIZE_BYTES)
+        names = (schema.PHOTO_ID, schema.URI, schema.ETAG, schema.SIDECAR_ETAG, schema.SIZE_BYTES)
         rows: list[dict[str, Any]] = []
         fetched_rows: list[dict[str, Any]] = []
+        come: list[dict[str, Any]] = []
         photos: list[bytes] = []
         for listed, blob, fetch_s in batch.photos:
             row: dict[str, Any] = {name: listed[name] for name in names} | {schema.FETCH_SECONDS: fetch_s}
@@ -209,14 +216,19 @@ class Reader:
             if refused is not None:
                 continue
             fetched_rows.append(row)
+            come.append(listed)
             photos.append(blob.data)
-        for row, (answer, decode_s) in zip(fetched_rows, self._decode(photos), strict=True):
+        besides = beside.read(come, self._read_sidecars)
+        for row, (answer, decode_s), found in zip(fetched_rows, self._decode(photos), besides, strict=True):
             row[schema.DECODE_SECONDS] = decode_s
             if isinstance(answer, PhotoError):
                 row.update(_error_columns(answer))
+                facts = answer.facts if isinstance(answer, DecodeFailure) else None
             else:
                 facts, pixels = answer
                 row.update(_header_columns(facts) | {schema.PIXELS_HWC: pixels})
+            row.update(_recorded_columns(found.complete(facts.recorded if facts else NOTHING_RECORDED)))
+            row.update(found.columns(row))
         return rows
 
     def _refused(self, data: bytes, uri: str) -> PhotoError | None:
@@ -233,6 +245,15 @@ class Reader:
             start_s = time.perf_counter()
             answer = self._decode_here(data)
             answers.append((answer, time.perf_counter() - start_s))
+        return answers
+
+    def _read_sidecars(self, sidecars: Sequence[tuple[Kind, bytes]]) -> list[Sidecar | PhotoError]:
+        answers: list[Sidecar | PhotoError] = []
+        for kind, data in sidecars:
+            try:
+                answers.append(read_sidecar(data, kind))
+            except PhotoError as error:
+                answers.append(error.without_frames())
         return answers
 
     def _decode_here(self, data: bytes) -> Decoded | PhotoError:
@@ -256,6 +277,9 @@ class IsolatedReader(Reader):
 
     def _decode(self, photos: list[bytes]) -> list[Answer]:
         return self.decoder(photos)
+
+    def _read_sidecars(self, sidecars: Sequence[tuple[Kind, bytes]]) -> list[Sidecar | PhotoError]:
+        return self.decoder.read_sidecars(sidecars)
 
     def close(self) -> None:
         """End the decoder's process; the process' exit does the same."""
@@ -284,7 +308,6 @@ def _header_columns(facts: PhotoFacts) -> dict[str, Any]:
         schema.DECODED_SHARE: facts.decoded_share,
         schema.WIDTH_PX: facts.width_px,
         schema.HEIGHT_PX: facts.height_px,
-        **_recorded_columns(facts.recorded),
     }
 
 

@@ -26,7 +26,7 @@ def settle(stage: staging.Stage, published_files: Sequence[str]) -> int:
     if not copy_files or not (row_files or published_files):
         return 0
     own = (
-        *(schema.PHOTO_ID, schema.URI, schema.ETAG),
+        *(schema.PHOTO_ID, schema.URI, schema.ETAG, schema.SIDECAR_ETAG, schema.DECODE_WARNING),
         *(schema.RUN_ID, schema.RUN_SEQUENCE, schema.PROCESSED_AT, schema.READ_SECONDS),
         *(schema.TAKEN_AT, schema.TAKEN_AT_UTC, schema.TAKEN_AT_UTC_BY),  # which a sidecar may say, too
         *schema.RECORDED,

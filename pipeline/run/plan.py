@@ -18,13 +18,13 @@ import duckdb
 import pyarrow as pa
 
 from pipeline import schema, storage
+from pipeline.beside.matching import find_beside
 from pipeline.decode.kinds import VIDEO_FORMATS
 from pipeline.published import gone, layout
 from pipeline.published.records import PlanCounts, RunRecord
 from pipeline.run import staging
 from pipeline.run.photo_set import PhotoSet, UnaccountedError
 from pipeline.sources import manifest
-from pipeline.sources.roots import is_allowed
 from pipeline.storage.duckdb import connect, rebatched, view_rows
 
 log = logging.getLogger(__name__)
@@ -123,10 +123,10 @@ def plan_listed(
 
     A photo is done when the published row that the view `photos` shows of it (see `catalog`; `published_files` are in
     the order of their runs, the oldest first) is of this version (same URI, same ETag; any, where the listing has no
-    ETag), no transient failure and, with `retry_failed`, no failure at all; with `retag`, only when it is of this model
-    too. What was skipped as no photo is done; but with `videos`, what was skipped as a video is not.
-    What failed to be fetched in each of its last k runs waits, without `retry_failed`, until 2^(k-1) - 1 others,
-    at most 31, have begun.
+    ETag; and its sidecars' version), no transient failure and, with `retry_failed`, no failure at all; with `retag`,
+    only when it is of this model too. What was skipped as no photo is done; but with `videos`, what was skipped as a
+    video is not. What failed to be fetched in each of its last k runs waits, without `retry_failed`, until 2^(k-1) - 1
+    others, at most 31, have begun.
     `limit` bounds how many photos this run takes on, and `order` says which ones, and in which order: by name, or
     by the time of their last change, those without one last; but what failed before comes after all else, the longest
     ago first.
@@ -175,13 +175,13 @@ def plan_listed(
 
 def _take(connection: duckdb.DuckDBPyConnection, limit: int | None, order: Order) -> tuple[str, int, int, int]:
     """Return the SQL for what this run takes on, and how many have their row staged, are to do, were changed."""
-    taken = "FROM listed JOIN judged ON listed.rowid = judged.listed_row WHERE NOT is_done AND NOT is_waiting"
+    taken = f"{_LISTED} JOIN judged USING (listed_row) WHERE NOT is_done AND NOT is_waiting"
     if limit is not None:
         connection.execute(
             f"CREATE TABLE limited AS SELECT judged.* {taken}"
             f" ORDER BY is_staged DESC, failed_at NULLS FIRST, {_ORDER_BY[order]} LIMIT {limit}"
         )
-        taken = "FROM listed JOIN limited ON listed.rowid = limited.listed_row WHERE true"
+        taken = f"{_LISTED} JOIN limited USING (listed_row) WHERE true"
     staged, todo, changed = _one_row(
         connection,
         "SELECT count(*) FILTER (is_staged), count(*) FILTER (NOT is_staged), count(*) FILTER (is_changed)"
@@ -213,20 +213,6 @@ def cut_to_staged(stage: staging.Stage, planned: PhotoSet) -> tuple[int, PhotoSe
             _, photos = _write_plan(connection, stage, kept_rows, 0, "name")
             return planned.count - kept, photos
         return 0, planned
-
-
-def local_photos(stage: staging.Stage, most: int, roots: Sequence[str] | None = None) -> list[str]:
-    """Return the URIs of some of the stage's planned photos that are files of a machine, not of an object store.
-
-    Only of those that will be read: below one of `roots`, if given (see `roots.is_allowed`).
-    """
-    found: list[str] = []
-    with connect(stage.folder) as connection:
-        plan = connection.read_parquet(stage.plan_files(), hive_partitioning=False)  # noqa: F841 - the query names it
-        result = connection.execute("SELECT uri FROM plan WHERE starts_with(uri, '/') OR starts_with(uri, 'file://')")
-        while len(found) < most and (rows := result.fetchmany(1000)):
-            found += [uri for (uri,) in rows if roots is None or is_allowed(uri, roots)]
-    return found[:most]
 
 
 def rows_per_task(photos: int) -> int:
@@ -276,6 +262,9 @@ def list_sources(sources: Sequence[str], output: str, settings: manifest.ListSet
                 raise listing.error from None
             raise
         marked = _remove_marked(connection, listing.marked_prefixes)
+        if beside := find_beside(connection):
+            log.info("%d photos have sidecars beside them, which are read with them", beside)
+        connection.execute(f"DELETE FROM listed WHERE {schema.SIDECARS} IS NOT NULL")  # which are not included
         (listed,) = _one_row(connection, "SELECT count(*) FROM listed")
         if ours := listing.counted("found") - marked - listed:
             log.info("%d files of the output lie below a source and are no photos of the archive", ours)
@@ -291,7 +280,9 @@ def _remove_marked(connection: duckdb.DuckDBPyConnection, prefixes: Sequence[str
     ranges = pa.table({"low": pa.array(prefixes), "high": pa.array([f"{each}\U0010ffff" for each in prefixes])})
     connection.register("marks", ranges)
     condition = "FROM listed JOIN marks ON listed.uri >= marks.low AND listed.uri < marks.high"
-    (count,) = _one_row(connection, f"SELECT count(DISTINCT listed.rowid) {condition}")
+    (count,) = _one_row(
+        connection, f"SELECT count(DISTINCT listed.rowid) FILTER ({schema.SIDECARS} IS NULL) {condition}"
+    )
     connection.execute(f"DELETE FROM listed WHERE rowid IN (SELECT listed.rowid {condition})")
     return count
 
@@ -360,8 +351,8 @@ def _judge(
     # The others are published, also where a restart without `retag` or `retry_failed` would not ask for them.
     # What failed to be fetched is: the run may have been ended because its source went away (see `source_gone`).
     staged = f"CASE WHEN {missed} OR {video} THEN {_AGAIN} ELSE {_OWN} END"
-    view_rows(connection, "published", published_files)
-    view_rows(connection, "staged", stage.row_files())
+    view_rows(connection, "published", published_files, has_all_columns=True)
+    view_rows(connection, "staged", stage.row_files(), has_all_columns=True)
     connection.execute(f"CREATE TABLE done AS {_newest('published', published)}", {"model_id": model_id})
     answer = f"CASE WHEN {video} THEN {_AGAIN} ELSE {whose} END"
     _look_into_failures(connection, _runs_since(published_files, stage.epoch), missed, answer, model_id)
@@ -369,8 +360,8 @@ def _judge(
         f"""
         CREATE TABLE judged AS
         WITH photos AS (
-            SELECT rowid AS listed_row, photo_id, etag IS NULL AS is_any, hash(etag) >> 3 AS version
-            FROM listed ANTI JOIN repeats ON listed.rowid = repeats.listed_row),
+            SELECT listed_row, photo_id, etag IS NULL AS is_any, {_VERSION} >> 3 AS version
+            {_LISTED} ANTI JOIN repeats USING (listed_row)),
         own AS ({_newest("staged", staged)})
         SELECT listed_row,
             own.row IS NOT NULL AND (is_any OR own.row >> 3 = version) AS is_tried,
@@ -405,7 +396,7 @@ def _look_into_failures(
         CREATE TABLE tried AS
         SELECT photo_id, file_index, {missed} AS is_missed, {answer} AS verdict,
             coalesce(error_code = {_NO_PHOTO}, true) AS is_located,
-            hash(etag) >> 3 = done.row >> 3 AS is_version
+            {_VERSION} >> 3 = done.row >> 3 AS is_version
         FROM published JOIN (FROM done WHERE row & {_FAILED} <> 0) done USING (photo_id)
         """,
         {"model_id": model_id},
@@ -447,6 +438,15 @@ def _is_one_of(codes: Sequence[schema.ErrorCode]) -> str:
     return f"coalesce(error_code IN ({', '.join(repr(str(code)) for code in codes)}), false)"
 
 
+_LISTED = (
+    f"FROM (SELECT rowid AS listed_row, * EXCLUDE ({schema.SIDECARS}, {schema.SIDECAR_ETAG}) FROM listed)"
+    " LEFT JOIN (SELECT photo_row AS listed_row, * EXCLUDE (photo_row) FROM beside) USING (listed_row)"
+)
+"""SQL for what is listed, with what is beside it."""
+
+_VERSION = f"hash(concat_ws(chr(10), etag, {schema.SIDECAR_ETAG}))"
+"""SQL for a photo's version, its sidecars' included: a position set by hand later on has it looked at again."""
+
 _AGAIN, _OWN, _OTHER, _FAILED = 0, 1, 2, 4
 """What a row says of its photo: to be made again, done, done by another model; and, as a bit more, that it is a failure
 that is to be made again, or that hides no answer."""
@@ -458,7 +458,7 @@ def _newest(rows: str, verdict: str) -> str:
     Only the newest counts: a photo that was changed and changed back is a changed photo. One number of fixed size a
     photo, since DuckDB can't spill the texts of an aggregate; 61 bits of a hash tell two versions of one photo apart.
     """
-    return f"SELECT photo_id, arg_max(hash(etag) >> 3 << 3 | {verdict}, file_index) AS row FROM {rows} GROUP BY ALL"
+    return f"SELECT photo_id, arg_max({_VERSION} >> 3 << 3 | {verdict}, file_index) AS row FROM {rows} GROUP BY ALL"
 
 
 def _write_plan(

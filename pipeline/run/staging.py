@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -17,6 +18,8 @@ import pyarrow.parquet as pq
 
 from pipeline import schema, storage
 from pipeline.published import layout
+from pipeline.sources.roots import is_allowed
+from pipeline.storage.duckdb import connect
 
 _EPOCH = r"/(?:run-)?e(\d{1,18})[-./][^/]*(?:$|/[^/]*$)"
 """An object's epoch in its name: `rows/e7-…`, `plan/e7/…`, `run-e7.json`; older names are a digest, 32 digits long."""
@@ -111,6 +114,20 @@ class Stage:
     def delete(self) -> None:
         """Remove everything this run has staged, for whoever alone can write here; others leave it to `sweep`."""
         storage.delete_folder(self.folder)
+
+
+def local_photos(stage: Stage, most: int, roots: Sequence[str] | None = None) -> list[str]:
+    """Return the URIs of some of the stage's planned photos that are files of a machine, not of an object store.
+
+    Only of those that will be read: below one of `roots`, if given (see `roots.is_allowed`).
+    """
+    found: list[str] = []
+    with connect(stage.folder) as connection:
+        plan = connection.read_parquet(stage.plan_files(), hive_partitioning=False)  # noqa: F841 - the query names it
+        result = connection.execute("SELECT uri FROM plan WHERE starts_with(uri, '/') OR starts_with(uri, 'file://')")
+        while len(found) < most and (rows := result.fetchmany(1000)):
+            found += [uri for (uri,) in rows if roots is None or is_allowed(uri, roots)]
+    return found[:most]
 
 
 def parquet_bytes(rows: pa.Table) -> bytes:

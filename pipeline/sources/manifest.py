@@ -115,6 +115,7 @@ class SourceList:
                     allow_http=self.settings.allow_http,
                     honours_marks=self.settings.honours_marks,
                     roots=roots,
+                    keeps_beside=True,
                 )
                 self.searches.append(search)
                 yield from Listing(source, search)

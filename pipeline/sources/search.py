@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pathspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import schema, storage
+from pipeline.beside.names import ENDINGS
 from pipeline.schema import ProblemKind, SourceProblem
 from pipeline.sources.patterns import Patterns
 from pipeline.storage import local_files
@@ -22,6 +25,8 @@ FOLDER_MARKS = (".nomedia", ".noimage")
 IGNORE_FILE = ".ppignore"
 """PhotoPrism's: its lines are patterns, as .gitignore has them, of what is not to be looked at below its folder."""
 MARKS = (*FOLDER_MARKS, IGNORE_FILE)
+_BESIDE = rf"(?i)(?:{'|'.join(map(re.escape, ENDINGS))})\z"
+_SIDECARS = schema.MANIFEST.field(schema.SIDECARS).type
 _MAX_IGNORE_FILE_BYTES = 1 << 20
 
 
@@ -35,6 +40,7 @@ class Search:
         is_alone: whether it is the only source, so that one that can't be read at all is the user's mistake.
         honours_marks: whether owners' marks count.
         roots: where manifests may name local photos, see `roots.is_allowed`; None for anywhere.
+        keeps_beside: whether XMP and JSON files are listed for their photos' sake that are not included as photos.
         found: photos that are listed.
         excluded, excluded_folders: photos, and folders and archives, that the patterns leave out.
         marked, marked_folders: photos and folders that owners' marks leave out.
@@ -48,6 +54,7 @@ class Search:
     allow_http: bool = False
     honours_marks: bool = True
     roots: Sequence[str] | None = None
+    keeps_beside: bool = False
     found: int = 0
     excluded: int = 0
     excluded_folders: int = 0
@@ -59,12 +66,22 @@ class Search:
     def take(self, rows: pa.Table, names: pa.ChunkedArray, is_included: bool = False) -> pa.Table:
         """Return the wanted ones of the photos `rows`, whose names for the patterns are `names`, and count the others.
 
-        With `is_included` they are wanted unless they are excluded.
+        With `is_included` they are wanted unless they are excluded. Where `keeps_beside`, what stands beside photos and
+        is only not included comes too, and has an empty list of sidecars: it is no photo.
         """
-        taken = rows.filter(self.patterns.takes(names, is_included))
+        is_taken = self.patterns.takes(names, is_included)
+        taken = rows.filter(is_taken)
         self.excluded += rows.num_rows - taken.num_rows
         self.found += taken.num_rows
-        return taken
+        if not self.keeps_beside or taken.num_rows == rows.num_rows:
+            return taken
+        is_beside = pc.and_(pc.match_substring_regex(names, _BESIDE), self.patterns.takes(names, is_included=True))
+        beside = rows.filter(pc.and_(is_beside, pc.invert(is_taken)))
+        if not beside.num_rows:
+            return taken
+        no_photo = pa.array([[]] * beside.num_rows, _SIDECARS)
+        photos = taken.append_column(schema.SIDECARS, pa.nulls(taken.num_rows, _SIDECARS))
+        return pa.concat_tables([photos, beside.append_column(schema.SIDECARS, no_photo)])
 
     def note(self, kind: ProblemKind, uri: str, reason: str) -> None:
         """Take note of what could not be looked at; the log says it at once."""

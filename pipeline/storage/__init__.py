@@ -187,6 +187,14 @@ def list_files(uri: str, visitor: Visitor | None = None) -> Iterator[Entry]:
     return _store_of(uri).list_files(uri, visitor)
 
 
+def list_folder(uri: str) -> Iterator[Entry]:
+    """Return the objects right in a folder, or whose key goes on without a slash behind that prefix; as `list_files`.
+
+    Nothing that is deeper is listed.
+    """
+    return _store_of(uri).list_folder(uri)
+
+
 def check_writable(uri: str) -> None:
     """Put and remove a small object below `uri`; ValueError saying what failed where that is refused.
 

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     import duckdb
 
 
+class _NoFolders(local_files.StrictVisitor):
+    """Keeps a listing in its folder."""
+
+    def enters(self, folder_uri: str) -> bool:
+        """Enter none."""
+        del folder_uri
+        return False
+
+
 class LocalStore:
     """Files by their paths or `file://` URIs. A file's version is its time and size, for `replace_bytes` its digest."""
 
@@ -68,6 +77,10 @@ class LocalStore:
     def list_files(self, uri: str, visitor: Visitor | None = None) -> Iterator[Entry]:
         """Yield every file below a folder, as `local_files.walk` does."""
         yield from itertools.starmap(Entry, local_files.walk(os.fsencode(local_files.path_of(uri)), visitor))
+
+    def list_folder(self, uri: str) -> Iterator[Entry]:
+        """Yield a folder's own files."""
+        return self.list_files(uri, _NoFolders())
 
     def write_bytes(self, uri: str, data: bytes) -> None:
         """Put a file, and make the folders on the way."""

@@ -155,6 +155,23 @@ class ObjectStore:
                     for item in chunk:
                         yield _entry(f"{bucket}/{item['path']}", item["size"], item["e_tag"], item["last_modified"])
 
+    def list_folder(self, uri: str) -> Iterator[Entry]:
+        """Yield the objects whose keys go on without a slash behind the prefix, in the order of keys."""
+        bucket, prefix = _split(uri)
+        prefix = prefix and prefix.rstrip("/") + "/"
+        with builtin_errors(uri):
+            if not bucket.startswith("s3://"):
+                for item in obstore.list_with_delimiter(clients.store(bucket), prefix)["objects"]:
+                    yield _entry(f"{bucket}/{item['path']}", item["size"], item["e_tag"], item["last_modified"])
+                return
+            token: str | None = None
+            while True:
+                page = _s3_page(clients.s3_client(), _s3_bucket(uri), prefix, token, None, Delimiter="/")
+                yield from (entry for entry in page.entries if not entry.uri.endswith("/"))
+                token = page.next_token
+                if token is None:
+                    return
+
     @_done_again
     def write_bytes(self, uri: str, data: bytes) -> None:
         """Put an object over whatever is there."""
@@ -277,10 +294,10 @@ def _in_time(uri: str, chunks: Iterable[Any]) -> Iterator[Any]:
         yield chunk
 
 
-def _s3_page(client: Any, bucket: str, prefix: str, token: str | None, after: str | None) -> Page[Entry]:
+def _s3_page(client: Any, bucket: str, prefix: str, token: str | None, after: str | None, **how: str) -> Page[Entry]:
     # boto3, not obstore: obstore's listing stops at the first key with `//`, `..` or a control character in it.
     where = {"ContinuationToken": token} if token else {"StartAfter": after} if after else {}
-    answer = client.list_objects_v2(Bucket=bucket, Prefix=prefix, **where)
+    answer = client.list_objects_v2(Bucket=bucket, Prefix=prefix, **where, **how)
     items = answer.get("Contents", ())
     entries = [_entry(f"s3://{bucket}/{x['Key']}", x["Size"], x["ETag"], x["LastModified"]) for x in items]
     return Page([item["Key"] for item in items], entries, answer.get("NextContinuationToken"))

@@ -99,6 +99,9 @@ class Store(Protocol):
     def list_files(self, uri: str, visitor: Visitor | None = None) -> Iterator[Entry]:
         """Yield every object below `uri`, however deep, in a stable order, but for what `visitor` leaves out."""
 
+    def list_folder(self, uri: str) -> Iterator[Entry]:
+        """Yield every object right in `uri`, none that is deeper."""
+
     def write_bytes(self, uri: str, data: bytes) -> None:
         """Put an object over whatever is there."""
 

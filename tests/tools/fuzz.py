@@ -32,6 +32,7 @@ from pathlib import Path
 
 from tests.tools.fuzz_metadata import check_metadata
 from tests.tools.fuzz_mutation import Seed, mutated, seeds_of
+from tests.tools.fuzz_sidecars import check_sidecars
 
 _ROOT = Path(__file__).parents[2]
 _MEMORY_LIMIT_BYTES = 4 << 30
@@ -203,6 +204,7 @@ TARGETS: dict[str, Callable[[bytes], str]] = {
     "manifest": check_manifest,
     "members": check_members,
     "metadata": check_metadata,
+    "sidecars": check_sidecars,
 }
 
 

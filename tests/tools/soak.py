@@ -45,6 +45,7 @@ PARTS = (
     Part("fuzz-manifest", "-m tests.tools.fuzz manifest --seconds 300 --seed 2", told_lines=4),
     Part("fuzz-metadata", "-m tests.tools.fuzz metadata --seconds 600 --seed 2", told_lines=4),
     Part("fuzz-members", "-m tests.tools.fuzz members --seconds 300 --seed 2", told_lines=4),
+    Part("fuzz-sidecars", "-m tests.tools.fuzz sidecars --seconds 600 --seed 2", told_lines=4),
     Part("simulation", "-m tests.simulation --schedules 20000"),
     Part("mutants", "-m tests.tools.mutants --count 100", told_lines=12),
     Part("ablation", "-m jobs.synthetic_globe ablate", told_lines=24),

@@ -11,7 +11,7 @@ import pytest
 from tests.tools import fuzz
 from tests.tools.fuzz_mutation import seeds_of
 
-EXECUTIONS = {"decode": 800, "exif": 1000, "manifest": 150, "members": 120, "metadata": 600}
+EXECUTIONS = {"decode": 800, "exif": 1000, "manifest": 150, "members": 120, "metadata": 600, "sidecars": 2000}
 
 
 @pytest.mark.parametrize("target", fuzz.TARGETS)

@@ -248,6 +248,24 @@ def test_a_local_time_is_made_utc_by_the_zone_of_the_recorded_position(locator: 
     ]
 
 
+def test_a_time_in_utc_by_takeout_is_made_local_by_the_zone_of_the_recorded_position(locator: Locator) -> None:
+    noon, noon_utc = dt.datetime(2021, 7, 1, 12), dt.datetime(2021, 7, 1, 12, tzinfo=dt.UTC)
+    rows = [
+        {schema.TAKEN_AT_UTC: noon_utc, schema.TAKEN_AT_UTC_BY: by, schema.TAKEN_AT: taken_at}
+        | {schema.RECORDED_LAT_DEG: lat_deg, schema.RECORDED_LON_DEG: None if lat_deg is None else 2.2945}
+        for by, taken_at, lat_deg in (
+            ("takeout", None, 48.8583),
+            ("takeout", noon, 48.8583),
+            ("takeout", None, None),
+            ("gps_time", None, 48.8583),
+        )
+    ]
+    bare = read_table([None] * len(rows)).to_pylist()
+    table = pa.Table.from_pylist([row | more for row, more in zip(bare, rows, strict=True)], schema=schema.READ)
+    found = locator(table).column(schema.TAKEN_AT).to_pylist()
+    assert found == [noon + dt.timedelta(hours=2), noon, None, None]
+
+
 def test_a_point_of_least_distance_is_another_models_answer(checkpoint: Checkpoint, locator: Locator) -> None:
     elsewhere = checkpoint.pointing("least-distance")
     other = Locator(settings(checkpoint, model_id=elsewhere.model_id, point="least-distance"))

@@ -13,8 +13,8 @@ from pipeline import schema
 from pipeline.published.records import PublishedFile, RunRecord
 from pipeline.run import plan as plan_module
 from pipeline.run.photo_set import PhotoSet, UnaccountedError
-from pipeline.run.plan import local_photos, make_plan
-from pipeline.run.staging import Stage
+from pipeline.run.plan import make_plan
+from pipeline.run.staging import Stage, local_photos
 from pipeline.schema import ErrorCode
 from pipeline.sources.manifest import ListSettings
 from pipeline.storage import duckdb

@@ -11,6 +11,7 @@ from pipeline import storage
 from pipeline.cluster.logs import LogFormat
 from pipeline.cluster.ray_cluster import ClusterSettings, NamedPath
 from pipeline.decode.photo import DecodeLimits
+from pipeline.decode.pictures.views import VIDEO_FRAMES
 from pipeline.locate.context import ContextSettings
 from pipeline.locate.locator import AtLeast
 from pipeline.locate.precision import PrecisionName
@@ -53,7 +54,7 @@ class GeotagSettings:
     """Leave out photos that match one of these."""
     videos: bool = False
     """Look at videos, too: at one frame of each, out of its first key frames. Their bytes are fetched whole."""
-    video_frames: int = 5
+    video_frames: int = VIDEO_FRAMES
     """Out of so many key frames of a video the sharpest that is not dark is looked at."""
     photos_root: tuple[str, ...] = ()
     """Folders below which a manifest may name local photos, beside its own folder."""

@@ -6,6 +6,7 @@ Shapes: H, W height and width · C 3 colours.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline import schema, storage
 from pipeline.decode.photo import DecodeTarget
+from pipeline.decode.pictures.views import VIDEO_FRAMES
 from pipeline.read.reader import IsolatedReader, ReaderSettings
 from pipeline.sources import archives
 
@@ -42,7 +44,7 @@ def pictures(uris: Sequence[str], target: DecodeTarget) -> dict[bytes, NDArray[n
             listed.append(_listed(uri, listings))
         except (OSError, ValueError) as error:  # of the archive that it seems to lie in
             found[schema.photo_id(uri)] = str(error)
-    reader = IsolatedReader(ReaderSettings(target))
+    reader = IsolatedReader(ReaderSettings(replace(target, video_frames=VIDEO_FRAMES)))  # videos have rows if asked for
     try:
         read = reader(pa.Table.from_pylist(listed, schema=schema.MANIFEST)).to_pylist()
     finally:

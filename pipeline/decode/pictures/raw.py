@@ -84,6 +84,7 @@ _SAME_SIZE = 0.06
 _BAYER_BYTES, _ELSE_BYTES = 8, 24
 """For each pixel of the sensor: its word, its share of four colours and of the picture; and where it can't shrink."""
 _COLOURS = 3
+_MOST_EMPTY = 0.1
 _ORIENTATION_OF_FLIP = {0: 1, 3: 3, 5: 8, 6: 6}
 _NO_PREVIEW = "camera raw file without an embedded preview"
 
@@ -148,7 +149,7 @@ class _Found:
     places: list[tuple[int, int]]
     size_px: tuple[int, int] | None = None
     blocks: Carried = dataclasses.field(default_factory=Carried)
-    has_orientation: bool = False
+    orientation: int | None = None
     is_cut: bool = False
 
 
@@ -180,8 +181,10 @@ class RawFile:
         largest = self._previews[0] if self._previews else None
         self.blocks = found.blocks if largest is None else _both(found.blocks, largest.header.blocks)
         self.exif = read_exif(*self.blocks.exif)
-        if largest is not None and not found.has_orientation:
-            self.exif = dataclasses.replace(self.exif, orientation=read_exif(*largest.header.blocks.exif).orientation)
+        orientation = found.orientation
+        if orientation is None and largest is not None:
+            orientation = read_exif(*largest.header.blocks.exif).orientation
+        self.exif = dataclasses.replace(self.exif, orientation=orientation or 1)
         self.size_px = _displayed_px(found.size_px, largest) or self._developed_px()
 
     def turn_of(self, shown_px: tuple[int, int]) -> int:
@@ -263,11 +266,19 @@ class RawFile:
             if needed_bytes > max_memory_bytes:
                 need = f"developing needs {needed_bytes >> 20} MiB, more than the {max_memory_bytes >> 20} MiB allowed"
                 raise PhotoError(ErrorCode.TOO_LARGE, f"{_NO_PREVIEW}, and {need}")
+            if _empty_rows_share(raw.raw_image_visible) > _MOST_EMPTY:  # LibRaw says no word of it
+                message = "camera raw file whose sensor's data are damaged, or end too early"
+                raise PhotoError(ErrorCode.TRUNCATED, message)
             developed: _Pixels = raw.postprocess(half_size=True, use_camera_wb=True, user_flip=0, output_bps=8)
         return developed[..., 0] if developed.shape[2] != _COLOURS else developed  # of a monochrome sensor
 
     def _libraw_call(self) -> _LibrawCall:
         return _LibrawCall(self._data, self._is_cut)
+
+
+def _empty_rows_share(sensor: np.ndarray[Any, Any]) -> float:
+    """Return how many of a sensor's rows, 0 to 1, hold zeros alone and were not decoded: sensors have noise."""
+    return float(1 - sensor.reshape(sensor.shape[0], -1).any(axis=1).mean())
 
 
 class _LibrawCall:
@@ -284,7 +295,7 @@ class _LibrawCall:
         try:
             self._call.__exit__(*raised)
         except PhotoError as error:
-            if error.code == ErrorCode.TOO_LARGE:
+            if raised[0] is PhotoError or error.code == ErrorCode.TOO_LARGE:  # ours, or what no format can help
                 raise
             if self._is_cut:
                 raise PhotoError(ErrorCode.TRUNCATED, "camera raw file that ends before its pictures do") from error
@@ -335,9 +346,13 @@ def _read_tiff(data: bytes) -> _Found:
         own, extent = _places_of(directory)
         places += own
         extent_bytes = max(extent_bytes, extent)
-    has_orientation = bool(directories) and directories[0].number(_ORIENTATION) in range(1, 9)
     is_cut = extent_bytes > len(data) or not directories or _is_cut_off(directories[0], data)
-    return _Found(places, _sensor_px(directories), carried("tiff", data, {}), has_orientation, is_cut)
+    return _Found(places, _sensor_px(directories), carried("tiff", data, {}), _orientation(directories), is_cut)
+
+
+def _orientation(directories: list[TiffDirectory]) -> int | None:
+    """Return how the camera was held: the first directory says it of all pictures, or else the sensor's own does."""
+    return next((o for d in directories if (o := d.number(_ORIENTATION)) is not None and 1 <= o <= 8), None)
 
 
 def _places_of(directory: TiffDirectory) -> tuple[list[tuple[int, int]], int]:
@@ -421,9 +436,8 @@ def _read_cr3(data: bytes) -> _Found:
                 is_cut |= sum(place) > len(data)
     first = tiff_directories(blocks.get(b"CMT1", b""), 1)
     camera = _one_tiff(*(blocks.get(kind, b"") for kind in (b"CMT1", b"CMT2", b"CMT4")))
-    has_orientation = bool(first) and first[0].number(_ORIENTATION) in range(1, 9)
     own = Carried((camera,), carried("jp2", data, {}).xmp)
-    return _Found(places, _sensor_px(first), own, has_orientation, is_cut)
+    return _Found(places, _sensor_px(first), own, _orientation(first), is_cut)
 
 
 def _one_tiff(main: bytes, camera: bytes, gps: bytes) -> bytes:

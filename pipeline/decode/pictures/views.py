@@ -44,6 +44,10 @@ _BAND_PIXELS = 1 << 21
 _SRGB = ImageCms.createProfile("sRGB")
 
 
+VIDEO_FRAMES = 5
+"""Out of so many key frames of a video the best is taken, unless a user says otherwise: some seconds of a phone's."""
+
+
 @dataclass(frozen=True)
 class DecodeTarget:
     """What the model wants: views of `image_size_px` squared, cut out as `framing` says.

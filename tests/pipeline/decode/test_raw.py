@@ -83,6 +83,13 @@ def test_preview_that_its_camera_turned_already_is_not_turned_again() -> None:
     assert (photo.width_px, photo.height_px) == (1208, 1640)
 
 
+def test_orientation_may_stand_with_the_sensor_s_data_alone() -> None:
+    first: Tags = {254: 1, 256: 16, 257: 16, 258: 8, 259: 1, 262: 1, 271: b"SONY\0", 277: 1, 278: 16}
+    sensor: Tags = {254: 0, 256: 1640, 257: 1208, 259: 32767, 262: 32803, 274: 8}
+    photo = looked_at(tiff_raw(first, [({254: 1}, LARGE), (sensor, bytes(64))], bytes(256)))
+    assert difference(photo, looked_at(encode(CHINA, "jpeg", quality=90, exif=exif_block(orientation=8)))) < 0.5
+
+
 def test_preview_s_own_orientation_does_not_count_beside_the_file_s() -> None:
     preview = encode(CHINA, "jpeg", quality=90, exif=exif_block(orientation=6))
     assert difference(looked_at(nef(preview, EXIF, 6)), looked_at(preview)) < 0.5
@@ -161,6 +168,14 @@ def test_cut_raw_is_truncated_and_never_shown_half() -> None:
     assert failure(mosaic_dng(china_image())[:-100_000]).code == "truncated"
     assert failure(nef(LARGE)[:40_000]).code == "truncated"
     assert failure(raf(LARGE)[:40_000]).code == "truncated"
+
+
+def test_sensor_s_data_that_are_half_there_are_no_picture() -> None:
+    data = bytearray(mosaic_dng(china_image()))
+    data[-300_000:] = bytes(300_000)
+    found = failure(bytes(data))
+    assert found.code == "truncated"
+    assert "sensor's data are damaged" in found.message
 
 
 def test_tiff_that_is_only_a_tiff_stays_one() -> None:

@@ -51,6 +51,7 @@ HOMES = {
         "pipeline/decode/jpeg.py",
         "pipeline/decode/exif.py",
         "pipeline/decode/codec_errors.py",
+        "pipeline/decode/repair/",
         "pipeline/decode/pictures/",
         "training/",
         "jobs/",

@@ -19,6 +19,15 @@ _SAYS_UNSUPPORTED = re.compile(
     r"unsupported|not supported|cannot handle|unknown (pixel|compression|raw) mode", re.IGNORECASE
 )
 
+# Not the codecs' own words: they quote bytes of files.
+_WORDS = {
+    ErrorCode.TOO_LARGE: "decoding needs more memory than it may take",
+    ErrorCode.TRUNCATED: "it ends before its picture does",
+    ErrorCode.UNSUPPORTED_FORMAT: "its decoder does not take this kind of it",
+    ErrorCode.CORRUPT: "its decoder can make nothing of it",
+}
+_BOXES = {b"ftyp", b"meta", b"mdat", b"moov", b"free", b"skip", b"wide", b"uuid", b"idat", b"mini", b"grpl", b"mpvd"}
+
 
 @contextmanager
 def codec_call(format_name: str, data: bytes) -> Iterator[None]:
@@ -34,9 +43,8 @@ def codec_call(format_name: str, data: bytes) -> Iterator[None]:
     except MemoryError as error:
         raise PhotoError(ErrorCode.TOO_LARGE, f"{format_name}: decoding needs more memory than there is") from error
     except Exception as error:
-        raise PhotoError(
-            _code_of(error, format_name, data), f"{format_name}: {error or type(error).__name__}"
-        ) from error
+        code = _code_of(error, format_name, data)
+        raise PhotoError(code, f"{format_name}: {_WORDS[code]} ({type(error).__name__})") from error
 
 
 def _code_of(error: Exception, format_name: str, data: bytes) -> ErrorCode:
@@ -85,7 +93,7 @@ def _is_box_cut(data: bytes) -> bool:
     at = 0
     while at + 8 <= len(data):
         size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        if size == 0 or not kind.isalnum():  # to the end of the file, or no box: bytes appended by somebody
+        if size == 0 or kind not in _BOXES:  # to the end of the file, or no box: bytes appended by somebody
             return False
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")

@@ -77,13 +77,17 @@ class DecodeLimits:
 
 @dataclass(frozen=True)
 class PhotoFacts:
-    """What a photo's header says; `width_px` and `height_px` as displayed, after the EXIF orientation."""
+    """What a photo's header says; `width_px` and `height_px` as displayed, after the EXIF orientation.
+
+    `decoded_share`: how much of its picture could be decoded, 0 to 1; None where all of it, or nothing was.
+    """
 
     format: str
     width_px: int
     height_px: int
     exif: ExifFacts
     recorded: Recorded = NOTHING_RECORDED
+    decoded_share: float | None = None
 
     @property
     def media(self) -> Media:

@@ -2,7 +2,7 @@
 frequencies, so a 300-megapixel photo costs the memory of what is asked for, and most of a full decode's time is saved.
 
 A damaged JPEG is never passed on as if it were whole: libjpeg paints what is missing grey and only warns, so its
-warnings are read. Source: ITU-T T.81; libjpeg-turbo's jerror.h for the list of warnings.
+warnings are read, and what is there is counted. Source: ITU-T T.81; libjpeg-turbo's jerror.h for the list of warnings.
 """
 
 from __future__ import annotations
@@ -17,6 +17,14 @@ from PIL import Image, JpegImagePlugin
 
 from pipeline.decode.carried import Carried, JpegBlocks
 from pipeline.decode.codec_errors import codec_call
+from pipeline.decode.repair.jpeg_scans import (
+    breaks_off_unnoticed,
+    data_end,
+    find_hole,
+    first_scan_end,
+    share_of_scans,
+)
+from pipeline.decode.repair.partial import LEAST_SHARE, load_part
 from pipeline.schema import ErrorCode, PhotoError
 
 _EOI = b"\xff\xd9"
@@ -43,6 +51,7 @@ class JpegHeader:
     """What stands before a JPEG's picture data; `icc` is the raw colour profile, None when absent.
 
     `coefficient_bytes`: memory for all frequencies at once, which progressive and multi-scan files need; else 0.
+    `data_start`: where the first scan's data begin.
     `is_checkable_without_end`: whether a missing end marker can be told apart from missing data.
     """
 
@@ -53,6 +62,7 @@ class JpegHeader:
     is_checkable_without_end: bool
     blocks: Carried
     icc: bytes | None
+    data_start: int
 
 
 def read_jpeg_header(data: bytes) -> JpegHeader:
@@ -108,6 +118,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
         height_px=height_px,
         components=components,
         coefficient_bytes=0 if has_one_scan else 2 * samples,
+        data_start=at + 1 + length,
         is_checkable_without_end=has_one_scan and frame_marker in _HUFFMAN_SEQUENTIAL,
         blocks=blocks.carried(),
         icc=b"".join(icc_chunks[i] for i in sorted(icc_chunks)) or None,
@@ -143,40 +154,75 @@ def shrink_eighths(header: JpegHeader, min_side_px: float) -> int:
     return next((k for k in (1, 2, 4) if side_px * k >= min_side_px * 8), 8)
 
 
-def decode_jpeg_shrunk(data: bytes, header: JpegHeader, eighths: int) -> Image.Image:
+def decode_jpeg_shrunk(data: bytes, header: JpegHeader, eighths: int) -> tuple[Image.Image, float | None]:
     """Decode at `eighths`/8 of the full size to a picture of mode L, RGB or CMYK, as stored (orientation not applied).
 
-    Raises `PhotoError`: truncated or corrupt, also where libjpeg would fill the missing part with grey.
+    Returns it with the share of it that is there, None for a whole one: what is missing is grey, as libjpeg has it.
+
+    Raises `PhotoError`: truncated or corrupt, where less than `LEAST_SHARE` is there or nobody can tell.
     """
+    attempt = data
+    image, warning = _decoded(attempt, header, eighths)
+    if _END_OF_FILE in warning and header.is_checkable_without_end:
+        attempt = data + _EOI
+        image, warning = _decoded(attempt, header, eighths)
+    stray = _STRAY_AFTER_PICTURE.search(warning)
+    if stray is not None and bytes(int(stray[1])) + _EOI in attempt:
+        # Padding, or what follows where a copy broke off: zeros are codes of data, too.
+        image, warning = _decoded(attempt[: data_end(data, header.data_start)] + _EOI, header, eighths)
+        stray = _STRAY_AFTER_PICTURE.search(warning)
+    elif image is not None and header.is_checkable_without_end and breaks_off_unnoticed(data, header.data_start):
+        image, warning = None, _END_OF_FILE
+    if image is not None:
+        return image, None
+    is_cut = _END_OF_FILE in warning or _LOST_DATA.search(warning) is not None
+    # Bytes left over after the last block mean that the decoder lost its place: seen with one byte, colours shifted.
+    is_garbled = _GARBLED_DATA.search(warning) is not None or stray is not None
+    if is_cut or (is_garbled and find_hole(data, header.data_start) is not None):
+        return _decode_part(data, header, eighths)
+    if is_garbled:
+        raise PhotoError(ErrorCode.CORRUPT, f"jpeg: {warning}")
+    return _decode_with_pillow(attempt, eighths), None
+
+
+def _decoded(data: bytes, header: JpegHeader, eighths: int, strict: bool = True) -> tuple[Image.Image | None, str]:
+    """Return the picture, or None and the first of libjpeg's warnings; unless `strict`, it comes whatever they are."""
     colorspace = {1: "GRAY", 3: "RGB", 4: "CMYK"}[header.components]
     min_height_px, min_width_px = (
         (0, 0) if eighths == 8 else (-(-side * eighths // 8) for side in (header.height_px, header.width_px))
     )
-    attempt = data
-    while True:
-        warning = ""
+    with codec_call("jpeg", data):
+        try:
+            pixels_HWC = simplejpeg.decode_jpeg(
+                data, colorspace, min_height=min_height_px, min_width=min_width_px, strict=strict
+            )
+        except ValueError as error:
+            return None, str(error) or "unknown"
+    if header.components == 4:
+        return Image.fromarray(255 - pixels_HWC, "CMYK"), ""  # Adobe's polarity, which is everybody's
+    return Image.fromarray(pixels_HWC[..., 0] if header.components == 1 else pixels_HWC), ""
+
+
+def _decode_part(data: bytes, header: JpegHeader, eighths: int) -> tuple[Image.Image, float | None]:
+    """Decode what there is of a JPEG that breaks off; PhotoError (truncated) where it is too little."""
+    image: Image.Image | None
+    if header.is_checkable_without_end:
+        cut = data[: first_scan_end(data, header.data_start)]
         with codec_call("jpeg", data):
-            try:
-                pixels_HWC = simplejpeg.decode_jpeg(
-                    attempt, colorspace, min_height=min_height_px, min_width=min_width_px
-                )
-            except ValueError as error:
-                warning = str(error)
-        if not (_END_OF_FILE in warning and header.is_checkable_without_end and attempt is data):
-            break
-        attempt = data + _EOI
-    if not warning:
-        if header.components == 4:
-            return Image.fromarray(255 - pixels_HWC, "CMYK")  # Adobe's polarity, which is everybody's
-        return Image.fromarray(pixels_HWC[..., 0] if header.components == 1 else pixels_HWC)
-    if _END_OF_FILE in warning or _LOST_DATA.search(warning):
-        raise PhotoError(ErrorCode.TRUNCATED, f"jpeg: part of the picture is missing ({warning})")
-    stray = _STRAY_AFTER_PICTURE.search(warning)
-    is_padding = stray is not None and bytes(int(stray[1])) + _EOI in attempt
-    # Bytes left over after the last block mean that the decoder lost its place: seen with one byte, colours shifted.
-    if _GARBLED_DATA.search(warning) or (stray and not is_padding):
-        raise PhotoError(ErrorCode.CORRUPT, f"jpeg: {warning}")
-    return _decode_with_pillow(attempt, eighths)
+            part = JpegImagePlugin.JpegImageFile(io.BytesIO(cut))
+            if eighths < 8:
+                part.draft(None, (part.width * eighths // 8, part.height * eighths // 8))
+            share = load_part(part)
+        image = part
+    else:
+        share, end, may_be_whole = share_of_scans(data)
+        image = _decoded(data[:end] + _EOI, header, eighths)[0] if may_be_whole else None
+        if image is not None:
+            return image, None  # but for its end marker
+        image = _decoded(data[:end] + _EOI, header, eighths, strict=False)[0] if share >= LEAST_SHARE else None
+    if share < LEAST_SHARE or image is None:
+        raise PhotoError(ErrorCode.TRUNCATED, f"jpeg: only {share:.0%} of the picture is there")
+    return image, share
 
 
 def _decode_with_pillow(data: bytes, eighths: int) -> Image.Image:

@@ -58,6 +58,9 @@ from pipeline.decode.pictures.views import MAX_ICC_BYTES, StoredPicture, upright
 from pipeline.decode.pictures.views import SHRINK_MARGIN as SHRINK_MARGIN
 from pipeline.decode.pictures.views import DecodeTarget as DecodeTarget
 from pipeline.decode.recorded import NOTHING_RECORDED, Recorded, recorded_in
+from pipeline.decode.repair.partial import LEAST_SHARE, load_part
+from pipeline.decode.repair.png import PngView
+from pipeline.decode.repair.webp import with_right_length
 from pipeline.schema import ErrorCode, PhotoError
 
 Image.MAX_IMAGE_PIXELS = None
@@ -78,7 +81,8 @@ _READERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
 _TURNED_BY_CODEC = {"tiff", "heic"}
 _TIFF_SUBFILE_TYPE, _TIFF_BITS = 254, 258
 PngImagePlugin.MAX_TEXT_CHUNK = MAX_ICC_BYTES  # Pillow's 1 MiB refuses pictures with real profiles and metadata
-_MAX_PNG_PROFILES = 8  # one is allowed; each may unfold a thousandfold, and a few may appear in picture data by chance
+_READ_IN_ROWS = {"png", "tiff", "gif", "bmp"}
+"""Formats of which a codec leaves what it could decode; libwebp's and libheif's leave nothing."""
 _OF_VIDEOS = 2.0  # so many times the pixels that the views need, as FFmpeg's averaging is rough
 _MAX_RUN_LENGTH_PIXELS = 1 << 25  # Pillow unfolds these BMPs in Python: 12 million pixels a second
 
@@ -97,6 +101,12 @@ class DecodedPhoto:
     height_px: int
     exif: ExifFacts
     recorded: Recorded = NOTHING_RECORDED
+    decoded_share: float | None = None
+
+    @property
+    def facts(self) -> PhotoFacts:
+        """All but the pixels."""
+        return PhotoFacts(self.format, self.width_px, self.height_px, self.exif, self.recorded, self.decoded_share)
 
 
 def decode_photo(data: bytes, target: DecodeTarget, limits: DecodeLimits | None = None) -> DecodedPhoto:
@@ -124,7 +134,8 @@ def decode_photo(data: bytes, target: DecodeTarget, limits: DecodeLimits | None 
         raise DecodeFailure(error.code, error.message, facts) from error
     pixels_HWC = np.concatenate([np.asarray(view, dtype=np.uint8) for view in views])
     assert pixels_HWC.shape == target.shape_HWC
-    return DecodedPhoto(pixels_HWC, facts.format, facts.width_px, facts.height_px, facts.exif, facts.recorded)
+    share = source.decoded_share
+    return DecodedPhoto(pixels_HWC, facts.format, facts.width_px, facts.height_px, facts.exif, facts.recorded, share)
 
 
 class _Source:
@@ -136,6 +147,7 @@ class _Source:
     turn: int  # the orientation (1 to 8) that is still to be applied to the loaded picture
     is_turned_by_codec: bool = False
     bits: int = 16  # of each sample, where they come in 16-bit words
+    decoded_share: float | None = None  # of a damaged picture, once it was loaded
 
     @property
     def stored_px(self) -> tuple[int, int]:
@@ -164,17 +176,15 @@ class _JpegSource(_Source):
     def load(self, target: DecodeTarget) -> tuple[Image.Image, float]:
         least_px = target.least_side_px(self._header.width_px, self._header.height_px)
         eighths = shrink_eighths(self._header, least_px * target.shrink_margin)
-        return decode_jpeg_shrunk(self._data, self._header, eighths), eighths / 8
+        image, self.decoded_share = decode_jpeg_shrunk(self._data, self._header, eighths)
+        return image, eighths / 8
 
 
 class _PillowSource(_Source):
     def __init__(self, format_name: str, data: bytes) -> None:
-        self._data, self._format = data, format_name
+        self._data, self._format = with_right_length(data) if format_name == "webp" else data, format_name
         self.is_turned_by_codec = format_name in _TURNED_BY_CODEC
-        if format_name == "png" and data.count(b"iCCP") > _MAX_PNG_PROFILES:
-            raise PhotoError(ErrorCode.CORRUPT, "png: has many colour profiles")
-        with codec_call(format_name, data):
-            self._image = _READERS[format_name](io.BytesIO(data))
+        self._image = self._opened()
         self.memory_bytes = memory_bytes(format_name, self._image.size)
         icc = self._image.info.get("icc_profile")
         self.icc = icc if isinstance(icc, bytes) else None  # a TIFF's may be of any type
@@ -192,8 +202,14 @@ class _PillowSource(_Source):
             raise PhotoError(ErrorCode.TOO_LARGE, "bmp: more pixels than are taken in run-length encoding")
         if self._format in ("heic", "avif", "webp") and is_cut(self._format, self._data):
             raise PhotoError(ErrorCode.TRUNCATED, f"{self._format}: shorter than its own structure says")
+        try:
+            with codec_call(self._format, self._data):
+                self._image.load()
+        except PhotoError as error:
+            if error.code != ErrorCode.TRUNCATED or self._format not in _READ_IN_ROWS:
+                raise
+            self._load_part()
         with codec_call(self._format, self._data):
-            self._image.load()
             # Some damage shows only when the picture is used: a frame of another mode, more transparency than colours.
             if self._image.im.mode != self._image.mode:
                 raise ValueError("its frame is not of the kind that its header says")
@@ -202,6 +218,23 @@ class _PillowSource(_Source):
         # TIFF and HEIC may change size when they are turned.
         self.facts = facts_of(self._format, self._image.size, self.facts.exif, self.turn, self.facts.recorded)
         return self._image, 1.0
+
+    def _opened(self) -> ImageFile.ImageFile:
+        with codec_call(self._format, self._data):
+            is_png = self._format == "png"
+            return _READERS[self._format](PngView(self._data, MAX_ICC_BYTES) if is_png else io.BytesIO(self._data))
+
+    def _load_part(self) -> None:
+        """Load what there is of a picture that breaks off; PhotoError (truncated) where it is too little."""
+        self._image = self._opened()
+        with codec_call(self._format, self._data):
+            share = load_part(self._image)
+        if share < LEAST_SHARE:
+            message = f"{self._format}: only {share:.0%} of the picture's rows are there"
+            raise PhotoError(ErrorCode.TRUNCATED, message)
+        self.decoded_share = share if share < 1 else None  # what follows the picture is nothing to miss
+        if self._format == "tiff":  # its codec turns what is whole
+            self.turn = self.facts.exif.orientation
 
 
 class _JxlSource(_Source):
@@ -222,7 +255,9 @@ class _JxlSource(_Source):
         if picture.jpeg is not None:
             jpeg = _JpegSource(picture.jpeg, "jxl")  # with the metadata that it had
             self.facts, self.icc, self.turn = jpeg.facts, jpeg.icc, jpeg.turn
-            return jpeg.load(target)
+            image, scale = jpeg.load(target)
+            self.decoded_share = jpeg.decoded_share
+            return image, scale
         assert picture.image is not None
         self.icc = picture.icc
         self.facts = facts_of("jxl", picture.image.size, self.facts.exif, self.turn, self.facts.recorded)
@@ -279,7 +314,7 @@ class _RawSource(_Source):
             return image, 1.0
         preview, image, scale = found
         self.icc, self._shown_px = preview.icc, preview.stored_px
-        self.turn = self._raw.turn_of(self._shown_px)
+        self.turn, self.decoded_share = self._raw.turn_of(self._shown_px), preview.decoded_share
         return image, scale
 
 

@@ -195,8 +195,7 @@ def _answers(layout: _Layout, order: DecodeOrder, memory: _PhotoMemory, limit: _
         answer = _answer(memory.photo(layout, index), order, limit)
         if isinstance(answer, DecodedPhoto):
             memory.put_pixels(layout, index, answer.pixels_HWC)
-            facts = PhotoFacts(answer.format, answer.width_px, answer.height_px, answer.exif, answer.recorded)
-            answers.append((facts, time.perf_counter() - start_s))
+            answers.append((answer.facts, time.perf_counter() - start_s))
             continue
         answers.append((answer, time.perf_counter() - start_s))
         if isinstance(answer, _Bug):

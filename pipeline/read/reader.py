@@ -17,6 +17,7 @@ from pipeline.decode.header import check_head
 from pipeline.decode.kinds import KindError, refuse_others
 from pipeline.decode.photo import DecodeFailure, DecodeLimits, DecodeTarget, PhotoFacts, decode_photo
 from pipeline.decode.recorded import Recorded
+from pipeline.decode.repair.partial import TRUNCATED
 from pipeline.read import archive_members
 from pipeline.read.budget import BytesInFlight, Share
 from pipeline.read.fetch import Fetcher, FetchSettings
@@ -239,8 +240,7 @@ class Reader:
             photo = decode_photo(data, self._settings.target, self._settings.limits)
         except PhotoError as error:
             return error.without_frames()
-        facts = PhotoFacts(photo.format, photo.width_px, photo.height_px, photo.exif, photo.recorded)
-        return facts, photo.pixels_HWC.tobytes()
+        return photo.facts, photo.pixels_HWC.tobytes()
 
 
 class IsolatedReader(Reader):
@@ -280,6 +280,8 @@ def _header_columns(facts: PhotoFacts) -> dict[str, Any]:
     return {
         schema.FORMAT: facts.format,
         schema.MEDIA: str(facts.media),
+        schema.DECODE_WARNING: None if facts.decoded_share is None else TRUNCATED,
+        schema.DECODED_SHARE: facts.decoded_share,
         schema.WIDTH_PX: facts.width_px,
         schema.HEIGHT_PX: facts.height_px,
         **_recorded_columns(facts.recorded),

@@ -75,8 +75,11 @@ def test_every_format_gives_the_same_picture(name: str, files: dict[str, bytes])
 @pytest.mark.parametrize("part", [0.002, 0.05, 0.3, 0.5, 0.8, 0.97, 0.995])
 def test_every_cut_file_is_truncated(name: str, part: float, files: dict[str, bytes]) -> None:
     data = files[name]
-    code = refusal(data[: max(12, int(len(data) * part))]).code
-    assert code == ErrorCode.TRUNCATED
+    cut = data[: max(12, int(len(data) * part))]
+    if part > 0.96 and name in ("jpeg", "png", "tiff", "gif", "bmp"):  # of which nearly all can be seen
+        assert 0.9 <= (decode_photo(cut, TARGET).decoded_share or 0) < 1
+    else:
+        assert refusal(cut).code == ErrorCode.TRUNCATED
 
 
 @settings(max_examples=60, deadline=None)
@@ -85,9 +88,15 @@ def test_cut_jpeg_is_truncated_wherever_it_is_cut(data: st.DataObject) -> None:
     progressive = data.draw(st.booleans())
     jpeg = encode(china_image(), "jpeg", progressive=progressive)
     cut = jpeg[: data.draw(st.integers(3, len(jpeg) - 8))]
-    assert refusal(cut).code == ErrorCode.TRUNCATED
-    if not progressive:  # which may be whole with fewer scans
-        assert refusal(cut + b"\xff\xd9").code in (ErrorCode.TRUNCATED, ErrorCode.CORRUPT)
+    for broken in (cut, cut + b"\xff\xd9"):
+        found: float | str | None
+        try:
+            found = decode_photo(broken, TARGET).decoded_share
+        except DecodeFailure as failure:
+            found = str(failure.code)
+        # Progressive ones may be whole with fewer scans.
+        is_whole = found is None and progressive and broken is not cut
+        assert is_whole or found in ("truncated", "corrupt") or 0.9 <= float(found or 0) < 1
 
 
 @pytest.mark.parametrize("scale", [1, 2, 5, 9])

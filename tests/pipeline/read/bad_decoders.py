@@ -15,7 +15,7 @@ from pipeline.decode import photo as pipeline_decode
 from pipeline.decode.photo import DecodedPhoto, DecodeLimits, DecodeTarget
 
 CRASH, ABORT, EXIT, SLEEP, SPIN, BLOAT, BUG, ONCE, LEAK = (
-    b"!" + name for name in (b"crash", b"abort", b"exit", b"sleep", b"spin", b"bloat", b"bug", b"once", b"leak")
+    b"\0!" + name for name in (b"crash", b"abort", b"exit", b"sleep", b"spin", b"bloat", b"bug", b"once", b"leak")
 )
 
 

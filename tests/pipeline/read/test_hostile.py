@@ -155,19 +155,19 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "png one pixel high and 2^32 wide": (lambda: _png_head(0xFFFFFFFF, 1), "too_large"),
     "png profile of 200 MB": (
         lambda: _with_png_chunks(_png_chunk(b"iCCP", b"x\0\0" + _unfolds_to(200 << 20))),
-        "too_large",
+        "ok",  # without it
     ),
     "png 3000 profiles": (
         lambda: _with_png_chunks(_png_chunk(b"iCCP", b"x\0\0" + _unfolds_to(1 << 20)) * 3000),
-        "corrupt",
+        "ok",  # without it
     ),
     "png text of 200 MB": (
         lambda: _with_png_chunks(_png_chunk(b"zTXt", b"x\0\0" + _unfolds_to(200 << 20))),
-        "too_large",
+        "ok",  # without it
     ),
     "png 500 texts of 1 MB": (
         lambda: _with_png_chunks(_png_chunk(b"iTXt", b"x\0\1\0\0\0" + _unfolds_to(1 << 20)) * 500),
-        "too_large",
+        "ok",  # without it
     ),
     "png real metadata of 2 MB": (lambda: _with_png_chunks(_png_chunk(b"zTXt", b"x\0\0" + _unfolds_to(2 << 20))), "ok"),
     "png 100,000 empty chunks": (lambda: _with_png_chunks(_png_chunk(b"abCd", b"") * 100_000), "ok"),

@@ -22,9 +22,10 @@ _DATA = _ROOT.parent / "shared" / "data"
 _MEMORY_LIMIT_BYTES = 4 << 30
 _STALL_S = 60
 # Looked at class by class (a contact sheet of all that decode; each refusal's message). Refused though a viewer shows
-# something: APNGs with broken frame tables, PNGs with a bad checksum in their data, JPEGs with lost bits, raw files
-# whose first picture is a thumbnail, an AVIF sequence without a still. Decoded though Pillow refuses: a JPEG whose data
-# are complete and only the end marker is missing. A row a file: its kind by its first bytes, and its code or `ok`.
+# something: PNGs with a bad checksum in their data, JPEGs with lost bits, an AVIF sequence without a still. Decoded
+# though Pillow refuses: a JPEG whose data are complete and only the end marker is missing, APNGs with broken frame
+# tables, and what breaks off after nine tenths of its rows. A row a file: its kind by its first bytes, and its code
+# or `ok`.
 _EXPECTED = Path(__file__).with_name("torture_outcomes.csv")
 
 

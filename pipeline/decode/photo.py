@@ -289,7 +289,7 @@ class _Jpeg2000Source(_Source):
         least_px = target.least_side_px(header.width_px, header.height_px) * target.shrink_margin
         halvings = halvings_for(header, least_px) if math.isfinite(least_px) else 0
         refuse_too_large(self.facts, jpeg2000_memory_bytes(header, halvings), self._limits)
-        return decode_jpeg2000(self._data, halvings), 0.5**halvings
+        return decode_jpeg2000(self._data, header, halvings), 0.5**halvings
 
 
 class _RawSource(_Source):

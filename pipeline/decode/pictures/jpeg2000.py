@@ -73,12 +73,14 @@ def halvings_for(header: Jpeg2000Header, min_side_px: float) -> int:
     return max(n for n in range(header.halvings + 1) if n == 0 or side_px >= 2 * min_side_px * 2**n)
 
 
-def decode_jpeg2000(data: bytes, halvings: int) -> Image.Image:
+def decode_jpeg2000(data: bytes, header: Jpeg2000Header, halvings: int) -> Image.Image:
     """Decode, halved so often. Raises `PhotoError` (truncated, corrupt, too_large, unsupported_format)."""
     if is_jpeg2000_cut(data):
         raise PhotoError(ErrorCode.TRUNCATED, "jp2: ends before its picture does")
     with codec_call("jp2", data):
         image = Jpeg2KImagePlugin.Jpeg2KImageFile(io.BytesIO(data))
+        if image.size != (header.width_px, header.height_px):  # Pillow would make a picture of what the box claims
+            raise PhotoError(ErrorCode.CORRUPT, "jp2: its box and its codestream say that it is of different sizes")
         image.reduce = halvings
         image.load()
     return image

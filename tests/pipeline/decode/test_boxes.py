@@ -140,6 +140,15 @@ def test_headers_that_claim_much_are_refused_before_memory_is_spent() -> None:
     assert refusal(b"\xff\x0a" + bits.to_bytes(6, "little") + bytes(64)).code == "too_large"
 
 
+def test_box_that_claims_another_size_than_the_codestream_is_not_believed() -> None:
+    data = bytearray(encode(CHINA, "jp2"))
+    at = data.index(b"ihdr") + 4
+    data[at : at + 8] = struct.pack(">II", 40_000, 40_000)
+    found = refusal(bytes(data))
+    assert found.code == "corrupt"
+    assert "different sizes" in found.message
+
+
 def test_a_box_is_found_by_its_path_whatever_lies_about_it() -> None:
     data = encode(CHINA, "heic")
     assert iso_box(data, b"meta", b"iprp", b"ipco") is not None

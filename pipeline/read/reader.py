@@ -187,6 +187,7 @@ class Reader:
         rows: list[dict[str, Any]] = []
         fetched_rows: list[dict[str, Any]] = []
         photos: list[bytes] = []
+        come: list[dict[str, Any]] = []
         for listed, blob, fetch_s in batch.photos:
             row: dict[str, Any] = {name: listed[name] for name in names} | {schema.FETCH_SECONDS: fetch_s}
             rows.append(row)
@@ -200,7 +201,7 @@ class Reader:
             row[schema.CONTENT_HASH] = blake3(blob.data).digest(length=16)
             fetched_rows.append(row)
             photos.append(blob.data)
-        come = [listed for listed, blob, _ in batch.photos if not isinstance(blob, PhotoError)]
+            come.append(listed)
         besides = beside.read(come, self._read_sidecars)
         for row, (answer, decode_s), found in zip(fetched_rows, self._decode(photos), besides, strict=True):
             row[schema.DECODE_SECONDS] = decode_s

@@ -24,19 +24,20 @@ from pipeline.decode.xmp import MAX_PACKET_BYTES
 MAX_BLOCK_BYTES = MAX_PACKET_BYTES
 """An EXIF block, an XMP packet or a Photoshop resource that is larger is passed over."""
 _MAX_BLOCKS = 4  # of one kind: real files have one or two, and each may take a second
-_MAX_INFLATED = 16
+_MAX_INFLATED = 8  # likewise
 _MAX_BYTES = 2 * MAX_BLOCK_BYTES  # of all that a file carries
 _EXIF, _XMP, _XMP_MORE = b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 _PHOTOSHOP = b"Photoshop 3.0\0"
 _GUID_BYTES = 32
 _PNG_XMP, _PNG_PROFILE = b"XML:com.adobe.xmp", b"raw profile type "
+_PNG_PROFILES = (b"exif", b"app1", b"xmp", b"iptc", b"8bim", b"app13")
 _GIF_XMP, _GIF_XMP_END = b"\x0bXMP DataXMP", b"\x01\xff\xfe\xfd"
 _TIFF_XMP, _TIFF_IIM, _TIFF_PHOTOSHOP = 700, 33723, 34377
 _BOXES = {b"Exif": "exif", b"xml ": "xmp"}
+_EXIF_ITEM = re.compile(rb"(infe[\2\3].{3}(?:.{4}|.{6}))Exif", re.DOTALL)
 _UUID_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _UUID_EXIF = b"JpgTiffExif->JP2"
 _NAMED_GUID = re.compile(rb"HasExtendedXMP[^0-9A-Fa-f]{1,40}([0-9A-Fa-f]{32})")
-_NOT_HEXADECIMAL = re.compile(rb"[^0-9A-Fa-f]+")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ def carried(format_name: str, data: bytes, info: dict[Any, Any]) -> Carried:
             return Carried((data,), (xmp,) if _is_block(xmp) else (), _limited(photoshop), _limited(iim))
     blocks = [(kind, block) for kind in ("exif", "xmp") if isinstance(block := info.get(kind), bytes)]
     return _few(itertools.chain(blocks, _boxes(data))) if format_name in ("jxl", "jp2", "jpeg2000") else _few(blocks)
+
+
+def without_exif_item(heif: bytes) -> bytes:
+    """Return a HEIF file (AVIF, HEIC) whose EXIF is an item of a kind that no codec knows."""
+    return _EXIF_ITEM.sub(rb"\1skip", heif, count=1)
 
 
 @dataclass
@@ -199,7 +205,8 @@ def _png_text(name: bytes, chunk: bytes) -> tuple[str, bytes] | None:
     """Return the block in a text chunk, if it has a keyword that stands for one."""
     keyword, _, rest = chunk.partition(b"\0")
     is_xmp = keyword == _PNG_XMP
-    if not is_xmp and not keyword.lower().startswith(_PNG_PROFILE):
+    kind = keyword.lower().removeprefix(_PNG_PROFILE).strip()
+    if not is_xmp and (kind not in _PNG_PROFILES or len(kind) == len(keyword.strip())):
         return None
     is_compressed = name == b"zTXt"
     if name == b"zTXt":
@@ -209,7 +216,7 @@ def _png_text(name: bytes, chunk: bytes) -> tuple[str, bytes] | None:
         rest = rest[2:].split(b"\0", 2)[-1]
     if is_compressed:
         rest = _inflated(rest, MAX_BLOCK_BYTES + 1 if is_xmp else 3 * MAX_BLOCK_BYTES)  # hexadecimal, with line ends
-    return ("xmp", rest) if is_xmp else _profile(keyword[len(_PNG_PROFILE) :].strip().lower(), rest)
+    return ("xmp", rest) if is_xmp else _profile(kind, rest)
 
 
 def _inflated(data: bytes, most_bytes: int) -> bytes:
@@ -224,18 +231,18 @@ def _profile(kind: bytes, text: bytes) -> tuple[str, bytes] | None:
     lines = text.lstrip(b"\n").split(b"\n", 2)
     if len(lines) < 3:
         return None
-    digits = _NOT_HEXADECIMAL.sub(b"", lines[2])
-    block = bytes.fromhex(digits[: len(digits) // 2 * 2].decode("ascii"))
+    try:
+        block = bytes.fromhex(lines[2].rstrip(b"\0").decode("ascii"))
+    except ValueError:
+        return None
     if block.startswith(_XMP):
         return "xmp", block[len(_XMP) :]
     if kind in (b"exif", b"app1") and has_tiff_header(block):
         return "exif", block
-    if kind in (b"xmp", b"app1"):
+    if kind in (b"exif", b"xmp", b"app1"):
         return "xmp", block
-    if kind in (b"iptc", b"8bim", b"app13"):
-        block = block.removeprefix(_PHOTOSHOP)
-        return "photoshop" if block.startswith(b"8BIM") else "iim", block
-    return None
+    block = block.removeprefix(_PHOTOSHOP)
+    return "photoshop" if block.startswith(b"8BIM") else "iim", block
 
 
 def _unfolded(data: bytes) -> bytes:

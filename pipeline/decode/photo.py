@@ -37,7 +37,7 @@ from PIL import (
 )
 
 from model.backbones.framing import VIEWS, Box, Cut, boxes
-from pipeline.decode.carried import Carried, carried
+from pipeline.decode.carried import Carried, carried, without_exif_item
 from pipeline.decode.codec_errors import codec_call, is_cut
 from pipeline.decode.exif import ExifFacts, read_exif, tiff_number
 from pipeline.decode.header import DecodeFailure as DecodeFailure
@@ -66,6 +66,17 @@ and 0.3 of 255 away, where a pixel aside is 10 away."""
 
 _Box = tuple[float, float, float, float]
 
+
+def _open_avif(file: io.BytesIO) -> ImageFile.ImageFile:
+    """Open an AVIF, without its EXIF where that is broken: libavif refuses the picture for it."""
+    try:
+        return AvifImagePlugin.AvifImageFile(file)
+    except ValueError as error:
+        if "Exif" not in str(error):
+            raise
+    return AvifImagePlugin.AvifImageFile(io.BytesIO(without_exif_item(file.getvalue())))
+
+
 _READERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
     "png": PngImagePlugin.PngImageFile,
     "webp": WebPImagePlugin.WebPImageFile,
@@ -73,7 +84,7 @@ _READERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
     "gif": GifImagePlugin.GifImageFile,
     "bmp": BmpImagePlugin.BmpImageFile,
     "heic": pillow_heif.HeifImageFile,
-    "avif": AvifImagePlugin.AvifImageFile,
+    "avif": _open_avif,
 }
 _TURNED_BY_CODEC = {"tiff", "heic"}
 _TIFF_SUBFILE_TYPE, _TIFF_BITS, _TIFF_DNG_VERSION = 254, 258, 50706

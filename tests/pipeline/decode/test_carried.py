@@ -250,10 +250,11 @@ def test_iptc_where_others_put_it(data: bytes) -> None:
     assert (found.city, found.caption, found.keywords) == ("Köln", "A caption", ("one", "two"))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # as `photo` has it, for Pillow reads AVIF's too
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("junk", [b"\xff\xd8junk", b"II\x2a\0\xff\xff\xff\xff", b"MM\0\x2a\0\0\xff\xff", b"<x:xmpmeta"])
 def test_broken_blocks_are_no_failure_of_the_photo(name: str, junk: bytes) -> None:
-    if name not in ("tiff", "avif"):  # which are all EXIF; and whose codec refuses such a file
+    if name != "tiff":  # which is EXIF itself
         data = encode(SMALL, name, exif=EXIF)
         at = data.index(b"MM\0\x2a")
         broken = png(chunk(b"eXIf", junk)) if name == "png" else data[:at] + junk + data[at + len(junk) :]

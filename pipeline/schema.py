@@ -156,13 +156,8 @@ PLACE_OF_BYTES = (URI, ETAG, SIZE_BYTES, CONTAINER_URI, CONTAINER_ETAG, OFFSET_B
 """Columns by which a file, or an archive's member, is fetched."""
 
 _BYTES_KINDS = dict.fromkeys((SIZE_BYTES, OFFSET_BYTES, STORED_BYTES), pa.int64())
-_SIDECAR_STRUCT = pa.struct(
-    [
-        pa.field(SIDECAR_KIND, pa.string()),
-        pa.field(SIDECAR_IS_CUT, pa.bool_()),
-        *(pa.field(name, _BYTES_KINDS.get(name, pa.string())) for name in PLACE_OF_BYTES),
-    ]
-)
+_WHERE = [(name, _BYTES_KINDS.get(name, pa.string())) for name in PLACE_OF_BYTES]
+_SIDECAR_STRUCT = pa.struct([(SIDECAR_KIND, pa.string()), (SIDECAR_IS_CUT, pa.bool_()), *_WHERE])
 
 MANIFEST = pa.schema(
     [

@@ -116,6 +116,11 @@ def find_beside(connection: duckdb.DuckDBPyConnection) -> int:
     more = f"FROM {photos} SEMI JOIN {_OF_KIND['takeout']} USING (folder)"
     _make_keys(connection, "photo_keys", _keys_for_takeout, more)
     connection.execute(_MATCHES)
+    ((many,),) = connection.execute(
+        f"SELECT count(*) FROM (SELECT photo_row FROM matches GROUP BY ALL HAVING count(*) > {MOST_BESIDE})"
+    ).fetchall()
+    if many:
+        log.warning("%d photos have more than %d sidecars, of which only the closest are read", many, MOST_BESIDE)
     connection.execute(_BESIDE)
     connection.execute("DROP TABLE sidecar_keys; DROP TABLE photo_keys; DROP TABLE matches; DROP TABLE sidecar_places")
     ((count,),) = connection.execute("SELECT count(*) FROM beside").fetchall()

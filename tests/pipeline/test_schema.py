@@ -18,7 +18,7 @@ def test_every_stored_column_says_what_it_holds() -> None:
 def test_the_set_of_error_codes_is_the_contract() -> None:
     assert {str(code) for code in ErrorCode} == {
         *("not_found", "forbidden", "fetch_timeout", "fetch_failed", "empty", "too_large", "unsupported_format"),
-        *("truncated", "corrupt", "decoder_crashed", "decoder_timeout", "model_failed"),
+        *("truncated", "corrupt", "decoder_crashed", "decoder_timeout", "model_failed", "not_a_photo"),
     }
     assert set(schema.TRANSIENT_ERRORS) == {"not_found", "fetch_timeout", "fetch_failed"}
     assert set(schema.FETCH_ERRORS) == {*schema.TRANSIENT_ERRORS, "forbidden"}

@@ -23,8 +23,7 @@ from PIL import Image
 
 from tests.support.photo_samples import china_image, encode, exif_block, in_every_format
 from tests.support.video_samples import raws_and_videos
-from tests.tools.fuzz_metadata import metadata_seeds
-from tests.tools.fuzz_sidecars import sidecar_seeds
+from tests.tools.fuzz_sidecars import SEEDS_OF_METADATA
 
 _MAX_CORPUS_FILE_BYTES, _MAX_INPUT_BYTES = 1 << 20, 4 << 20
 _EXTREMES = (0, 1, 2, 3, 7, 8, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000)
@@ -364,8 +363,7 @@ _STRUCTURED: dict[str, Callable[[random.Random, bytearray], None]] = {
 def seeds_of(target: str, corpus: Path | None = None) -> list[Seed]:
     """Return what a target starts from: small files of every kind that it reads, and the files below `corpus`."""
     kinds = {"decode": _photos, "exif": _exif_blocks, "manifest": _manifests, "members": _archives}
-    others = {"metadata": metadata_seeds, "sidecars": sidecar_seeds}
-    seeds = kinds[target]() if target in kinds else [Seed(*each) for each in others[target]()]
+    seeds = kinds[target]() if target in kinds else [Seed(*each) for each in SEEDS_OF_METADATA[target]()]
     for path in sorted(corpus.rglob("*")) if corpus else ():
         if path.is_file() and 0 < path.stat().st_size <= _MAX_CORPUS_FILE_BYTES:
             data = path.read_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from tests.support.sidecar_samples import takeout_json, xmp_sidecar
+from tests.tools.fuzz_metadata import metadata_seeds
 
 
 def check_sidecars(data: bytes) -> str:
@@ -17,9 +18,7 @@ def check_sidecars(data: bytes) -> str:
     for kind in ("xmp", "takeout"):
         try:
             sidecar = read_sidecar(data, kind)  # type: ignore[arg-type]
-        except PhotoError as failure:
-            if failure.code != "corrupt":
-                raise
+        except PhotoError:
             continue
         found = sidecar.recorded
         told.add(f"{kind} of another" if sidecar.is_another else kind)
@@ -44,7 +43,9 @@ def sidecar_seeds() -> list[tuple[str, bytes]]:
         ("xmp", xmp_sidecar(48.5, 2.5, "A church").decode().encode("utf-16")),
     ]
     prediction = '<rdf:Description xmlns:graticule="urn:graticule:prediction#" graticule:Seal="0">'
-    ours = xmp_sidecar(48.5, 2.5).replace(
-        b"</rdf:RDF>", f"{prediction}(Graticule)</rdf:Description></rdf:RDF>".encode()
-    )
-    return [*both, ("xmp", ours)]
+    part = f"{prediction}(Graticule)</rdf:Description></rdf:RDF>".encode()
+    return [*both, ("xmp", xmp_sidecar(48.5, 2.5).replace(b"</rdf:RDF>", part))]
+
+
+SEEDS_OF_METADATA = {"metadata": metadata_seeds, "sidecars": sidecar_seeds}
+"""What the targets start from that read no photos."""

@@ -58,7 +58,7 @@ def beside(listed: Iterable[str | dict[str, object]]) -> dict[str, list[str]]:
         ("IMG_1.jpg", "IMG_1.jpg.suppl.json"),
         ("IMG_1.jpg", "IMG_1.jpg.s.json"),
         ("IMG_1.jpg", "IMG_1.jpg..json"),
-        ("IMG_1.jpg", "IMG_1.jpg.supplemental-(1).json"[:-8] + ".json"),
+        ("IMG_1.jpg", "IMG_1.jpg.supplemental-.json"),
         ("7(1).jpg", "7.jpg(1).json"),
         ("Title without an ending.jpg", "Title without an ending.json"),
         ("Title(2).jpg", "Title(2).json"),
@@ -156,14 +156,9 @@ def test_the_parts_of_a_takeout_are_one_place_for_its_json_only() -> None:
 
 def test_of_several_parts_the_photos_own_goes_first() -> None:
     listed = [member("t-1.zip", "f/a.jpg"), member("t-2.zip", "f/a.jpg.json"), member("t-1.zip", "f/a.jpg.json")]
-    listed[1][schema.ETAG] = "other"
+    listed = [{**each, schema.PHOTO_ID: schema.photo_id(str(each[schema.URI]))} for each in listed]
     with connect() as connection:
-        connection.register(
-            "rows",
-            pa.Table.from_pylist(
-                listed, schema=schema.MANIFEST.remove(0).insert(0, pa.field(schema.PHOTO_ID, pa.binary(16)))
-            ),
-        )
+        connection.register("rows", pa.Table.from_pylist(listed, schema=schema.MANIFEST))
         connection.execute("CREATE TABLE listed AS FROM rows")
         find_beside(connection)
         ((found,),) = connection.execute("SELECT sidecars FROM beside").fetchall()
@@ -171,9 +166,10 @@ def test_of_several_parts_the_photos_own_goes_first() -> None:
     assert (only[schema.CONTAINER_URI], only[schema.STORED_BYTES]) == ("s3://b/f/t-1.zip", 9)
 
 
-def test_very_many_sidecars_of_one_photo_are_bounded() -> None:
+def test_very_many_sidecars_of_one_photo_are_bounded_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
     found = beside(["I.CR2", *(f"I_{number:02d}.CR2.xmp" for number in range(1, 40))])
     assert len(found["I.CR2"]) == MOST_BESIDE
+    assert "1 photos have more than 16 sidecars" in caplog.text
 
 
 def test_a_listing_twice_is_a_listing_once() -> None:

@@ -68,7 +68,7 @@ def test_an_older_record_says_less_and_is_written_as_it_was() -> None:
     record = RunRecord.from_json(WRITTEN)
     assert (record.record_version, record.sequence, record.plan, record.setting("precision")) == (0, None, None, None)
     assert record.counts == PhotoCounts(located=3)
-    assert record.to_json() == WRITTEN | {"photos": {"located": 3, "undecided": 0, "failed": 0}}
+    assert record.to_json() == WRITTEN | {"photos": {"located": 3, "undecided": 0, "failed": 0, "skipped": 0}}
 
 
 def test_what_a_newer_version_says_besides_is_kept_and_one_that_would_be_misunderstood_is_refused() -> None:

@@ -225,6 +225,14 @@ def test_what_makes_no_page_starts_without_templates(modules_without_pages: str)
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
 
 
+def test_every_room_is_packaged() -> None:
+    """An editable install would not tell."""
+    setuptools = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert sorted(setuptools["packages"]) == sorted(
+        {str(Path(module).parent).replace("/", ".") for module in modules()}
+    )
+
+
 def test_what_is_no_python_is_packaged_with_it() -> None:
     """Files that modules read are installed only if pyproject.toml names them."""
     setuptools = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]

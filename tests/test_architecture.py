@@ -228,9 +228,8 @@ def test_what_makes_no_page_starts_without_templates(modules_without_pages: str)
 def test_every_room_is_packaged() -> None:
     """An editable install would not tell."""
     setuptools = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    assert sorted(setuptools["packages"]) == sorted(
-        {str(Path(module).parent).replace("/", ".") for module in modules()}
-    )
+    rooms = {str(Path(name).parent).replace("/", ".") for name in modules() if name.endswith("/__init__.py")}
+    assert sorted(setuptools["packages"]) == sorted(rooms)
 
 
 def test_what_is_no_python_is_packaged_with_it() -> None:

@@ -211,7 +211,8 @@ def _print_summary(outcome: Outcome, record: RunRecord) -> None:
     _print_problems(plan)
     if published.skipped:
         print(f"skipped: {skipped_text(published.skipped_by_kind or {})}")
-    print(f"{plan.todo - left} files processed in {record.wall_s:.0f} s. Look at them with")
+    noun = "files" if published.skipped else "photos"
+    print(f"{plan.todo - left} {noun} processed in {record.wall_s:.0f} s. Look at them with")
     print(f'    python -m jobs.query {outcome.output} "SELECT uri, lat_deg, lon_deg, radius_km FROM photos"')
 
 

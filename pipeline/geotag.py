@@ -52,8 +52,6 @@ Of a FlowEndedError the log has said why.
 """
 _SAMPLE = 3
 """So many local photos every node is asked for, if there are any."""
-
-
 MOST_PROBLEMS = 1000
 """So many of a run's source problems its record names; it has the number of all."""
 

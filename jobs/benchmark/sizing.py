@@ -342,7 +342,8 @@ class _MeteredReader(IsolatedReader):
         taken_s, decode_s = time.process_time() - start_s, iter(self._decode_s)
         photos = plan.num_rows
         self.fetch_ms += [1e3 * fetch_s / photos] * photos
-        self.decode_ms += [1e3 * next(decode_s) if came else 0.0 for came in came_N]
+        is_decoded_N = pc.is_valid(read.column(schema.DECODE_SECONDS)).to_pylist()  # what is no photo is not
+        self.decode_ms += [1e3 * next(decode_s) if is_decoded else 0.0 for is_decoded in is_decoded_N]
         self.handling_ms += [1e3 * taken_s / photos] * photos
         self.size_bytes += [
             size if came else None

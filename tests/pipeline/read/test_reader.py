@@ -116,10 +116,11 @@ def test_an_empty_table_is_an_empty_table(reader: Reader) -> None:
 def test_every_refusal_has_its_code_and_its_words(tmp_path: Path, reader: Reader) -> None:
     china = china_jpeg()
     png = encode(china_image(), "png")
+    at = png.index(b"IDAT") + 8
     expected = {
         put(tmp_path, "empty.jpg", b""): "empty",
         put(tmp_path, "truncated.jpg", china[:60_000]): "truncated",
-        put(tmp_path, "corrupt.png", png[:60] + bytes(100) + png[160:]): "corrupt",
+        put(tmp_path, "corrupt.png", png[:at] + bytes(100) + png[at + 100 :]): "corrupt",
         put(tmp_path, "text.jpg", b"This is text.\n"): "unsupported_format",
         put(tmp_path, "bomb.png", png_bomb()): "too_large",
         put(tmp_path, "good.txt", china): None,

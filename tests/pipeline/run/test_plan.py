@@ -115,8 +115,8 @@ def test_failures_of_the_moment_are_taken_again_and_others_when_asked(world: Wor
 
 
 def test_a_skipped_video_is_taken_again_once_videos_are_asked_for(world: World) -> None:
-    world.list(*((f"/{name}", "v1") for name in ("a.jpg", "a.mp4", "a.xmp", "cut.mov", "new.mp4", "passed.mp4")))
-    skipped = {name: skipped_row(f"/{name}", format_name) for name, format_name in (("a.mp4", "mp4"), ("a.xmp", "xmp"))}
+    world.list(*((f"/{name}", "v1") for name in ("a.jpg", "a.mp4", "x.xmp", "cut.mov", "new.mp4", "passed.mp4")))
+    skipped = {name: skipped_row(f"/{name}", format_name) for name, format_name in (("a.mp4", "mp4"), ("x.xmp", "xmp"))}
     world.publish(*skipped.values(), located_row("/a.jpg", 1, 1), failed_row("/cut.mov", ErrorCode.CORRUPT))
     world.publish(skipped_row("/passed.mp4", "mp4"))
     world.publish(failed_row("/passed.mp4", ErrorCode.FETCH_FAILED))  # which says nothing against the row before
@@ -128,7 +128,7 @@ def test_a_skipped_video_is_taken_again_once_videos_are_asked_for(world: World) 
 
 
 def test_what_this_run_has_skipped_as_a_video_is_made_again_where_it_goes_on_with_videos(world: World) -> None:
-    world.list(("/a.mp4", "v1"), ("/a.xmp", "v1")).staged(skipped_row("/a.mp4", "mp4"), skipped_row("/a.xmp", "xmp"))
+    world.list(("/a.mp4", "v1"), ("/x.xmp", "v1")).staged(skipped_row("/a.mp4", "mp4"), skipped_row("/x.xmp", "xmp"))
     assert todo(world.plan()) == []
     assert todo(world.plan(videos=True)) == ["/a.mp4"]
 

@@ -113,10 +113,7 @@ class ProblemKind(enum.StrEnum):
 
 @dataclass(frozen=True)
 class SourceProblem:
-    """A part of a source that could not be listed, so that nobody knows all its photos: the rest is done without it.
-
-    `uri` is the folder, archive or manifest; a run looks at it again each time.
-    """
+    """A part of a source, at `uri`, that could not be listed: the rest is done without it; each run looks again."""
 
     kind: str
     uri: str

@@ -164,7 +164,7 @@ def sparse(path: Path, size_bytes: int, head: bytes = b"") -> None:
 
 
 def write_flood(folder: Path) -> dict[str, str | None]:
-    """Write films, discs and documents of 400 MB beside photos; return what is right of each."""
+    """Write films, discs and documents of 400 MB, and broken raw files, beside photos; return what is right of each."""
     folder.mkdir()
     heads = {
         "film.mov": b"\0\0\0\x14ftypqt  \0\0\0\0qt  ",
@@ -184,12 +184,13 @@ def write_flood(folder: Path) -> dict[str, str | None]:
     }
     for name, head in (heads | large).items():
         for number in range(4):
-            sparse(folder / f"{number} {name}", 400 << 20, head)
+            sparse(folder / f"{number} {name}", (64 if name == "raw.cr2" else 400) << 20, head)
     photos = {"a good.jpg": china_jpeg(), "m good.jpg": flower_jpeg(), "z good.png": encode(china_image(), "png")}
     for name, data in photos.items():
         (folder / name).write_bytes(data)
     right: dict[str, str | None] = dict.fromkeys(photos)
-    right |= {f"{number} {name}": "unsupported_format" for name in heads for number in range(4)}
+    right |= {f"{number} {name}": "not_a_photo" for name in heads for number in range(4)}
+    right |= {f"{number} raw.cr2": "truncated" for number in range(4)}
     return right | {f"{number} {name}": "too_large" for name in large for number in range(4)}
 
 

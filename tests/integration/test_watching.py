@@ -123,7 +123,7 @@ def test_metrics_agree_with_the_run_record(ray_cluster: RayCluster, tiny_checkpo
     assert 0 < total("engine_busy_seconds_total")[()] < 100
     timed = total("stage_seconds_count", "stage")
     assert timed[("fetch",)] == 46
-    assert timed[("decode",)] == 46
+    assert timed[("decode",)] == 44  # what is empty, or says that it is text, is not decoded
     assert timed.keys() == {("fetch",), ("decode",), ("engine",), ("staging",)}
     written = [line for line in log.read_text().splitlines() if not _OF_RAYS_CORE.match(line)]
     lines = [json.loads(line) for line in written]

@@ -21,7 +21,7 @@ _ORIGINAL = (0x9003, 0x9291, 0x9011)
 """The time of taking, its fraction of a second, and its offset from UTC; likewise that of digitizing."""
 _DIGITIZED = (0x9004, 0x9292, 0x9012)
 _CHANGED_FRACTION, _CHANGED_OFFSET = 0x9290, 0x9010
-_GPS_LAT_REF, _GPS_LAT, _GPS_LON_REF, _GPS_LON, _GPS_TIME, _GPS_STATUS, _GPS_DATE = 1, 2, 3, 4, 7, 9, 29
+_GPS_LAT_REF, _GPS_LAT, _GPS_LON_REF, _GPS_LON, _GPS_TIME, _GPS_DATE = 1, 2, 3, 4, 7, 29
 _TYPES = {1: "B", 2: "s", 3: "H", 4: "L", 5: "LL", 6: "b", 7: "B", 8: "h", 9: "l", 10: "ll", 11: "f", 12: "d"}
 _TYPES |= {13: "L", 16: "Q", 18: "Q", 129: "B"}
 _ASCII, _RATIONALS, _FLOATS = 2, (5, 10), (11, 12)
@@ -40,8 +40,8 @@ _MAX_BYTES_BEFORE_MAGIC = 32
 class ExifFacts:
     """What EXIF says of a photo; a missing or unbelievable value is None.
 
-    `lat_deg`, `lon_deg`: WGS84 degrees, both or neither. Exactly (0, 0) is a known camera failure and counts as none,
-    as does a position whose GPSStatus is `V`, void: the receiver's last one, from wherever that was.
+    `lat_deg`, `lon_deg`: WGS84 degrees, both or neither. Exactly (0, 0) is a known camera failure and counts as none.
+    A position whose GPSStatus is `V`, void, is one: phones write that of good fixes, and every viewer shows it.
     `taken_at`: the camera's local time, naive; `offset`: how far its clock was east of UTC, where that is written;
     `is_change`: whether it is no more than the time of the file's last change. `gps_at_utc`: the time of the GPS fix.
     `orientation`: 1 to 8, how the stored picture is turned; 1 also when absent, out of range, or (HEIC) already undone.
@@ -130,7 +130,7 @@ def _moment(tiff: _TiffTags, time: _Entry | None, fraction: _Entry | None, offse
 
 
 def _position(tiff: _TiffTags, gps: dict[int, _Entry]) -> tuple[float, float] | None:
-    if not gps or tiff.text(gps.get(_GPS_STATUS))[:1].upper() == "V":
+    if not gps:
         return None
     lat_deg = _angle_deg(tiff, gps.get(_GPS_LAT), gps.get(_GPS_LAT_REF), "NS", 90.0)
     lon_deg = _angle_deg(tiff, gps.get(_GPS_LON), gps.get(_GPS_LON_REF), "EW", 180.0)

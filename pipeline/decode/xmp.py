@@ -31,7 +31,7 @@ _DESCRIPTION, _VALUE = f"{_RDF}Description", f"{_RDF}value"
 _TRANSPARENT = {_DESCRIPTION, _VALUE, *(f"{_RDF}{name}" for name in ("Alt", "Bag", "Seq", "li"))}
 _EXIF = "http://ns.adobe.com/exif/1.0/"
 _EXIF_NAMES = (
-    *("GPSLatitude", "GPSLatitudeRef", "GPSLongitude", "GPSLongitudeRef", "GPSStatus"),
+    *("GPSLatitude", "GPSLatitudeRef", "GPSLongitude", "GPSLongitudeRef"),
     *("GPSDateTime", "GPSTimeStamp", "GPSDateStamp"),
     *("DateTimeOriginal", "DateTimeDigitized", "OffsetTimeOriginal", "OffsetTimeDigitized"),
 )
@@ -259,8 +259,6 @@ def _facts(properties: _Properties) -> XmpFacts:
 
 
 def _position(properties: _Properties, prefix: str) -> tuple[float, float] | None:
-    if not prefix and properties.first("GPSStatus")[:1].upper() == "V":
-        return None
     lat_deg, lon_deg = (
         angle_deg(properties.first(prefix + name), properties.first(f"{prefix}{name}Ref"), letters, limit_deg)
         for name, letters, limit_deg in (("GPSLatitude", "NS", 90.0), ("GPSLongitude", "EW", 180.0))

@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass
 
 from pipeline.decode.header import sniff_format
-from pipeline.decode.pictures.video import video_format
+from pipeline.decode.pictures.video import VIDEO_FORMATS, video_format
 from pipeline.schema import ErrorCode, PhotoError
 
 
@@ -52,8 +52,6 @@ _FORMATS: dict[Group, str] = {
     Group.OTHER: "marker checksum log data empty",
 }
 _GROUP_OF = {name: group for group, names in _FORMATS.items() for name in names.split()}
-VIDEO_FORMATS = frozenset(_FORMATS[Group.VIDEO].split())
-"""Formats of skipped rows that are looked at once videos are asked for."""
 
 _PHOTO_NAMES = (
     "jpg jpeg jpe jfif jif jps mpo insp png apng mng gif bmp dib rle webp tif tiff heic heif hif avif avifs jxl jp2 j2k"
@@ -336,7 +334,7 @@ def words(format_name: str) -> str:
     if format_name in _WORDS:
         return _WORDS[format_name]
     group = group_of(format_name)
-    if group == Group.VIDEO:
+    if format_name in VIDEO_FORMATS:
         return f"a video ({format_name}), which is looked at with --videos"
     article = "an" if group == Group.ARCHIVE else "a"
     noun = {Group.OTHER: "file of another kind", Group.DATABASE: "database or index"}.get(group, group[:-1])

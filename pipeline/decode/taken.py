@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 
 FIRST_YEAR = 1826
 _PARTS = re.compile(
@@ -131,8 +131,3 @@ def offset_by_gps(local: datetime, gps_utc: datetime) -> timedelta | None:
     if not is_in_use or not _LEAST_OFFSET <= quarters * _QUARTER <= _MOST_OFFSET:
         return None
     return quarters * _QUARTER
-
-
-def local_of(moment_utc: datetime, offset: timedelta) -> datetime:
-    """Return a moment as a clock so far east of UTC shows it."""
-    return moment_utc.astimezone(timezone(offset)).replace(tzinfo=None)

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from pipeline import schema, storage
 from pipeline.beside.matching import find_beside
-from pipeline.decode.kinds import VIDEO_FORMATS
+from pipeline.decode.pictures.video import VIDEO_FORMATS
 from pipeline.published import gone, layout
 from pipeline.published.records import PlanCounts, RunRecord
 from pipeline.run import staging
